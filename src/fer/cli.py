@@ -1,0 +1,228 @@
+"""The command line: finds the command, words every refusal, and hands Hydra only what it can parse.
+
+Nothing heavy is imported before a command is known to run.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from fer import UserError, __version__
+
+COMMANDS = {
+    "train": "train a network and write a run folder",
+    "predict": "label the faces of a split, write a submission",
+    "report": "turn a run into pictures and tables",
+}
+# Their values are quoted before Hydra parses them: a path may hold anything.
+PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "data.path"}
+USAGE = """usage: fer COMMAND [KEY=VALUE ...]
+
+{commands}
+
+fer COMMAND --help explains a command's keys. First steps, with built-in data:
+  fer train data=demo train.epochs=5
+  fer predict
+  fer report
+Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
+"""
+
+
+def config_dir() -> Path:
+    """configs/, inside the installed package or beside src/ in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 refused, 130 or 143 ended by a signal with all work saved."""
+    args = sys.argv[1:] if argv is None else argv
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    try:
+        if command in ("-h", "--help", "help"):
+            print(USAGE.format(commands="\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())), end="")
+            return 0
+        if command == "--version":
+            print(f"fer {__version__}")
+            return 0
+        if command in ("-sc", "--shell-completion"):
+            return complete(rest)
+        if command not in COMMANDS:
+            raise UserError(f"{command}: no such command; {nearest(command, COMMANDS)}")
+        if "--help" in rest or "-h" in rest:
+            print(help_text(command))
+            return 0
+        return launch(command, rest)
+    except KeyboardInterrupt:
+        print("fer: interrupted", file=sys.stderr)
+        return 130
+    except UserError as error:
+        if os.environ.get("FER_DEBUG"):
+            raise
+        print(f"fer: {error}", file=sys.stderr)
+        return 2
+
+
+def launch(command: str, args: list[str]) -> int:
+    """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
+    import math
+    from importlib import import_module
+
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, MissingConfigException
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from fer.runtime import Interrupted
+
+    failures: list[UserError] = []
+    sweeps: set[Path] = set()
+
+    def refuse(message: str):
+        raise UserError(f"{message}; see fer {command} --help")
+
+    def task(composed) -> float | None:
+        settings = HydraConfig.get()
+        values = OmegaConf.to_container(composed, resolve=True)
+        if settings.mode == RunMode.MULTIRUN:
+            sweeps.add(Path(settings.sweep.dir))
+            if command == "train" and not values.get("run"):
+                values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
+        try:
+            return import_module(f"fer.{command}").run(values, [override_key(o) for o in settings.overrides.task])
+        except UserError as error:  # kept until the sweep's other jobs are done
+            failures.append(error)
+            return math.nan
+
+    parser = get_args_parser()
+    parser.error = refuse
+    options = parser.parse_args(args)
+    if options.experimental_rerun:
+        refuse("--experimental-rerun: not supported")
+    sweep, user_dir = options.multirun, options.config_dir
+    if user_dir and not Path(user_dir).is_dir():
+        raise UserError(f"--config-dir {user_dir}: no such folder")
+    words = [rewrite(command, a, sweep, user_dir) if a in options.overrides else a for a in args]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
+    saved, sys.argv = sys.argv, ["fer", *words]
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+    except Interrupted as signal:
+        return 128 + signal.number
+    except MissingConfigException as error:
+        group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        raise UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        raise UserError(" ".join(str(cause).split("\n")[0].split())) from error
+    finally:
+        sys.argv = saved
+        for folder in sweeps:
+            remove_if_empty(folder)
+    for error in failures[:-1]:
+        print(f"fer: {error}", file=sys.stderr)
+    if failures:
+        raise failures[-1]
+    return 0
+
+
+def override_key(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0]
+
+
+def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> str:
+    """An override as Hydra should see it: paths quoted, keys let through to our own check, which knows better words."""
+    key, equals, value = override.partition("=")
+    bare = key.lstrip("+")
+    if bare.startswith(("~", "hydra")) or "@" in bare:
+        return override
+    if not equals:
+        raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
+    if bare in choices(command, user_dir):
+        return f"{bare}={value}"
+    if bare in PATHS and value not in ("null", ""):
+        parts = value.split(",") if sweep else [value]
+        value = ",".join(part if part[:1] in ("'", '"') else quoted(part) for part in parts)
+    return f"++{bare}={value}"
+
+
+def quoted(path: str) -> str:
+    """Any text as one of Hydra's quoted strings, `${` included, which OmegaConf would interpolate."""
+    text = path.replace("${", "\\${").replace("'", "\\'")
+    return f"'{text}{chr(92) if text.endswith(chr(92)) else ''}'"
+
+
+def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
+    """Group → its configs, for the groups that the command's defaults list names."""
+    import yaml
+
+    roots = [config_dir(), *([Path(user_dir)] if user_dir else [])]
+    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())["defaults"]
+    groups = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]
+    return {g: sorted({f.stem for root in roots for f in (root / g).glob("*.yaml")}) for g in groups if "/" not in g}
+
+
+def help_text(command: str) -> str:
+    """The command's root config, which documents itself: its heading, its groups, its keys with their comments."""
+    import yaml
+
+    lines = (config_dir() / f"{command}.yaml").read_text().splitlines()
+    heading = [line[2:] for line in lines if line.startswith("#")]
+    body = "\n".join(lines[lines.index("defaults:") + 1 :]).split("\n\n", 1)[1].splitlines()
+    defaults = yaml.safe_load("\n".join(lines))["defaults"]
+    chosen = {key: choice for entry in defaults if isinstance(entry, dict) for key, choice in entry.items()}
+    text = [
+        f"usage: fer {command} [KEY=VALUE ...]",
+        "",
+        *heading,
+        "",
+        "Groups (GROUP=NAME chooses, GROUP.KEY=VALUE changes):",
+    ]
+    text += [f"  {group:<9} {', '.join(names)}" for group, names in choices(command).items()]
+    text += ["", "Keys, with their defaults:", *(f"  {line}" for line in body)]
+    for group, choice in chosen.items():
+        if choice and group != "model":
+            own = (config_dir() / group / f"{choice}.yaml").read_text().splitlines()
+            keys = [f"    {line}" for line in own if not line.startswith(("#", "_target_"))]
+            text += [f"  {group}:     # {group}={choice}", *keys]
+    text += ["", "Options:", "  -m                sweep over comma-separated values"]
+    text += ["  --config-dir DIR  add your own configs", "  --cfg job         show the composed config"]
+    return "\n".join(text)
+
+
+def complete(args: list[str]) -> int:
+    """Shell completion: Hydra's, with the sub-command taken out of the line that it completes."""
+    line = os.environ.get("COMP_LINE", "")
+    if not any(word.startswith("query") for word in args):
+        return launch("train", ["-sc", *args])
+    program, _, rest = line.lstrip().partition(" ")
+    command, space, rest = rest.lstrip().partition(" ")
+    if not space:
+        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        return 0
+    if command not in COMMANDS:
+        return 0
+    os.environ["COMP_LINE"] = f"{program} {rest}"
+    point = int(os.environ.get("COMP_POINT", len(line)))
+    os.environ["COMP_POINT"] = str(max(point - (len(line) - len(os.environ["COMP_LINE"])), 0))
+    return launch(command, ["-sc", *args])
+
+
+def nearest(word: str, known) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(known)}"
+
+
+def remove_if_empty(sweep: Path) -> None:
+    """Hydra makes a sweep's folder before the first job is checked; one whose jobs were all refused holds nothing."""
+    if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
+        (sweep / "multirun.yaml").unlink(missing_ok=True)
+        sweep.rmdir()
+        with contextlib.suppress(OSError):  # runs/ holds other runs
+            sweep.parent.rmdir()

@@ -1,0 +1,239 @@
+"""What a command may be told: schemas, checks that name the key and the remedy, and build().
+
+Types and limits stand here and in the signatures that `_target_` names; values stand in configs/. Nothing else in the
+package knows of configs, and only build() turns a `_target_` into an object.
+"""
+
+import difflib
+import importlib
+import inspect
+from typing import Annotated, Any, Literal, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fer import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+# Where the `_target_` of each group may point: this project's own code and torch's optimizers. What a run folder from
+# elsewhere names is code that someone else chose.
+TARGETS = {
+    "data": ("fer.data.",),
+    "model": ("fer.models.",),
+    "augment": ("fer.augment.",),
+    "optim": ("torch.optim.",),
+    "schedule": ("fer.schedule.",),
+}
+PROVIDED = {"optim": ("params",)}  # arguments that the program gives, not the config
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+
+
+class Training(Strict):
+    epochs: Count
+    batch_size: Count
+    patience: Count | None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    precision: Literal["auto", "fp32", "bf16"]
+    channels_last: bool
+
+
+class TrainConfig(Strict):
+    name: str
+    run: str | None
+    resume: str | None
+    seed: Seed
+    device: Device
+    train: Training
+    data: dict
+    model: dict
+    augment: dict
+    optim: dict
+    schedule: dict
+
+
+class PredictConfig(Strict):
+    ckpt: str | None
+    split: str | None
+    out: str
+    columns: Annotated[list[str], Field(min_length=2, max_length=2)]
+    sample: str | None
+    probs: str | None
+    device: Device
+    batch_size: Count
+    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+
+
+class ReportConfig(Strict):
+    run: str | None
+    samples: Count
+    seed: Seed
+    device: Device
+    batch_size: Count
+    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+
+
+SCHEMAS = {"train": TrainConfig, "predict": PredictConfig, "report": ReportConfig}
+
+
+def check(command: str, values: dict) -> Any:
+    """The composed values as the command's schema, every `_target_` node completed by its signature's defaults.
+
+    Raises UserError naming the key and the remedy.
+    """
+    for key in ("model", "optim", "augment", "schedule") if command != "train" else ():
+        if key in values:
+            raise UserError(f"{key}: comes from the checkpoint; leave it out")
+    config = validate(SCHEMAS[command], values)
+    for group in TARGETS:
+        node = getattr(config, group, None)
+        if node is not None and "_target_" in node:
+            setattr(config, group, check_node(group, node))
+    if command == "train":
+        for group in TARGETS:
+            if "_target_" not in getattr(config, group):
+                raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
+        warmup = config.schedule.get("warmup", 0)
+        if warmup > config.train.epochs:
+            raise UserError(
+                f"schedule.warmup={warmup}: longer than the training; set it below train.epochs={config.train.epochs}"
+            )
+        if config.run and config.resume:
+            raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
+    return config
+
+
+def check_node(group: str, node: dict) -> dict:
+    """A `_target_` node with its keys checked against the target's signature and the defaults filled in."""
+    path, fn = node["_target_"], target(group, node)
+    hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
+    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in PROVIDED.get(group, ())]
+    fields = {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters}
+    schema = create_model(fn.__name__, __base__=Strict, **fields)
+    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{group}.")
+    return {"_target_": path} | plain(values.model_dump())
+
+
+def target(group: str, node: dict) -> Any:
+    """The class or function that a node's `_target_` names, refused unless it is one of the group's own."""
+    path = node["_target_"]
+    if not isinstance(path, str) or not path.startswith(TARGETS[group]):
+        raise UserError(f"{group}._target_={path}: refused; this project's own start with {TARGETS[group][0]}")
+    module, _, name = path.rpartition(".")
+    try:
+        fn = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UserError(f"{group}._target_={path}: there is no such class or function") from None
+    if not callable(fn) or name.startswith("_") or not f"{fn.__module__}.".startswith(TARGETS[group]):
+        raise UserError(f"{group}._target_={path}: refused; it is not one of this project's {group} targets")
+    return fn
+
+
+def build(group: str, node: dict, **provided: Any) -> Any:
+    """The object that a checked node describes. Values that the target itself refuses raise UserError."""
+    try:
+        return target(group, node)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
+    except ValueError as error:
+        raise UserError(f"{group}: {error}") from None
+
+
+def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
+    """`values` as an instance of `schema`; UserError for the first key that does not fit."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as errors:
+        found = errors.errors()
+    unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
+    if unknown:
+        *parents, key = unknown["loc"]
+        fields = schema
+        for parent in parents:
+            fields = getattr(fields.model_fields[parent].annotation, "model_fields", {}) if fields else {}
+        names = list(getattr(fields, "model_fields", fields))
+        raise UserError(unknown_key(prefix + ".".join([*map(str, parents), str(key)]), names))
+    where, value = locate(values, found[0]["loc"])
+    same = [e for e in found if locate(values, e["loc"])[0] == where]
+    wrong = " or ".join(
+        dict.fromkeys(e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in same)
+    )
+    key = prefix + where
+    if same[0]["type"] == "missing":
+        raise UserError(f"{key or prefix}{same[0]['loc'][-1] if not where else ''}: a value is missing")
+    raise UserError(f"{key}={value}: should be {wrong}"[:400])
+
+
+def unknown_key(key: str, names: list[str]) -> str:
+    """The message for a key that is not among `names`, the keys beside it."""
+    parent, _, last = key.rpartition(".")
+    near = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
+    prefix = parent + "." if parent else ""
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"{parent or 'this command'} has {', '.join(names)}"
+    return f"{key}: no such key; {hint}"
+
+
+def locate(values: Any, loc: tuple) -> tuple[str, Any]:
+    """The part of a pydantic location that is a path into `values` (the rest names union members), and its value."""
+    path = []
+    for part in loc:
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            break
+        path.append(str(part))
+    return ".".join(path), values
+
+
+def overlay(base: Any, top: Any) -> Any:
+    """`base` with the values of `top` laid over it, key by key; a `_target_` in `top` replaces the whole node."""
+    if not isinstance(base, dict) or not isinstance(top, dict) or "_target_" in top:
+        return top
+    return base | {key: overlay(base.get(key), value) for key, value in top.items()}
+
+
+def pick(values: dict, keys: list[str]) -> dict:
+    """Only the entries of the nested `values` that the dotted `keys` name."""
+    picked: dict = {}
+    for key in keys:
+        *parents, last = key.split(".")
+        source, into = values, picked
+        for parent in parents:
+            source, into = source[parent], into.setdefault(parent, {})
+        into[last] = source[last]
+    return picked
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists, so that YAML holds nothing but plain values."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def dump(config: BaseModel) -> str:
+    return yaml.safe_dump(plain(config.model_dump()), sort_keys=False, allow_unicode=True)
+
+
+def parse(text: str, where: str) -> dict:
+    """The plain values of a saved config; nothing in it is interpolated or executed."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: its config is not valid YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: its config is not a mapping of keys")
+    return values
+
+
+def difference(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted key → "key: old → new" for every value in which two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found: dict[str, str] = {}
+        for key in old | new:
+            found |= difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+        return found
+    return {} if old == new else {prefix: f"{prefix}: {old} → {new}"}

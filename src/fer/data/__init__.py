@@ -1,0 +1,1 @@
+"""Faces in memory, the readers that fill them, and the demo that draws its own."""

@@ -1,0 +1,59 @@
+"""Faces: images, labels and ids as tensors, the same whatever file or drawing they come from."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fer import UserError
+
+SIZE = 48
+
+
+@dataclass(frozen=True)
+class Faces:
+    """One split.
+
+    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6, -1 where unlabelled.
+    ids: N strings, the file's own where it has them, else "0" … "n-1".
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    ids: list[str]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, index) -> "Faces":
+        """The faces at `index` (int64 positions), in that order."""
+        index = torch.as_tensor(index, dtype=torch.int64)
+        return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()])
+
+    @property
+    def labelled(self) -> bool:
+        return len(self) > 0 and bool((self.labels >= 0).all())
+
+
+@dataclass(frozen=True)
+class Data:
+    """Every split of one data set.
+
+    splits: by name; "train" and "validation" always, others as the source has them ("test", "private").
+    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and no
+    accuracy on them is ever printed. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
+    """
+
+    splits: dict[str, Faces]
+    normalize: str
+    shut: frozenset[str] = frozenset()
+
+    def open(self, name: str) -> Faces:
+        if name not in self.splits:
+            have = ", ".join(f"{key} ({len(faces)} faces)" for key, faces in self.splits.items())
+            raise UserError(f"split={name}: the data has no such split; it has {have}")
+        return self.splits[name]
+
+    @property
+    def unlabelled(self) -> str | None:
+        """Name of the split that a submission is made for, None where every split has labels."""
+        return next((name for name, faces in self.splits.items() if not faces.labelled), None)

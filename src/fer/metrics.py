@@ -1,0 +1,95 @@
+"""Accuracy, confusion, precision/recall/F1 and calibration: tensors in, numbers out, as scikit-learn counts them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fer import CLASSES
+
+HEADERS = ("precision", "recall", "f1-score", "support")
+
+
+def confusion(predicted: Tensor, labels: Tensor, classes: int = len(CLASSES)) -> Tensor:
+    """Counts, int64 C×C: rows truth, columns prediction. `predicted` and `labels` hold N class numbers each."""
+    cell = labels.long() * classes + predicted.long()
+    # Not bincount: on CUDA it reads min and max back to the host, minlength or no. Integer adds are exact in any order.
+    counts = torch.zeros(classes * classes, dtype=torch.int64, device=cell.device)
+    return counts.scatter_add_(0, cell, torch.ones_like(cell)).view(classes, classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """The share of right answers; 0 of nothing."""
+    counts = confusion.cpu()
+    return float(_ratio(counts.trace().item(), counts.sum().item()))
+
+
+def per_class(confusion: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Precision, recall, F1 (float64, 0 where undefined) and support (int64), C each."""
+    counts = confusion.cpu().numpy()
+    right, predicted, support = counts.diagonal(), counts.sum(0), counts.sum(1)
+    return _ratio(right, predicted), _ratio(right, support), _ratio(2 * right, predicted + support), support
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """scikit-learn's f1_score(average="macro", zero_division=0): the mean F1 of the classes that occur in truth or in
+    prediction. "macro avg" in the report is over all classes, so it is lower when one never occurs."""
+    _, _, f1, support = per_class(confusion)
+    occurs = support + confusion.cpu().numpy().sum(0) > 0
+    return float(f1[occurs].mean()) if occurs.any() else 0.0
+
+
+def classification_report(confusion: Tensor, classes: Sequence[str]) -> dict:
+    """What scikit-learn's classification_report(output_dict=True, zero_division=0) gives for all `classes`."""
+    *scores, support = per_class(confusion)
+    columns = [*scores, support]
+    report: dict = {name: _row(column[i] for column in columns) for i, name in enumerate(classes)}
+    report["accuracy"] = accuracy(confusion)
+    report["macro avg"] = _row([*(score.mean() for score in scores), support.sum()])
+    weights = support if support.any() else None
+    report["weighted avg"] = _row([*(np.average(score, weights=weights) for score in scores), support.sum()])
+    return report
+
+
+def report_text(confusion: Tensor, classes: Sequence[str]) -> str:
+    """The same as text, character by character scikit-learn's with digits=4."""
+    report = classification_report(confusion, classes)
+    width = max(len("weighted avg"), *map(len, classes))
+    rows = {
+        name: f"{name:>{width}s} " + "".join(f" {row[h]:>9.4f}" for h in HEADERS[:3]) + f" {row['support']:>9.0f}\n"
+        for name, row in report.items()
+        if name != "accuracy"
+    }
+    head = " " * width + " " + "".join(f" {header:>9}" for header in HEADERS) + "\n\n"
+    total = report["macro avg"]["support"]
+    middle = f"\n{'accuracy':>{width}s} {'':>20} {report['accuracy']:>9.4f} {total:>9.0f}\n"
+    return head + "".join(rows[name] for name in classes) + middle + rows["macro avg"] + rows["weighted avg"]
+
+
+def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tuple[str, str, float, int]]:
+    """The `n` likeliest mistakes, (true, predicted, share of the true class, count), by share, then count."""
+    counts = confusion.cpu().numpy()
+    shares = _ratio(counts, counts.sum(1, keepdims=True))
+    wrong = [(t, p) for t, p in np.argwhere(counts) if t != p]
+    wrong.sort(key=lambda cell: (-shares[*cell], -counts[*cell]))
+    return [(classes[t], classes[p], float(shares[t, p]), int(counts[t, p])) for t, p in wrong[:n]]
+
+
+def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al. 2017) over `bins` equal bins (low, high] of the confidence, 0 to 1.
+    `probabilities` N×C, each row sums to 1; `labels` N. 0 of nothing."""
+    confidence, predicted = probabilities.max(1)
+    gap = (predicted == labels).cpu().double() - confidence.cpu().double()
+    place = torch.bucketize(confidence.cpu().double(), torch.arange(1, bins, dtype=torch.float64) / bins)
+    gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, place, gap)
+    return gaps.abs().sum().item() / max(1, len(labels))
+
+
+def _ratio(part, whole) -> np.ndarray:
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)
+
+
+def _row(values) -> dict[str, float]:
+    return dict(zip(HEADERS, map(float, values), strict=True))

@@ -1,0 +1,1 @@
+"""Networks: typed keyword arguments in, a module out; no config in sight."""

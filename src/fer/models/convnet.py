@@ -1,0 +1,176 @@
+"""ConvNet: every plain network of the field, convolutions then dense layers, from two lists in YAML.
+
+`features` is read from left to right. A number is a convolution with that many filters, its normalization and its
+activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a layer its own numbers:
+`{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. In `head`, after
+flattening, a number is a dense layer with that many units and its activation. An empty `features` makes a plain
+multilayer perceptron.
+"""
+
+from typing import Annotated, Literal, Required
+
+import torch
+from annotated_types import Ge, Lt
+from torch import nn
+from typing_extensions import TypedDict
+
+from fer.models.layers import PReLU, output_size, same_padding
+
+Positive = Annotated[int, Ge(1)]
+Rate = Annotated[float, Ge(0), Lt(1)]
+Padding = Annotated[int, Ge(0)] | Literal["same"]
+Activation = Literal["none", "relu", "leaky_relu", "prelu", "gelu"]
+
+
+class Conv(TypedDict, total=False):
+    conv: Required[Positive]
+    kernel: Positive
+    stride: Positive
+    padding: Padding
+
+
+class Pool(TypedDict, total=False):
+    pool: Required[Literal["max", "average"]]
+    kernel: Positive
+    stride: Positive
+    padding: Padding
+
+
+class Dropout(TypedDict):
+    dropout: Rate
+
+
+Feature = Positive | Literal["pool", "norm", "dropout"] | Conv | Pool | Dropout
+Dense = Positive | Literal["norm", "dropout"] | Dropout
+
+
+class ConvNet(nn.Module):
+    """Images N×channels×size×size to logits N×classes.
+
+    kernel, padding: of convolutions that give none; `same` is Keras's (output = ceil(input / stride)), a number is
+    zeros on every side. pool: kind of a plain `pool` (2×2, stride 2, SAME). A pool's own numeric padding is explicit
+    zeros, which take part in the maximum and the mean. order: where the normalization stands in a convolution block.
+    slope: of leaky_relu. dropout: rate of a plain `dropout`. output_activation: applied to the logits. Weights start
+    as in He et al. 2015, the last layer's as in Glorot & Bengio 2010.
+    """
+
+    def __init__(
+        self,
+        *,
+        features: list[Feature],
+        head: list[Dense],
+        size: Positive = 48,
+        channels: Positive = 1,
+        classes: Positive = 7,
+        kernel: Positive = 3,
+        padding: Padding = "same",
+        pool: Literal["max", "average"] = "max",
+        activation: Activation = "relu",
+        head_activation: Activation = "relu",
+        output_activation: Activation = "none",
+        slope: float = 0.01,
+        norm: Literal["none", "batch"] = "none",
+        order: Literal["norm_activation", "activation_norm"] = "norm_activation",
+        norm_eps: Annotated[float, Ge(0)] = 1e-5,
+        norm_momentum: Annotated[float, Ge(0)] = 0.1,
+        dropout: Rate = 0.5,
+    ):
+        super().__init__()
+        self.size, self.channels, self.classes = size, channels, classes
+        self.shape = (channels, size, size)
+        self.slope, self.norm_options = slope, {"eps": norm_eps, "momentum": norm_momentum}
+        self.features, self.head = nn.Sequential(), nn.Sequential()
+
+        stage, number = 1, 0
+        for spec in features:
+            match spec:
+                case int() | {"conv": _}:
+                    own = {"conv": spec} if isinstance(spec, int) else spec
+                    number += 1
+                    name = f"{stage}_{number}"
+                    self._window("conv", name, {"kernel": kernel, "stride": 1, "padding": padding, **own})
+                    steps = [lambda n=name: self._norm(self.features, n)] if norm == "batch" else []
+                    steps.append(lambda n=name: self._activation(self.features, activation, n))
+                    for step in steps if order == "norm_activation" else reversed(steps):
+                        step()
+                case "pool" | {"pool": _}:
+                    own = {"pool": pool} if spec == "pool" else spec
+                    self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
+                    stage, number = stage + 1, 0
+                case "norm":
+                    self._norm(self.features, f"{stage - 1}" if number == 0 else f"{stage}_{number}b")
+                case _:
+                    self._dropout(self.features, spec, dropout)
+
+        self.head.add_module("flatten", nn.Flatten())
+        self.shape = (self.shape[0] * self.shape[1] * self.shape[2],)
+        for number, spec in enumerate(head, 1):
+            match spec:
+                case int():
+                    self._dense(f"dense{number}", spec)
+                    self._activation(self.head, head_activation, str(number))
+                case "norm":
+                    self._norm(self.head, str(number))
+                case _:
+                    self._dropout(self.head, spec, dropout)
+        self._dense("logits", classes)
+        self._activation(self.head, output_activation, "")
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.head.logits.weight)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+    def _window(self, kind: str, name: str, spec: dict) -> None:
+        """A convolution or a pool: layers that slide a window; follows the shape."""
+        channels, height, width = self.shape
+        if height != width:
+            raise AssertionError("feature maps are square")
+        kernel, stride, same = spec["kernel"], spec["stride"], spec["padding"] == "same"
+        before, after = same_padding(width, kernel, stride) if same else (spec["padding"],) * 2
+        out = output_size(width, kernel, stride, before + after)
+        if out < 1:
+            raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {width}×{width}")
+        if kind == "conv":
+            if before != after:  # an even kernel: the extra row and column go below and to the right
+                self.features.add_module(f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
+                before = 0
+            layer = nn.Conv2d(channels, spec["conv"], kernel, stride, padding=before)
+            channels = spec["conv"]
+        elif same:  # cells outside the map take no part; ceil_mode gives the extra row that SAME puts last
+            options = {} if spec["pool"] == "max" else {"count_include_pad": False}
+            layer = POOLS[spec["pool"]](kernel, stride, padding=before, ceil_mode=after > before, **options)
+        else:
+            if before:
+                self.features.add_module(f"pad{name}", nn.ZeroPad2d(before))
+            layer = POOLS[spec["pool"]](kernel, stride)
+        self.features.add_module(f"{kind}{name}", layer)
+        self.shape = (channels, out, out)
+
+    def _dense(self, name: str, units: int) -> None:
+        self.head.add_module(name, nn.Linear(self.shape[0], units))
+        self.shape = (units,)
+
+    def _norm(self, part: nn.Sequential, name: str) -> None:
+        kind = nn.BatchNorm2d if len(self.shape) == 3 else nn.BatchNorm1d
+        part.add_module(f"norm{name}", kind(self.shape[0], **self.norm_options))
+
+    def _activation(self, part: nn.Sequential, kind: str, name: str) -> None:
+        layers = {
+            "relu": lambda: nn.ReLU(inplace=True),
+            "leaky_relu": lambda: nn.LeakyReLU(self.slope, inplace=True),
+            "prelu": lambda: PReLU(self.shape),
+            "gelu": nn.GELU,
+        }
+        if kind != "none":
+            part.add_module(f"activation{name}", layers[kind]())
+
+    def _dropout(self, part: nn.Sequential, spec, rate: float) -> None:
+        part.add_module(f"dropout{len(part)}", nn.Dropout(rate if spec == "dropout" else spec["dropout"]))
+
+
+POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

@@ -1,0 +1,77 @@
+"""Network: from gray values to logits, normalization included."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fer.runtime import autocast
+
+Normalization = Literal["none", "unit", "dataset", "image"]
+
+
+class Normalize(nn.Module):
+    """Gray values 0..255 to a network's input.
+
+    none: as they are. unit: to 0..1. dataset: by the training set's mean and deviation. image: each face by its own.
+    """
+
+    def __init__(self, kind: Normalization, mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.kind, self.mean, self.std = kind, mean, std
+
+    @classmethod
+    def fit(cls, kind: Normalization, images: torch.Tensor) -> "Normalize":
+        """With the constants of uint8 `images` (the training split), as far as `kind` needs any."""
+        if kind == "unit":
+            return cls(kind, 0.0, 255.0)
+        if kind == "dataset":
+            counts = torch.bincount(images.flatten(), minlength=256).double()
+            levels = torch.arange(256, dtype=torch.float64)
+            mean = (counts @ levels / counts.sum()).item()
+            return cls(kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0))
+        return cls(kind)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.float()
+        if self.kind == "image":
+            std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
+            return (images - mean) / std.clamp(min=1.0)
+        return (images - self.mean) / self.std if self.kind != "none" else images
+
+    def state(self) -> dict:
+        """What a checkpoint holds; Normalize(**state) gives it back."""
+        return {"kind": self.kind, "mean": self.mean, "std": self.std}
+
+
+def fit(images: torch.Tensor, size: int) -> torch.Tensor:
+    """N×1×H×H as float N×1×size×size: the centre, or bilinear enlargement."""
+    side = images.shape[-1]
+    if side < size:
+        return F.interpolate(images.float(), size=(size, size), mode="bilinear")
+    start = (side - size) // 2
+    return images[..., start : start + size, start : start + size]
+
+
+class Network(nn.Module):
+    """uint8 or float faces N×1×H×H, 0..255, to logits N×7. Faces larger than the model's own `size` are cropped at the
+    centre, smaller ones enlarged."""
+
+    def __init__(self, model: nn.Module, normalize: Normalize):
+        super().__init__()
+        self.model, self.normalize = model, normalize
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(self.normalize(fit(images, self.model.size)))
+
+    @torch.inference_mode()
+    def logits(self, images: torch.Tensor, batch_size: int, precision: str = "auto") -> torch.Tensor:
+        """float32 logits of faces anywhere, on the network's device, in evaluation mode."""
+        device = next(self.parameters()).device
+        training = self.training
+        self.eval()
+        with autocast(device, precision):
+            parts = [self(part.to(device)).float() for part in images.split(batch_size)]
+        self.train(training)
+        return torch.cat(parts)

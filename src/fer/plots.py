@@ -1,0 +1,223 @@
+"""Every figure: data in, file out (.png, .svg or .pdf by the path's suffix, 150 dpi). Each returns its path.
+
+Text is drawn as it stands (`$` and `_` mean nothing), colours are Okabe and Ito's, and nothing rests on colour alone.
+"""
+
+import os
+import textwrap
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from fer import UserError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, VERMILION, _, _, ORANGE, SKY, BLACK = COLOURS
+GRAY = "#555555"
+MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,  # at 7 inches, the width of both columns
+    "axes.titlesize": 9,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 3.5,
+    "text.parse_math": False,
+    "pdf.fonttype": 42,  # TrueType: journals refuse Type 3
+}
+
+
+def curves(history, path: str | Path) -> Path:
+    """Loss and accuracy of both splits over epochs, the best epoch marked.
+
+    `history` is history.csv as a DataFrame, a row an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
+    (accuracies 0 to 1). What is not finite is left out.
+    """
+    with _figure(path, 7, 2.8) as figure:
+        best = _best(history)
+        panels = _panels(figure, history)
+        for axes, what, scale in panels:
+            _line(axes, history, f"train_{what}", scale, color=VERMILION, linestyle="--", label="train")
+            _line(axes, history, f"val_{what}", scale, color=BLUE, label="validation")
+            if best is not None and np.isfinite(value := scale * best[f"val_{what}"]):
+                look = {"fillstyle": "none", "markersize": 7, "label": "best epoch"}
+                axes.plot(best["epoch"], value, "o", color=BLUE, **look)
+                number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
+                axes.set_title(f"epoch {best['epoch']:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
+        figure.legend(*panels[1][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return Path(path)
+
+
+def compare(histories: dict, path: str | Path) -> Path:
+    """The panels of `curves` for several runs, {name: history}: train dashed, validation solid."""
+    names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
+    tops = [100 * history["val_accuracy"].max() for history in histories.values()]
+    labels = [f"{n}, best {top:.2f} %" if top == top else n for n, top in zip(names, tops, strict=True)]
+    longest = max(map(len, labels), default=0)
+    outside = len(labels) > 4 or longest > 36
+    columns = max(1, 100 // (longest + 8)) if outside else 1  # 7 inches hold 100 letters; 8 for the line
+    with _figure(path, 7, 2.7 + outside * 0.17 * -(-len(labels) // columns)) as figure:
+        looks = [{"color": COLOURS[i % 7], "marker": MARKERS[i // 7 % 6]} for i in range(len(labels))]
+        panels = _panels(figure, *histories.values())
+        for axes, what, scale in panels:
+            for history, look in zip(histories.values(), looks, strict=True):
+                _line(axes, history, f"train_{what}", scale, **look, linestyle="--", linewidth=0.8, alpha=0.8)
+                _line(axes, history, f"val_{what}", scale, **look)
+        splits = [Line2D([], [], color=GRAY, linestyle=s, linewidth=w) for s, w in (("--", 0.8), ("-", 1.3))]
+        panels[0][0].legend(splits, ["train", "validation"])
+        place = {"loc": "outside lower center", "ncols": columns} if outside else {"loc": "best"}
+        runs = [Line2D([], [], **look) for look in looks]
+        legend = (figure if outside else panels[1][0]).legend(runs, ["-"] * len(labels), **place)
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set_text(label)  # given at once, a label that begins with _ would be left out
+    return Path(path)
+
+
+def confusion(matrix, classes, path: str | Path, title: str | None = None) -> Path:
+    """Counts C×C, rows truth, columns prediction; colour and % are shares of the row, an empty row is blank."""
+    matrix = np.asarray(matrix)
+    total = matrix.sum(1, keepdims=True)
+    shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    side, margin = 0.44 * max(len(classes), 4), 0.5 + 0.065 * max(map(len, classes))
+    with _figure(path, side + margin, side + margin + 0.2 * bool(title)) as figure:
+        axes = figure.add_subplot()
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (i, j), share in np.ndenumerate(shares):
+            if total[i] > 0:
+                text = f"{100 * share:.0f} %\n({matrix[i, j]})" if matrix[i, j] else "0"
+                colour = "white" if share > 0.6 else BLACK
+                axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour, linespacing=1.1)
+        axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set(xlabel="prediction", ylabel="truth", title=title)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+    return Path(path)
+
+
+def faces(images, captions: list[str], ok: list[bool | None], path: str | Path, columns: int = 8) -> Path:
+    """A grid of faces, uint8 N×1×48×48, with a caption each; `ok` marks right (✓) and wrong (✗, bold, framed) ones."""
+    ok = [good if good is None else bool(good) for good in ok]
+    texts = [
+        "\n".join(textwrap.fill(line, 17) for line in ({True: "✓ ", False: "✗ "}.get(good, "") + caption).split("\n"))
+        for caption, good in zip(captions, ok, strict=True)
+    ]
+    columns = max(1, min(columns, len(texts)))
+    lines = [max(t.count("\n") + 1 for t in texts[i : i + columns]) for i in range(0, len(texts), columns)]
+    tops = np.cumsum([0.04, *(1.09 + 0.125 * n for n in lines)])  # inches, of each row and of the end
+    with _figure(path, 1.05 * columns, max(tops[-1], 0.5), layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: 40 axes take seconds
+        axes.axis("off")
+        if not texts:
+            axes.text(0.525, 0.25, "no faces", ha="center", va="center")
+        for i, (image, text, good) in enumerate(zip(np.asarray(images), texts, ok, strict=True)):
+            x, y = 1.05 * (i % columns) + 0.06, tops[i // columns]
+            axes.imshow(image[0], cmap="gray", vmin=0, vmax=255, extent=(x, x + 0.93, y + 0.93, y))
+            if good is False:
+                axes.add_patch(Rectangle((x, y), 0.93, 0.93, fill=False, edgecolor=VERMILION, linewidth=2.5))
+            weight = "bold" if good is False else "normal"
+            axes.text(x + 0.465, y + 0.98, text, ha="center", va="top", fontsize=6.5, weight=weight)
+        axes.set(xlim=(0, 1.05 * columns), ylim=(max(tops[-1], 0.5), 0), aspect="auto")
+    return Path(path)
+
+
+def per_class_bars(report: dict, path: str | Path) -> Path:
+    """Precision, recall and F1 (0 to 1) a class with its support, from metrics.classification_report."""
+    rows = {name: row for name, row in report.items() if name not in ("accuracy", "macro avg", "weighted avg")}
+    with _figure(path, max(3.4, len(rows)), 2.4) as figure:
+        axes = figure.add_subplot()
+        for i, (key, colour) in enumerate((("precision", SKY), ("recall", BLUE), ("f1-score", ORANGE))):
+            heights = [100 * row[key] for row in rows.values()]
+            bars = axes.bar(np.arange(len(rows)) + 0.27 * (i - 1), heights, 0.25, color=colour)
+            bars.set_label(key.replace("f1-score", "F1"))
+            axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
+        names = [f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}" for name, row in rows.items()]
+        axes.set_xticks(range(len(rows)), names)
+        axes.set(ylim=(0, 105), yticks=range(0, 101, 25), ylabel="score, %")
+        axes.tick_params(axis="x", length=0)
+        axes.grid(False, axis="x")
+        figure.legend(loc="outside upper right", ncols=3)
+    return Path(path)
+
+
+def schedules(history, columns, path: str | Path) -> Path:
+    """Any `columns` of the history over epochs, a small panel each; a rate (lr…) that is never 0 and spans more than
+    30× has a logarithmic axis."""
+    with _figure(path, 3.5, 0.35 + 0.95 * len(columns)) as figure:
+        panels = figure.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
+        for axes, column in zip(panels, columns, strict=True):
+            _line(axes, history, column, color=BLUE)
+            axes.set_title(column, loc="left", fontsize=8)
+            if column.startswith("lr") and 0 < 30 * history[column].min() < history[column].max():
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(numticks=4))
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the default is mathtext
+                axes.yaxis.set_minor_formatter(NullFormatter())
+        _epochs(panels[-1], history)
+    return Path(path)
+
+
+@contextmanager
+def _figure(path: str | Path, width: float, height: float, layout: str | None = "constrained"):
+    """A styled Figure of so many inches, which becomes `path` when the block ends: whole, or not at all."""
+    path = Path(path)
+    kind = path.suffix[1:].lower()
+    if kind not in ("png", "svg", "pdf"):
+        raise UserError(f"{path}: a picture's name ends in .png, .svg or .pdf; choose one of them")
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes will do
+        figure = Figure(figsize=(width, height), layout=layout)  # no pyplot: nothing stays open, no backend is chosen
+        yield figure
+        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            figure.savefig(part, format=kind, dpi=150)
+            part.replace(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _panels(figure: Figure, *histories):
+    """Loss and accuracy side by side: (axes, what the columns' names end in, scale) of each."""
+    panels = list(zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True))
+    for axes, what, scale in panels:
+        axes.set_ylabel(what if scale == 1 else f"{what}, %")
+        _epochs(axes, *histories)
+    return panels
+
+
+def _epochs(axes, *histories) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+    if len(epochs := np.concatenate([[], *(history["epoch"] for history in histories)])):
+        pad = max(0.5, 0.03 * np.ptp(epochs))
+        axes.set_xlim(epochs.min() - pad, epochs.max() + pad)
+
+
+def _line(axes, history, column: str, scale: float = 1, marker: str | None = None, **look) -> None:
+    """A column over the epochs that have it; few of them are dots as well, since one alone draws no line."""
+    rows = history[np.isfinite(history[column].astype(float))]
+    marker = marker or ("o" if len(rows) <= 10 else None)
+    axes.plot(rows["epoch"], scale * rows[column], marker=marker, markevery=max(1, len(rows) // 10), **look)
+
+
+def _best(history):
+    """The row of the highest validation accuracy, the first of equals as `train` has it; None without one."""
+    found = history[history["val_accuracy"].notna()]
+    return found.iloc[found["val_accuracy"].to_numpy().argmax()] if len(found) else None

@@ -1,0 +1,92 @@
+"""Curves over training: pure functions of time and of the validation history so far.
+
+A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity it drives (the learning rate).
+epoch: time in epochs since the start, a fraction inside an epoch (2.5 = halfway through the third). epochs: the planned
+length. history: validation accuracies in 0..1, one an epoch, as far as known.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt
+
+Epochs = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """warmup: epochs in which the factor rises linearly from 0 to the curve."""
+
+    warmup: Epochs = 0
+
+    def __call__(self, epoch: float, epochs: int, history: Sequence[float] = ()) -> float:
+        if epoch < self.warmup:
+            return epoch / self.warmup * self.at(self.warmup, epochs, history)
+        return self.at(epoch, epochs, history)
+
+    def at(self, epoch: float, epochs: int, history: Sequence[float]) -> float:
+        """The factor without the warm-up."""
+        raise AssertionError("a curve defines at()")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Curve):
+    def at(self, epoch, epochs, history):
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Curve):
+    """× gamma after every `every` epochs."""
+
+    every: Annotated[int, Ge(1)]
+    gamma: Annotated[float, Gt(0), Lt(1)]
+
+    def at(self, epoch, epochs, history):
+        return self.gamma ** (int(epoch) // self.every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Curve):
+    """Half a cosine from 1 to `final` between the warm-up and the end (Loshchilov & Hutter 2017, without restarts)."""
+
+    final: Share
+
+    def at(self, epoch, epochs, history):
+        done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(done, 1))) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle(Curve):
+    """Up from `start` to 1 in the first `rise` of the time, then down to `final`, half cosines both (Smith 2018)."""
+
+    rise: Annotated[float, Gt(0), Lt(1)]
+    start: Share
+    final: Share
+
+    def at(self, epoch, epochs, history):
+        done = min(epoch / epochs, 1)
+        low, part = (self.start, done / self.rise) if done < self.rise else (self.final, (1 - done) / (1 - self.rise))
+        return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plateau(Curve):
+    """× factor whenever validation accuracy has not risen by more than `threshold` for more than `patience` epochs."""
+
+    factor: Annotated[float, Gt(0), Lt(1)]
+    patience: Annotated[int, Ge(0)]
+    threshold: Annotated[float, Ge(0)]
+    final: Share
+
+    def at(self, epoch, epochs, history):
+        value, best, bad = 1.0, -math.inf, 0
+        for accuracy in history:
+            best, bad = (accuracy, 0) if accuracy > best + self.threshold else (best, bad + 1)
+            if bad > self.patience:
+                value, bad = max(value * self.factor, self.final), 0
+        return value

@@ -1,0 +1,282 @@
+"""fer train: the loop, and what surrounds it: history, checkpoints, resume, early stopping."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from fer import CLASSES, UserError, config, metrics
+from fer.data.faces import Data
+from fer.models.network import Network, Normalize
+from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
+from fer.runtime import Interrupted, Signals, autocast, pick_device, seed_everything
+
+SAVE_EVERY = 300  # seconds between saves inside an epoch
+EVAL_BATCH = 512  # faces
+MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
+
+
+class Trainer:
+    """One training. What changes while it runs is named in STATE or held by the network and the optimizer."""
+
+    STATE = ("epoch", "step", "seconds", "best", "best_epoch", "history")
+
+    def __init__(self, cfg: config.TrainConfig, data: Data, device: torch.device, run: Path | None = None):
+        self.cfg, self.device, self.run = cfg, device, run
+        faces, held_out = data.open("train"), data.open("validation")
+        if len(faces) < 2 or not len(held_out):
+            raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
+        seed_everything(cfg.seed)
+        model = config.build("model", cfg.model)
+        self.network = Network(model, Normalize.fit(data.normalize, faces.images)).to(device)
+        if cfg.train.channels_last:
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self.augment = config.build("augment", cfg.augment)
+        self.optimizer = config.build("optim", cfg.optim, params=self.network.parameters())
+        self.curve = config.build("schedule", cfg.schedule)
+        self.images = faces.images.to(device)
+        self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
+        self.val_images, self.val_labels = held_out.images.to(device), held_out.labels.to(device)
+
+        self.history: list[dict] = []  # one row an epoch
+        self.best, self.best_epoch = -1.0, 0  # validation accuracy, and after how many epochs it was reached
+        self.start_epoch(0)
+        self.steps = len(self.batches())
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch, self.step, self.seconds = epoch, 0, 0.0
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses, of right answers
+
+    def fit(self) -> None:
+        """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
+        with Signals() as signals:
+            while self.epoch < self.cfg.train.epochs and not self.out_of_patience():
+                self.train_epoch(signals)
+                self.validate()
+                self.start_epoch(self.epoch + 1)
+                self.save("last.pt")
+
+    def train_epoch(self, signals: Signals) -> None:
+        network, batches, progress = self.network.train(), self.batches(), Progress(self)
+        for batch in batches[self.step :]:
+            seed_everything(self.cfg.seed, self.epoch, self.step)
+            images, targets = self.augment(self.images[batch], self.targets[batch])
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate()
+            with autocast(self.device, self.cfg.train.precision):
+                logits = network(images)
+                loss = F.cross_entropy(logits, targets, label_smoothing=self.cfg.train.label_smoothing)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+            right = (logits.argmax(1) == targets.argmax(1)).sum()
+            self.sums += torch.stack([loss.detach() * len(batch), right])
+            self.step += 1
+            progress.update(len(batch))
+            if signals.caught or progress.save_due():
+                self.save("last.pt")
+            if signals.caught:
+                raise Interrupted(signals.caught)
+        progress.close()
+
+    def batches(self) -> list[torch.Tensor]:
+        """The epoch's positions, every face once, in an order that depends on (seed, epoch) alone. A last batch of
+        one joins the batch before it: BatchNorm cannot learn from one face."""
+        seed_everything(self.cfg.seed, self.epoch)
+        parts = list(torch.randperm(len(self.images)).split(self.cfg.train.batch_size))
+        if len(parts) > 1 and len(parts[-1]) == 1:
+            parts[-2:] = [torch.cat(parts[-2:])]
+        return [part.to(self.device) for part in parts]
+
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        accuracies = [row["val_accuracy"] for row in self.history]
+        time = self.epoch + self.step / self.steps
+        return self.cfg.optim["lr"] * self.curve(time, self.cfg.train.epochs, accuracies)
+
+    def validate(self) -> None:
+        """End an epoch: measure, note the row, keep the weights if they are the best so far."""
+        self.check_finite()
+        start = time.perf_counter()
+        logits = self.network.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
+        loss, right = (self.sums / len(self.images)).tolist()
+        self.history.append(
+            {
+                "epoch": self.epoch + 1,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "train_loss": loss,
+                "train_accuracy": right,
+                "val_loss": F.cross_entropy(logits, self.val_labels).item(),
+                "val_accuracy": metrics.accuracy(matrix),
+                "val_macro_f1": metrics.macro_f1(matrix),
+                "seconds": self.seconds + time.perf_counter() - start,
+                "images_per_second": len(self.images) / max(self.seconds, 1e-9),
+            }
+        )
+        if better := self.history[-1]["val_accuracy"] > self.best:
+            self.best, self.best_epoch = self.history[-1]["val_accuracy"], self.epoch + 1
+        if self.run:
+            if better:
+                self.save("best.pt")
+            write_history(self.run, self.history)
+            print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
+
+    def out_of_patience(self) -> bool:
+        patience = self.cfg.train.patience
+        return patience is not None and self.epoch - self.best_epoch >= patience
+
+    def check_finite(self) -> None:
+        if not self.sums.isfinite().all():
+            raise UserError(
+                f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: the loss is no finite number at optim.lr="
+                f"{self.rate():.3g}; try a lower optim.lr, schedule.warmup=1 or train.precision=fp32"
+            )
+
+    def save(self, file: str) -> None:
+        """last.pt with all that a resume needs; best.pt with the weights alone."""
+        if not self.run:
+            return
+        self.check_finite()
+        more = {"epoch": self.best_epoch, "val_accuracy": self.best}
+        if file == "last.pt":
+            state = {name: getattr(self, name) for name in self.STATE}
+            more = {"training": state | {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}}
+        save_checkpoint(self.run / file, config.dump(self.cfg), self.network, **more)
+
+    def load(self, contents: dict, path: Path) -> None:
+        """Go on where the checkpoint `contents` of a last.pt stopped."""
+        load_weights(self.network.model, contents["model"], path)
+        state = contents["training"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.STATE:
+            setattr(self, name, state[name])
+        self.sums = state["sums"].to(self.device)
+
+
+class Progress:
+    """What a person sees while an epoch runs, and the clock: a bar on a terminal, a warning of long trainings."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.images = trainer, 0
+        self.begin = self.last = self.shown = self.saved = time.perf_counter()
+        self.bar = tqdm(
+            total=len(trainer.images),
+            initial=trainer.step * trainer.cfg.train.batch_size,
+            desc=f"epoch {trainer.epoch + 1}/{trainer.cfg.train.epochs}",
+            unit=" images",
+            leave=False,
+            disable=not (trainer.run and sys.stderr.isatty()),
+        )
+
+    def update(self, images: int) -> None:
+        trainer, now = self.trainer, time.perf_counter()
+        trainer.seconds += now - self.last
+        self.last = now
+        self.images += images
+        self.bar.update(images)
+        if not self.bar.disable and now - self.shown > 0.5:
+            self.shown = now
+            done = min(trainer.step * trainer.cfg.train.batch_size, len(trainer.images))
+            loss, right = (trainer.sums / done).tolist()
+            self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
+        if trainer.run and trainer.epoch == 0 and trainer.step == min(20, trainer.steps):
+            self.warn_if_long()
+
+    def warn_if_long(self) -> None:
+        trainer, rate = self.trainer, self.images / (self.last - self.begin)
+        hours = len(trainer.images) * trainer.cfg.train.epochs / rate / 3600
+        if hours > 1:
+            faster = "a CUDA GPU, " if trainer.device.type == "cpu" else ""
+            tqdm.write(
+                f"this will take up to {hours:.1f} hours ({rate:.0f} images/s on {trainer.device.type}); faster: "
+                f"{faster}a smaller model (see fer train --help), fewer train.epochs, data.limit=N",
+                file=sys.stderr,
+            )
+
+    def save_due(self) -> bool:
+        if self.last - self.saved < SAVE_EVERY:
+            return False
+        self.saved = self.last
+        return True
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def epoch_line(row: dict, epochs: int, better: bool) -> str:
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f} accuracy "
+        f"{row['train_accuracy']:.4f}  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f} "
+        f"macro F1 {row['val_macro_f1']:.4f}  {row['seconds']:.0f} s, {row['images_per_second']:.0f} images/s"
+        f"{'  best' if better else ''}"
+    )
+
+
+def write_history(run: Path, history: list[dict]) -> None:
+    if not history:
+        return
+    rows = ([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in history)
+    write_csv(run / "history.csv", list(history[0]), rows)
+
+
+def run(values: dict, typed: list[str]) -> float:
+    """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
+    accuracy, for sweeps that optimize it."""
+    if values.get("resume"):
+        folder = Path(values["resume"])
+        contents = load_checkpoint(folder / "last.pt")
+        values = resumed(contents, values, typed, folder)
+    cfg = config.check("train", values)
+    if "path" in cfg.data:
+        cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
+    device = pick_device(cfg.device)
+    trainer = Trainer(cfg, config.build("data", cfg.data), device)
+    if values.get("resume"):
+        trainer.load(contents, folder / "last.pt")
+        trainer.run = folder
+        write_history(folder, trainer.history)
+        print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
+    else:
+        trainer.run = create(cfg.run, cfg.name)
+    cfg.run, cfg.resume = str(trainer.run), None
+    write_text(trainer.run / "config.yaml", config.dump(cfg))
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    print(
+        f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} to "
+        f"validate, {device.type}, {trainer.run}",
+        flush=True,
+    )
+    try:
+        trainer.fit()
+    except Interrupted:
+        print(f"stopped; everything so far is in {trainer.run}; go on with\n  fer train resume={quote(trainer.run)}")
+        raise
+    print(
+        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {trainer.run} holds best.pt, "
+        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(trainer.run / 'best.pt')} out=submission.csv\n"
+        f"  fer report run={quote(trainer.run)}"
+    )
+    return trainer.best
+
+
+def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
+    """The run's own config, the typed keys laid over it; what would make it another training is refused."""
+    if "training" not in contents:
+        raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
+    saved = config.parse(contents["config"], str(folder / "last.pt"))
+    keys = [key for key in typed if key not in ("resume", "run")]
+    merged = config.overlay(saved, config.pick(values, keys))
+    changed = [line for key, line in config.difference(saved, merged).items() if key not in MAY_CHANGE]
+    if changed:
+        raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
+    return merged | {"run": None, "resume": str(folder)}
+
+
+def quote(path: Path) -> str:
+    return shlex.quote(str(path))

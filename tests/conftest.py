@@ -1,0 +1,46 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fer import config
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+
+os.environ.pop("FER_DEBUG", None)
+torch.set_num_threads(2)
+
+
+def pytest_generate_tests(metafunc):
+    if "model_name" in metafunc.fixturenames:
+        metafunc.parametrize("model_name", MODELS)
+
+
+@pytest.fixture
+def catalogue_model():
+    """Builds a model of configs/model/ by name, with changes to its keys."""
+
+    def make(name, **changes):
+        node = yaml.safe_load((CONFIGS / "model" / f"{name}.yaml").read_text()) | changes
+        return config.build("model", config.check_node("model", node))
+
+    return make
+
+
+@pytest.fixture
+def fer2013_csv(tmp_path):
+    """A small fer2013.csv with all three Usages, of noise."""
+    generator = np.random.default_rng(0)
+    rows = ["emotion,pixels,Usage"]
+    for usage, count in (("Training", 70), ("PublicTest", 21), ("PrivateTest", 14)):
+        for i in range(count):
+            pixels = " ".join(map(str, generator.integers(0, 256, 48 * 48)))
+            rows.append(f"{i % 7},{pixels},{usage}")
+    (tmp_path / "archive").mkdir()
+    path = tmp_path / "archive" / "fer2013.csv"
+    path.write_text("\n".join(rows) + "\n")
+    return path

@@ -1,0 +1,282 @@
+"""The commands as a user types them, in this process, and once each as a real one."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+
+from fer import CLASSES, cli
+
+TINY = ["data=demo", "data.images=140", "model=dnn", "model.head=[16]", "train.epochs=2", "train.batch_size=32"]
+TINY += ["device=cpu"]
+
+
+@pytest.fixture
+def fer(capsys, monkeypatch, tmp_path):
+    """Runs `fer ARGS` in an empty folder; returns (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        code = cli.main(list(args))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def refused(fer, tmp_path):
+    """Runs `fer ARGS`, which must be refused in one line, leaving nothing; returns the line."""
+
+    def run(*args):
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = fer(*args)
+        assert code == 2, out + err
+        assert err.count("\n") == 1 and "Traceback" not in err
+        assert sorted(tmp_path.rglob("*")) == before
+        return err
+
+    return run
+
+
+def test_help_lists_the_commands_without_heavy_imports():
+    code = "import sys; from fer.cli import main; main(['--help']); print(sorted(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"  {name} " in out for name in cli.COMMANDS)
+    assert not any(f"'{heavy}'" in out for heavy in ("torch", "numpy", "hydra", "yaml", "pandas", "pydantic"))
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_explains_every_key(fer, command):
+    import yaml
+
+    code, out, _ = fer(command, "--help")
+    assert code == 0
+    root = yaml.safe_load((cli.config_dir() / f"{command}.yaml").read_text())
+    for key in set(root) - {"defaults", "hydra"}:
+        assert f"\n  {key}:" in out
+    assert out.count(f"\n  fer {command}") >= 3  # examples
+    if command == "train":
+        for text in ("vgg13", "plateau", "adadelta", "lr: ", "path: ", "limit: ", "epochs: ", "batch_size: "):
+            assert text in out
+
+
+def test_train_predict_report(fer, tmp_path):
+    code, out, err = fer("train", *TINY, "run=my run")
+    assert code == 0, err
+    assert "best validation accuracy" in out and "fer predict ckpt='my run/best.pt'" in out
+    assert {p.name for p in (tmp_path / "my run").iterdir()} == {"config.yaml", "history.csv", "best.pt", "last.pt"}
+    history = pd.read_csv("my run/history.csv")
+    columns = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1,seconds,images_per_second"
+    assert ",".join(history.columns) == columns and list(history["epoch"]) == [1, 2]
+
+    code, out, err = fer("predict", "ckpt=my run", "out=s.csv", "probs=p.csv")
+    assert code == 0, err
+    rows = list(csv.reader(open("s.csv")))
+    assert rows[0] == ["id", "label"] and len(rows) > 20
+    assert [int(r[0]) for r in rows[1:]] == list(range(len(rows) - 1))
+    probabilities = pd.read_csv("p.csv")
+    assert list(probabilities.columns) == ["id", *CLASSES]
+    assert probabilities[list(CLASSES)].sum(axis=1).sub(1).abs().max() < 1e-4
+    assert list(probabilities[list(CLASSES)].to_numpy().argmax(1)) == [int(r[1]) for r in rows[1:]]
+
+    code, out, err = fer("report", "run=my run", "device=cpu")
+    assert code == 0, err
+    made = {p.name for p in (tmp_path / "my run" / "report").iterdir()}
+    assert made == {"curves.png", "confusion.png", "per_class.png", "samples.png", "classification_report.txt"}
+
+
+def test_validation_accuracy_of_predict_is_that_of_the_history(fer):
+    fer("train", *TINY, "run=r")
+    code, out, _ = fer("predict", "ckpt=r/best.pt", "split=validation", "out=v.csv")
+    assert code == 0
+    assert f"accuracy {pd.read_csv('r/history.csv')['val_accuracy'].max():.4f}" in out
+
+
+def test_ckpt_and_run_default_to_the_newest_run_that_has_one(fer, tmp_path):
+    code, out, _ = fer("train", *TINY)
+    run = next((tmp_path / "runs").iterdir())
+    assert code == 0 and run.name.endswith("_dnn")
+    (tmp_path / "runs" / "9999-crashed").mkdir()
+    code, out, _ = fer("predict")
+    assert code == 0 and str(run.relative_to(tmp_path)) in out
+    assert (tmp_path / "submission.csv").is_file()
+    assert fer("report")[0] == 0
+    assert (run / "report" / "curves.png").is_file()
+
+
+def test_one_seed_gives_one_history_and_another_a_different_one(fer):
+    columns = ["train_loss", "val_loss", "val_accuracy"]
+    histories = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert fer("train", *TINY, f"run={run}", f"seed={seed}")[0] == 0
+        histories.append(pd.read_csv(f"{run}/history.csv")[columns])
+    assert histories[0].equals(histories[1])
+    assert not histories[0].equals(histories[2])
+
+
+def test_multirun_makes_a_run_for_each_choice(fer, tmp_path):
+    code, _, err = fer("train", "-m", *TINY, "seed=0,1", "train.epochs=1")
+    assert code == 0, err
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert sorted(p.name for p in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert (sweep / "1" / "best.pt").is_file()
+    assert fer("predict")[0] == 0  # the newest run is found inside the sweep
+
+
+PATHS = ["with space", "a=b", "a,b", "(x", "a&b", "#1", "é", "人脸", "1e5", "~t", "${oc.env:HOME}", "it's", "back\\", "null1"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_may_hold_anything(fer, tmp_path, name):
+    code, _, err = fer("train", *TINY, "train.epochs=1", f"run={name}")
+    assert code == 0, err
+    assert (tmp_path / name / "best.pt").is_file()
+    code, _, err = fer("predict", f"ckpt={name}/best.pt", f"out={name}/{name}.csv")
+    assert code == 0, err
+    assert (tmp_path / name / f"{name}.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["optim.lrr=1"], ["optim.lrr", "did you mean optim.lr?"]),
+        (["++optim.x=1"], ["optim.x", "no such key"]),
+        (["+train.epoch=1"], ["train.epoch", "did you mean train.epochs?"]),
+        (["modle=vgg13"], ["modle", "did you mean model?"]),
+        (["model=vgg31"], ["model=vgg31", "vgg13"]),
+        (["train.epochs=0"], ["train.epochs=0", "greater than or equal to 1"]),
+        (["train.epochs=many"], ["train.epochs=many"]),
+        (["optim.lr=-1"], ["optim", "learning rate"]),
+        (["optim=sgd", "optim.momentum=0"], ["optim", "Nesterov"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["device=tpu"], ["device=tpu", "'cpu'"]),
+        (["schedule=cosine", "schedule.warmup=9"], ["schedule.warmup=9", "train.epochs=2"]),
+        (["schedule=cosine", "schedule.gamma=9"], ["schedule.gamma", "no such key"]),
+        (["data.fraction=0.2"], ["data.fraction", "no such key"]),
+        (["model.features=[64,pol]"], ["model.features.1=pol"]),
+        (["model._target_=os.system"], ["model._target_=os.system", "refused"]),
+        (["optim._target_=torch.optim.Optimizer.load_state_dict"], ["optim"]),
+        (["resume=x", "run=y"], ["x"]),
+        (["data.limit=0"], ["data.limit=0"]),
+        (["model.features=[{pool: max, kernel: 99, padding: 0}]"], ["model", "does not fit"]),
+        (["epochs"], ["epochs", "KEY=VALUE"]),
+        (["--epochs", "3"], ["--epochs"]),
+        (["train.epochs=[1"], ["train.epochs"]),
+        (["optim.lr=${nothing}"], ["nothing"]),
+        (["--config-dir", "nowhere"], ["nowhere"]),
+        (["train=5"], ["train=5"]),
+    ],
+)
+def test_train_refuses_what_it_cannot_do_before_any_folder_is_made(refused, args, words):
+    line = refused("train", *TINY, *args)
+    assert all(word in line for word in words), line
+
+
+def test_other_refusals(refused, fer, tmp_path):
+    assert "did you mean train?" in refused("trian")
+    assert "no run with a best.pt" in refused("predict")
+    assert "no such checkpoint" in refused("predict", "ckpt=nowhere.pt")
+    (tmp_path / "x.pt").write_bytes(b"PK not really")
+    assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
+    fer("train", *TINY, "run=r")
+    assert "exists already" in refused("train", *TINY, "run=r")
+    assert "comes from the checkpoint" in refused("predict", "ckpt=r", "model=vgg13")
+    assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")
+    assert "split=foo" in refused("predict", "ckpt=r", "split=foo")
+    assert "did you mean columns?" in refused("predict", "ckpt=r", "colums=[a,b]")
+    assert "not a place for a file" in refused("predict", "ckpt=r", "out=no/where.csv")
+    (tmp_path / "sample.csv").write_text("Id,Emotion\n7,0\n")
+    assert "sample.csv" in refused("predict", "ckpt=r", "sample=sample.csv")
+    refused("report", "run=nowhere")
+
+
+def test_a_refused_sweep_leaves_nothing(refused):
+    refused("train", "-m", *TINY, "seed=0,1", "optim.lr=-1")
+
+
+def test_predict_takes_data_from_the_checkpoint_and_what_is_typed_over_it(fer, tmp_path):
+    fer("train", *TINY, "run=r", "data.limit=7")
+    fer("predict", "ckpt=r", "out=whole.csv")
+    fer("predict", "ckpt=r", "out=other.csv", "data.images=70")
+    assert len(pd.read_csv("whole.csv")) > len(pd.read_csv("other.csv")) > 7
+
+
+def test_predict_without_an_unlabelled_split_says_which_there_are(fer, refused, fer2013_csv):
+    fer("train", *TINY[2:], "run=r", f"data.path={fer2013_csv.parent}")
+    line = refused("predict", "ckpt=r")
+    assert "split=train|validation" in line
+    code, out, _ = fer("predict", "ckpt=r", "split=private", "out=p.csv")
+    assert code == 0 and "no accuracy is shown" in out and "accuracy 0" not in out
+
+
+def test_sample_submission_gives_header_and_order(fer, tmp_path):
+    fer("train", *TINY, "run=r")
+    fer("predict", "ckpt=r", "out=plain.csv")
+    plain = pd.read_csv("plain.csv")
+    sample = pd.DataFrame({"Id": plain["id"][::-1], "Emotion": 0})
+    sample.to_csv("sample.csv", index=False)
+    assert fer("predict", "ckpt=r", "sample=sample.csv", "out=s.csv")[0] == 0
+    got = pd.read_csv("s.csv")
+    assert list(got.columns) == ["Id", "Emotion"] and list(got["Id"]) == list(sample["Id"])
+    assert list(got["Emotion"][::-1]) == list(plain["label"])
+    fer("predict", "ckpt=r", "columns=[a,b]", "out=c.csv")
+    assert (tmp_path / "c.csv").read_text().startswith("a,b\n")
+
+
+def test_a_users_own_configs(fer, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    text = "_target_: fer.models.convnet.ConvNet\nfeatures: [4, pool]\nhead: []\n"
+    (tmp_path / "mine" / "model" / "little.yaml").write_text(text)
+    code, out, err = fer("train", *TINY[:2], *TINY[4:], "--config-dir", "mine", "model=little", "run=r")
+    assert code == 0 and out.startswith("little,"), err
+
+
+def test_early_stopping(fer):
+    code, _, _ = fer("train", *TINY, "run=r", "optim.lr=1e-12", "train.epochs=9", "train.patience=2")
+    assert code == 0 and len(pd.read_csv("r/history.csv")) < 9
+
+
+def test_resume_goes_on_and_refuses_another_training(fer, refused):
+    fer("train", *TINY, "run=r")
+    code, out, err = fer("train", "resume=r", "train.epochs=4")
+    assert code == 0 and "goes on at epoch 3" in out, err
+    fer("train", *TINY, "run=whole", "train.epochs=4")
+    columns = ["lr", "train_loss", "val_loss", "val_accuracy", "val_macro_f1"]
+    ours, whole = (pd.read_csv(f"{run}/history.csv")[columns] for run in ("r", "whole"))
+    assert ours.equals(whole)
+    ours, whole = (torch.load(f"{run}/last.pt")["model"] for run in ("r", "whole"))
+    assert all(torch.equal(ours[k], whole[k]) for k in whole)
+    assert "optim.lr: 0.001 → 0.5" in refused("train", "resume=r", "optim.lr=0.5")
+    assert "model" in refused("train", "resume=r", "model=vgg13")
+
+
+def test_a_loss_that_is_no_number_stops_in_words_and_keeps_good_weights(fer):
+    code, _, err = fer("train", *TINY, "run=r", "optim=sgd", "optim.lr=1e30")
+    assert code == 2 and "epoch 1, step" in err and "optim.lr" in err and err.count("\n") == 1
+
+
+def test_bash_completion(monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def complete(line):
+        env = os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        command = [sys.executable, "-m", "fer", "-sc", "query=bash"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+    assert complete("fer tr") == ["train"]
+    assert "model=vgg13" in complete("fer train model=vgg")
+    assert "optim.lr=" in complete("fer train optim.l")
+    script = subprocess.run([sys.executable, "-m", "fer", "-sc", "install=bash"], capture_output=True, text=True).stdout
+    assert script.rstrip().endswith("hydra_bash_completion fer")
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "fer"], ["fer"]])
+def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
+    env = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([*command, "train", "optim.lrr=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("fer: optim.lrr")

@@ -1,0 +1,156 @@
+"""Every network of the catalogue: exact sizes, shapes layer by layer, gradients everywhere."""
+
+import pytest
+import torch
+import torchvision
+import torchvision.transforms.v2
+from torch import nn
+
+from fer.models.convnet import ConvNet
+from fer.models.network import Network, Normalize, fit
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "count"),
+    [
+        ("vgg16", {"norm": "none"}, 39_916_231),  # reference system A
+        ("vgg16", {}, 39_916_231 + 2 * (2 * 64 + 2 * 128 + 3 * 256 + 6 * 512)),
+        ("leaky_bn", {}, 15_140_551),  # B
+        ("compact_cnn", {}, 1_396_871),  # D
+        ("dnn", {}, 1_446_407),  # D's DNN
+        ("vgg16_plain", {}, 39_916_231),  # A
+        ("dnn_wide", {}, 43_032_583),  # A's DNN
+        ("prelu_cnn", {}, 4_845_063),  # C
+        ("prelu_dnn", {}, 4_469_767),  # C's DNN
+        ("bn_cnn_small", {}, 2_649_225),  # E
+        ("bn_cnn_wide", {}, 39_630_891),
+        ("bn_cnn_deep", {}, 16_309_065),
+        ("vgg_4x2", {}, 29_890_759),
+    ],
+)
+def test_parameters_are_those_of_the_published_systems(catalogue_model, name, changes, count):
+    model = catalogue_model(name, **changes)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("bn_cnn_small", 2_659_851), ("bn_cnn_wide", 39_782_273), ("bn_cnn_deep", 16_326_603)]
+)
+def test_running_statistics_make_up_keras_count(catalogue_model, name, count):
+    model = catalogue_model(name)
+    running = sum(b.numel() for key, b in model.named_buffers() if "running" in key)
+    assert sum(p.numel() for p in model.parameters()) + running == count
+
+
+def test_prelu_cnn_has_the_published_shapes(catalogue_model):
+    found = [s[1] for name, s in shapes(catalogue_model("prelu_cnn")).items() if "conv" in name or "pool" in name]
+    assert found == [44, 22, 22, 22, 10, 10, 10, 5]
+
+
+def shapes(model: nn.Module) -> dict[str, tuple]:
+    found = {}
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda m, i, o, name=name: found.__setitem__(name, tuple(o.shape[1:])))
+    model.eval()(torch.zeros(1, 1, 48, 48))
+    return found
+
+
+def test_leaky_bn_has_the_published_shapes(catalogue_model):
+    found = shapes(catalogue_model("leaky_bn"))
+    convolutions = [shape for name, shape in found.items() if ".conv" in name]
+    assert convolutions == [(32, 48, 48)] * 3 + [(128, 24, 24)] * 3 + [(512, 12, 12)] * 3
+    assert [found[f"features.pool{i}"] for i in (1, 2, 3)] == [(32, 24, 24), (128, 12, 12), (512, 6, 6)]
+    assert (found["head.dense1"], found["head.logits"]) == ((512,), (7,))
+    kinds = [type(m) for m in catalogue_model("leaky_bn").features][:3]
+    assert kinds == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
+
+
+def test_vgg_pools_are_same(catalogue_model):
+    found = shapes(catalogue_model("vgg16"))
+    assert [found[f"features.pool{i}"][1] for i in range(1, 6)] == [24, 12, 6, 3, 2]
+
+
+def test_every_parameter_of_every_model_gets_a_gradient(catalogue_model, model_name):
+    torch.manual_seed(0)
+    model = catalogue_model(model_name).train()
+    images = torch.randn(4, 1, 1, 1) + 0.1 * torch.randn(4, 1, model.size, model.size)  # smooth, as faces are
+    logits = model(images)
+    assert logits.shape == (4, 7)
+    nn.functional.cross_entropy(logits, torch.tensor([0, 3, 6, 1])).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_vgg_features_compute_what_torchvisions_do(catalogue_model):
+    theirs = torchvision.models.vgg13_bn(weights=None, init_weights=True).features.eval()
+    theirs[0] = nn.Conv2d(1, 64, 3, padding=1)
+    ours = catalogue_model("vgg13").features.eval()
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.randn(2, 1, 64, 64)  # torchvision's pools floor; at 64 both agree
+    torch.testing.assert_close(ours(images), theirs(images))
+
+
+def test_even_kernels_pad_below_and_to_the_right():
+    model = ConvNet(features=[{"conv": 1, "kernel": 2}], head=[], size=4, activation="none")
+    with torch.no_grad():
+        model.features.conv1_1.weight.copy_(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+    out = model.features(torch.ones(1, 1, 4, 4))[0, 0]
+    assert out.tolist() == [[10, 10, 10, 4]] * 3 + [[3, 3, 3, 1]]
+
+
+@pytest.mark.parametrize("pool", ["max", "average"])
+def test_a_pools_own_padding_is_explicit_zeros(pool):
+    model = ConvNet(features=[{"pool": pool, "kernel": 3, "stride": 2, "padding": 1}], head=[], size=4)
+    out = model.features(-torch.ones(1, 1, 4, 4))[0, 0]
+    assert out[0, 0] == (0 if pool == "max" else pytest.approx(-4 / 9))
+
+
+def test_prelu_has_a_slope_per_position():
+    model = ConvNet(features=[{"conv": 64, "kernel": 5, "padding": 0}], head=[16], activation="prelu")
+    assert model.features.activation1_1.weight.numel() == 44 * 44 * 64
+    x = torch.randn(2, 64, 44, 44)
+    torch.testing.assert_close(model.features.activation1_1(x), nn.functional.leaky_relu(x, 0.25))
+
+
+def test_a_window_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="pool1: a 5×5 window does not fit into 4×4"):
+        ConvNet(features=[{"pool": "max", "kernel": 5, "padding": 0}], head=[], size=4)
+
+
+def test_dropout_and_norm_of_the_input():
+    model = ConvNet(features=["norm", {"dropout": 0.3}, 8, "pool", "norm"], head=["norm", "dropout", 5], dropout=0.2)
+    assert isinstance(model.features[0], nn.BatchNorm2d) and model.features[0].num_features == 1
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.2]
+    assert isinstance(model.head[1], nn.BatchNorm1d)
+
+
+def test_normalizations():
+    images = torch.randint(0, 256, (6, 1, 48, 48), dtype=torch.uint8)
+    assert torch.equal(Normalize.fit("none", images)(images), images.float())
+    torch.testing.assert_close(Normalize.fit("unit", images)(images), images / 255)
+    dataset = Normalize.fit("dataset", images)
+    assert dataset.mean == pytest.approx(images.float().mean().item(), rel=1e-5)
+    assert dataset.std == pytest.approx(images.float().std(correction=0).item(), rel=1e-5)
+    own = Normalize.fit("image", images)(images)
+    torch.testing.assert_close(own.mean((1, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(own.std((1, 2, 3), correction=0), torch.ones(6))
+    assert Normalize.fit("image", images)(torch.zeros(1, 1, 48, 48)).isfinite().all()
+    assert Normalize(**dataset.state())(images).equal(dataset(images))
+
+
+def test_faces_are_cropped_or_enlarged_to_the_models_size(catalogue_model):
+    image = torch.arange(48.0).expand(1, 1, 48, 48)
+    assert torch.equal(fit(image, 40), image[..., 4:44, 4:44])
+    expected = torchvision.transforms.v2.functional.resize(image, [64, 64])
+    torch.testing.assert_close(fit(image, 64), expected)
+    for name in ("vgg_4x2", "ferplus_vgg13"):
+        assert Network(catalogue_model(name), Normalize("none")).logits(image, 1).shape == (1, 7)
+
+
+def test_logits_do_not_depend_on_the_batch_size_and_leave_the_mode(catalogue_model):
+    images = torch.randint(0, 256, (5, 1, 48, 48), dtype=torch.uint8)
+    network = Network(catalogue_model("compact_cnn"), Normalize("unit", 0.0, 255.0)).train()
+    torch.testing.assert_close(network.logits(images, 2), network.logits(images, 5))
+    assert network.training

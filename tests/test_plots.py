@@ -1,0 +1,235 @@
+"""Every figure is written whole and of the right size, whatever a run folder may hold."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fer import CLASSES, UserError, plots
+
+UGLY = ("$x_1$", "dis$gust", "<b>fear</b>", "_happy_x", "a very long name of a class", "\\frac{1}{2}", "100 %")
+COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "seconds"]
+
+
+def history(epochs=20, seed=0):
+    rng = np.random.default_rng(seed)
+    frame = pd.DataFrame({column: np.sort(rng.random(epochs)) for column in COLUMNS})
+    return frame.assign(epoch=np.arange(1, epochs + 1), lr=np.geomspace(0.1, 1e-4, epochs))
+
+
+def report(names, support=5.0):
+    row = {"precision": 1.0, "recall": 0.5, "f1-score": 2 / 3, "support": support}
+    return dict.fromkeys(names, row) | {"accuracy": 0.5, "macro avg": row, "weighted avg": row}
+
+
+def gaps():
+    frame = history()
+    frame.loc[5:8, "val_loss"] = np.nan
+    frame.loc[12:, ["train_loss", "val_loss", "val_accuracy", "lr"]] = np.nan
+    return frame
+
+
+def diverged():
+    return history(3).assign(train_loss=np.inf, val_loss=np.nan, val_accuracy=np.nan, lr=np.nan)
+
+
+HISTORIES = {
+    "twenty": history(),
+    "one": history(1),
+    "none": history(0),
+    "gaps": gaps(),
+    "diverged": diverged(),
+    "long": history(500),
+}
+COUNTS = np.random.default_rng(0).integers(0, 500, (7, 7))
+MISSING = COUNTS * (np.arange(7) != 1)[:, None]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures saved during the test, to look at what they hold."""
+    figures, save = [], Figure.savefig
+
+    def savefig(self, *args, **more):
+        save(self, *args, **more)
+        figures.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def size(path):
+    with Image.open(path) as image:
+        image.load()
+        assert len(image.convert("L").getcolors()) > 1, "blank"
+        return image.size
+
+
+def texts(figure):
+    return {text.get_text() for text in figure.findobj(matplotlib.text.Text)}
+
+
+def inside(figure, texts=None):
+    """No text ends beyond the picture's edge, or is read as mathematics."""
+    figure.set_dpi(150)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    box, renderer = figure.bbox, canvas.get_renderer()
+    for text in figure.findobj(matplotlib.text.Text) if texts is None else texts:
+        if text.get_visible() and text.get_text():
+            extent = text.get_window_extent(renderer)
+            assert not text.get_parse_math(), text
+            assert extent.x0 >= box.x0 - 1 and extent.x1 <= box.x1 + 1, text
+            assert extent.y0 >= box.y0 - 1 and extent.y1 <= box.y1 + 1, text
+    return True
+
+
+@pytest.mark.parametrize("rows", HISTORIES.values(), ids=HISTORIES.keys())
+def test_curves_and_schedules(rows, tmp_path, drawn):
+    assert size(plots.curves(rows, tmp_path / "curves.png")) == (1050, 420)
+    assert size(plots.schedules(rows, ["lr", "seconds"], str(tmp_path / "s.png"))) == (525, 337)
+    for axes in [*drawn[0].axes, *drawn[1].axes]:
+        low, high = axes.get_xlim()
+        assert all(tick == round(tick) for tick in axes.get_xticks() if low <= tick <= high)
+
+
+def test_curves_mark_the_best_epoch_in_percent(tmp_path, drawn):
+    rows = history(5).assign(val_accuracy=[0.1, 0.75, 0.3, 0.75, np.nan])  # the first of equals, as train keeps it
+    plots.curves(rows, tmp_path / "curves.png")
+    assert {"epoch 2: 75.00 %", f"epoch 2: {rows.val_loss[1]:.3f}", "accuracy, %", "best epoch"} <= texts(drawn[0])
+    loss, accuracy = drawn[0].axes
+    np.testing.assert_allclose(accuracy.lines[0].get_ydata(), 100 * rows.train_accuracy)
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [10, 75, 30, 75])
+    assert accuracy.lines[2].get_xydata().tolist() == [[2, 75]]
+    assert loss.lines[0].get_marker() == "o"
+
+
+def test_a_gap_does_not_hide_lone_points(tmp_path, drawn):
+    rows = history(40)
+    rows.loc[rows.epoch % 10 != 0, "val_loss"] = np.nan
+    plots.curves(rows, tmp_path / "curves.png")
+    line = drawn[0].axes[0].lines[1]
+    assert line.get_xdata().tolist() == [10, 20, 30, 40] and line.get_marker() == "o"
+
+
+def test_a_rate_has_a_logarithmic_axis_where_it_helps(tmp_path, drawn):
+    rows = history().assign(lr_flat=0.1, lr_to_zero=np.linspace(0.1, 0, 20))
+    plots.schedules(rows, ["lr", "lr_flat", "lr_to_zero", "seconds"], tmp_path / "s.png")
+    assert [axes.get_yscale() for axes in drawn[0].axes] == ["log", "linear", "linear", "linear"]
+    assert {"0.1", "0.01"} <= texts(drawn[0])  # and no mathtext source
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # plots hides it; measuring the text here does not
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 20])
+@pytest.mark.parametrize("name", ["_run {}", "runs/2025-11-24_21-10-00_{} $x_1$ <b>" + "long" * 20, "学 {}"])
+def test_compare(count, name, tmp_path, drawn):
+    names = [name.format(i) for i in range(count)]
+    runs = {n: [*HISTORIES.values()][i % len(HISTORIES)] for i, n in enumerate(names)}
+    width, height = size(plots.compare(runs, tmp_path / "compare.png"))
+    assert width == 1050 and height >= 405
+    legend = (drawn[0].legends or [drawn[0].axes[1].get_legend()])[0]
+    assert inside(drawn[0], legend.get_texts())
+    assert all(text.get_text().startswith(n[:20]) for text, n in zip(legend.get_texts(), names, strict=True))
+    looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
+    assert len(looks) == len(set(looks)) == count
+    assert [line.get_linestyle() for line in drawn[0].axes[1].lines] == ["--", "-"] * count
+
+
+@pytest.mark.parametrize("classes", [CLASSES, UGLY])
+@pytest.mark.parametrize("matrix", [COUNTS, MISSING, COUNTS * 0], ids=["full", "missing", "empty"])
+def test_confusion(matrix, classes, tmp_path, drawn):
+    width, height = size(plots.confusion(matrix, classes, tmp_path / "c.png", "a_b $title$"))
+    assert abs(height - width - 30) <= 1 and inside(drawn[0])
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.get_yticklabels()] == list(classes)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("prediction", "truth")
+    assert len(axes.texts) == 7 * (matrix.sum(1) > 0).sum()
+
+
+def test_confusion_cells(tmp_path, drawn):
+    matrix = np.diag([80, 3, 3, 3, 3, 3, 3])
+    matrix[0, 2] = 20
+    plots.confusion(matrix, CLASSES, tmp_path / "c.png")
+    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in drawn[0].axes[0].texts}
+    assert cells[0, 0] == ("80 %\n(80)", "white")
+    assert cells[2, 0] == ("20 %\n(20)", plots.BLACK)  # x is the prediction
+    assert cells[0, 2][0] == "0"
+
+
+@pytest.mark.parametrize(
+    ("count", "columns", "expected"), [(1, 8, (157, 204)), (40, 8, (1260, 926)), (5, 3, (472, 373))]
+)
+def test_faces(count, columns, expected, tmp_path, drawn):
+    images = np.random.default_rng(0).integers(0, 256, (count, 1, 48, 48), dtype=np.uint8)
+    captions = [f"{UGLY[i % 7]}"[:12] for i in range(count)]
+    ok = ([False, True, None, np.False_] * 10)[:count]
+    found = size(plots.faces(images, captions, ok, tmp_path / "f.png", columns))
+    assert np.abs(np.subtract(found, expected)).max() <= 30 and inside(drawn[0])
+    axes = drawn[0].axes[0]
+    wrong = sum(good is not None and not good for good in ok)
+    assert len(axes.images) == count and len(axes.patches) == wrong
+    assert sum(text.get_text().startswith("✗") for text in axes.texts) == wrong
+    assert sum(text.get_text().startswith("✓") for text in axes.texts) == ok.count(True)
+
+
+def test_no_faces_and_a_caption_too_many(tmp_path):
+    none = np.zeros((0, 1, 48, 48), dtype=np.uint8)
+    assert size(plots.faces(none, [], [], tmp_path / "f.png"))
+    with pytest.raises(ValueError, match="zip"):
+        plots.faces(none, ["caption"], [], tmp_path / "g.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
+
+
+@pytest.mark.parametrize("names", [CLASSES, UGLY, ["one"]])
+def test_per_class_bars(names, tmp_path, drawn):
+    assert size(plots.per_class_bars(report(names, 0.0), tmp_path / "b.png")) == (1050 if len(names) == 7 else 510, 360)
+    assert inside(drawn[0]) and len(drawn[0].axes[0].patches) == 3 * len(names)
+    assert {"precision", "recall", "F1", "100", "50", "67"} <= texts(drawn[0])
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".svg", ".pdf"])
+def test_the_suffix_names_the_format(suffix, tmp_path):
+    path = plots.confusion(COUNTS, UGLY, tmp_path / f"c{suffix}")
+    heads = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    assert path.read_bytes().startswith(heads[suffix.lower()])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_failures_say_so_and_leave_what_was_there(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"c\.gif.*\.png"):
+        plots.confusion(COUNTS, CLASSES, tmp_path / "c.gif")
+    with pytest.raises(UserError, match="cannot be written"):
+        plots.confusion(COUNTS, CLASSES, tmp_path / "missing" / "c.png")
+    path = tmp_path / "c.png"
+    path.write_text("old")
+
+    def full(self, name, **more):
+        Path(name).write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(UserError, match="No space"):
+        plots.confusion(COUNTS, CLASSES, path)
+    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_global_style_stays(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plots.curves(history(), tmp_path / "c.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_imports_neither_pyplot_nor_torch():
+    code = (
+        "import sys, pathlib, tempfile, numpy; from fer import plots, CLASSES\n"
+        "plots.confusion(numpy.eye(7, dtype=int), CLASSES, pathlib.Path(tempfile.mkdtemp()) / 'c.png')\n"
+        "assert not {'matplotlib.pyplot', 'torch', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
