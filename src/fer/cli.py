@@ -72,7 +72,7 @@ def launch(command: str, args: list[str]) -> int:
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException, MissingConfigException
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -116,6 +116,8 @@ def launch(command: str, args: list[str]) -> int:
     except MissingConfigException as error:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         raise UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}") from error
+    except OverrideParseException as error:
+        raise UserError(f"{error.override.lstrip('+')}: not a value ({str(error).splitlines()[0]})") from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise UserError(" ".join(str(cause).split("\n")[0].split())) from error

@@ -1,0 +1,402 @@
+"""The functions against torchvision and scipy.ndimage, which Keras resamples with; Augment by what it draws."""
+
+import functools
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+import torch
+import torch.nn.functional as F
+import yaml
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as theirs
+
+from fer import UserError, augment, config
+from fer.augment import Augment
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "augment").glob("*.yaml"))
+OFF = yaml.safe_load(next(path for path in CONFIGS if path.stem == "none").read_text())
+ON = {"flip": 1.0, "rotate": 30.0, "shift": 0.2, "zoom": 0.2, "brightness": 0.3, "contrast": 0.3, "erase": 1.0}
+ON |= {"mixup": 1.0, "cutmix": 1.0}
+
+
+@functools.cache
+def make(**changes):
+    return config.build("augment", config.check_node("augment", OFF | changes))
+
+
+def apply(images, targets=None, seed=0, strength=None, **changes):
+    torch.manual_seed(seed)
+    targets = torch.eye(7)[torch.arange(len(images)) % 7] if targets is None else targets
+    return make(**changes)(images, targets, strength)
+
+
+@pytest.fixture
+def faces():
+    """40 smooth pictures that fill the range, so that a slip of half a pixel shows."""
+    noise = torch.rand(40, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    return (F.interpolate(noise, 48, mode="bicubic").clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def parameters(count, seed=0):
+    generator = np.random.default_rng(seed)
+    flip, degrees = generator.random(count) < 0.5, generator.uniform(-180, 180, count)
+    return flip, degrees, generator.uniform(-12, 12, (count, 2)), generator.uniform(0.6, 1.5, (count, 2))
+
+
+def tensors(*arrays):
+    return [torch.from_numpy(a) if a.dtype == bool else torch.from_numpy(a).float() for a in arrays]
+
+
+# Geometry
+
+
+@pytest.mark.parametrize("size", [(48, 48), (48, 36)])
+def test_affine_equals_torchvision(faces, size):
+    images = faces[..., : size[0], : size[1]].float()
+    flip, degrees, shift, scale = parameters(len(images))
+    shift, scale[:, 1] = shift.round(), scale[:, 0]
+    ours = augment.affine(images, augment.theta_of(*tensors(flip, degrees, shift, scale)), size, "constant")
+    for i, image in enumerate(images):
+        image = theirs.horizontal_flip(image) if flip[i] else image
+        expected = theirs.affine(
+            image, degrees[i], shift[i].tolist(), scale[i, 0], [0.0], theirs.InterpolationMode.BILINEAR
+        )
+        assert torch.allclose(ours[i], expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("fill", "mode"), [("constant", "grid-constant"), ("nearest", "nearest"), ("reflection", "reflect")]
+)
+@pytest.mark.parametrize("size", [(48, 48), (40, 44)])
+def test_affine_equals_scipy(faces, fill, mode, size):
+    images = faces.float()
+    flip, degrees, shift, scale = parameters(len(images))
+    ours = augment.affine(images, augment.theta_of(*tensors(flip, degrees, shift, scale)), size, fill)
+    for i, image in enumerate(images):
+        angle = np.deg2rad(degrees[i])
+        rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        forward = rotation @ np.diag(scale[i] * [-1 if flip[i] else 1, 1])
+        inverse = np.linalg.inv(forward)[::-1, ::-1]  # scipy counts (y, x)
+        offset = np.full(2, 23.5) - inverse @ ((np.array(size) - 1) / 2 + shift[i, ::-1])
+        expected = scipy.ndimage.affine_transform(image[0].numpy(), inverse, offset, size, order=1, mode=mode)
+        assert np.allclose(ours[i, 0], expected, atol=0.02)
+
+
+def test_horizontal_flip_equals_torchvision(faces):
+    flip = torch.arange(len(faces)) % 3 == 0
+    expected = torch.stack([theirs.horizontal_flip(x) if f else x for x, f in zip(faces, flip, strict=True)])
+    assert torch.equal(augment.horizontal_flip(faces, flip), expected)
+
+
+def test_crop_equals_torchvision(faces):
+    top, left = torch.randint(0, 9, (2, len(faces)))
+    expected = [theirs.crop(x, t, s, 40, 40) for x, t, s in zip(faces, top.tolist(), left.tolist(), strict=True)]
+    assert torch.equal(augment.crop(faces, top, left, 40), torch.stack(expected))
+
+
+@pytest.mark.parametrize("size", [48, 47, 45, 44, 43, 1])
+def test_crops_for_evaluation_equal_torchvision(faces, size):
+    assert torch.equal(augment.center_crop(faces, size), theirs.center_crop(faces, [size]))
+    assert torch.equal(augment.five_crops(faces, size), torch.stack(theirs.five_crop(faces, [size])))
+    assert torch.equal(augment.ten_crops(faces, size), torch.stack(theirs.ten_crop(faces, [size])))
+
+
+# Colour and mixing
+
+
+def test_contrast_equals_torchvision(faces):
+    images, factors = faces.float(), torch.linspace(0, 2, len(faces))
+    expected = [theirs.adjust_contrast(x / 255, f) * 255 for x, f in zip(images, factors.tolist(), strict=True)]
+    assert torch.allclose(augment.contrast(images, factors), torch.stack(expected), atol=1e-3)
+
+
+def test_brightness_adds_and_stays_in_range(faces):
+    delta = torch.linspace(-300, 300, len(faces))
+    expected = np.clip(faces.numpy() + delta.numpy()[:, None, None, None], 0, 255)
+    assert np.array_equal(augment.brightness(faces.float(), delta), expected)
+
+
+def test_erase_equals_torchvision(faces):
+    torch.manual_seed(0)
+    images, boxes, value = (
+        faces.float(),
+        augment.draw_erase(len(faces), 48, 48, 1.0, faces.device),
+        torch.rand(faces.shape),
+    )
+    ours = augment.erase(images, boxes, value)
+    for i, (top, left, bottom, right) in enumerate(boxes.int().tolist()):
+        patch = value[i, :, top:bottom, left:right]
+        assert torch.equal(ours[i], theirs.erase(images[i], top, left, bottom - top, right - left, patch))
+
+
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_mixing_equals_torchvision(faces, name, monkeypatch):
+    """With the parameters that torchvision drew; it takes the neighbour for the other image."""
+    images, labels, drawn = faces.float(), torch.arange(len(faces)) % 7, {}
+    transform = getattr(v2, name)(num_classes=7)
+    draw = transform.make_params
+    monkeypatch.setattr(transform, "make_params", lambda inputs: drawn.update(draw(inputs)) or drawn)
+    torch.manual_seed(1)
+    expected = transform(images, labels)
+    targets, perm = torch.eye(7)[labels], torch.arange(len(faces)).roll(1)
+    if name == "MixUp":
+        ours = augment.mixup(images, targets, torch.tensor(drawn["lam"]), perm)
+    else:
+        x1, y1, x2, y2 = drawn["box"]
+        assert (x2 - x1) * (y2 - y1) > 0
+        ours = augment.cutmix(images, targets, torch.tensor([y1, x1, y2, x2]), perm)
+    for mine, reference in zip(ours, expected, strict=True):
+        assert torch.allclose(mine, reference, atol=1e-4)
+
+
+# What is drawn
+
+
+def dots(count):
+    """White on black: a square up and left of the centre, on a picture with a margin for every move."""
+    images = torch.zeros(count, 1, 96, 96)
+    images[:, :, 34:42, 34:42] = 255
+    return images
+
+
+def moments(images):
+    """Each picture's centre of mass, (x, y) from its centre."""
+    side = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
+    mass = images[:, 0].double()
+    return torch.stack([(mass * side).sum((1, 2)), (mass * side[:, None]).sum((1, 2))], 1) / mass.sum((1, 2))[:, None]
+
+
+def uniform(values, low, high):
+    return scipy.stats.kstest(values, scipy.stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
+def test_flip_rate(faces):
+    one = faces[:1].expand(4000, 1, 48, 48)
+    flipped = (apply(one, flip=0.3)[0] == faces[0].flip(-1)).flatten(1).all(1)
+    assert 0.27 < flipped.float().mean() < 0.33
+    assert torch.equal(apply(one, flip=0.3)[0][~flipped], one[~flipped].float())
+
+
+def test_rotations_are_even_from_both_sides():
+    x, y = moments(apply(dots(1000), rotate=30.0)[0]).T
+    degrees = torch.rad2deg(torch.atan2(y, x)) - (-135)
+    degrees = (degrees + 180) % 360 - 180
+    assert degrees.abs().max() < 30.3
+    assert uniform(degrees, -30, 30)
+
+
+def test_shifts_are_even_on_each_axis_by_itself():
+    x, y = (moments(apply(dots(1000), shift=0.2)[0]) - moments(dots(1))).T
+    assert uniform(x, -0.2 * 96, 0.2 * 96)
+    assert uniform(y, -0.2 * 96, 0.2 * 96)
+    assert abs(np.corrcoef(x, y)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("axes", ["together", "separate"])
+def test_zooms_are_even(axes):
+    x, y = (moments(apply(dots(1000), zoom=0.3, zoom_axes=axes)[0]) / moments(dots(1))).T
+    assert uniform(x, 0.7, 1.3)
+    assert uniform(y, 0.7, 1.3)
+    if axes == "together":
+        assert torch.allclose(x, y, atol=1e-4)
+    else:
+        assert abs(np.corrcoef(x, y)[0, 1]) < 0.1
+
+
+def test_crops_lie_at_every_place_equally_often():
+    ramp = (torch.arange(48)[:, None] * 48 + torch.arange(48.0)).expand(9000, 1, 48, 48)
+    images, _ = apply(ramp, crop=46)
+    counts = images[:, 0, 0, 0].unique(return_counts=True)
+    assert counts[0].tolist() == [0, 1, 2, 48, 49, 50, 96, 97, 98]
+    assert scipy.stats.chisquare(counts[1]).pvalue > 1e-3
+    assert torch.equal(images, images[:, :, :1, :1] + ramp[:1, :, :46, :46])
+
+
+def test_brightness_and_contrast_are_even():
+    grey = torch.full((2000, 1, 8, 8), 128.0)
+    assert uniform(apply(grey, brightness=0.2)[0][:, 0, 0, 0] - 128, -51, 51)
+    grey[..., :4], grey[..., 4:] = 118, 138
+    assert uniform((apply(grey, contrast=0.4)[0][:, 0, 0, 7] - 128) / 10, 0.6, 1.4)
+
+
+def test_erased_boxes_are_as_published():
+    torch.manual_seed(0)
+    top, left, bottom, right = augment.draw_erase(4000, 48, 48, 0.4, torch.device("cpu")).T
+    some = bottom > top
+    assert 0.36 < some.float().mean() < 0.44
+    h, w = (bottom - top)[some], (right - left)[some]
+    assert 0.015 < (h * w / 48**2).min() < 0.03
+    assert 0.38 < (h * w / 48**2).max() < 0.42
+    assert uniform(h * w / 48**2 + torch.rand(len(h)) * 1e-3, 0.02, 0.4)
+    assert 0.25 < (h / w).min() < 0.4
+    assert 2.5 < (h / w).max() < 4
+    assert min(top.min(), left.min()) >= 0
+    assert max(bottom.max(), right.max()) <= 48
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 4.0])
+def test_beta_equals_scipy(alpha):
+    torch.manual_seed(0)
+    draws = torch.stack([augment.draw_beta(alpha, torch.device("cpu")) for _ in range(1000)])
+    assert not draws.isnan().any()
+    bins = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
+    expected = np.diff(scipy.stats.beta(alpha, alpha).cdf(bins)) * len(draws)
+    counts = np.histogram(draws.double(), bins)[0]
+    busy = expected > 5
+    assert scipy.stats.chisquare(counts[busy], expected[busy] * counts[busy].sum() / expected[busy].sum()).pvalue > 1e-3
+
+
+def test_cutmix_box_has_the_share_of_lam_unless_cut_off():
+    torch.manual_seed(0)
+    boxes = torch.stack([augment.draw_cutmix(torch.tensor(0.75), 48, 48) for _ in range(500)])
+    h, w = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert (h * w).max() == 24 * 24
+    assert (h * w).min() < 24 * 24
+    assert 0 <= boxes.min() <= boxes.max() <= 48
+
+
+def test_each_batch_is_mixed_one_way():
+    kinds = {"none": 0, "mixup": 0, "cutmix": 0}
+    values = torch.arange(40.0)[:, None, None, None].expand(40, 1, 12, 12)
+    for seed in range(200):
+        images, targets = apply(values, seed=seed, strength={"cutmix": 0.5}, mixup=1.0, cutmix=1.0)
+        assert torch.allclose(targets.sum(1), torch.ones(40))
+        own = images == values
+        kinds["none" if own.all() else "cutmix" if own.flatten(1).any(1).sum() > 30 else "mixup"] += 1
+    assert 75 < kinds["mixup"] < 125
+    assert 29 < kinds["cutmix"] < 71
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_strength_of_mixing_is_the_share_of_batches(name):
+    values = torch.arange(40.0)[:, None, None, None].expand(40, 1, 12, 12)
+    for share, low, high in ((0.25, 30, 72), (1, 180, 200)):
+        mixed = [apply(values, seed=s, strength={name: share}, **{name: 1.0})[0] for s in range(200)]
+        assert low <= sum(not torch.equal(images, values) for images in mixed) <= high
+
+
+def test_targets_follow_the_pictures(faces):
+    """Pictures that are their own target: after any mixing, still so, whatever the target was before."""
+    soft = torch.rand(len(faces), 7).softmax(1)
+    images = torch.zeros(len(faces), 1, 7, 7) + soft[:, None, None, :]
+    for seed in range(20):
+        mixed, targets = apply(images, soft, seed, mixup=0.4)
+        assert torch.allclose(mixed[:, 0, 0], targets, atol=1e-6)
+        mixed, targets = apply(faces.float(), soft, seed, cutmix=0.4)
+        assert torch.allclose(targets.sum(1), torch.ones(len(faces)))
+        own = (mixed == faces).float().mean((1, 2, 3)).median()  # of two smooth pictures few pixels are equal
+        assert (targets - own * soft).min() > -0.03
+
+
+# Augment as a whole
+
+
+def test_nothing_on_returns_the_pictures(faces):
+    targets = torch.eye(7)[torch.arange(len(faces)) % 7]
+    images, same = apply(faces, targets)
+    assert images.dtype == torch.float32
+    assert torch.equal(images, faces.float())
+    assert torch.equal(same, targets)
+
+
+def test_flip_and_crop_alone_move_pixels_and_change_none(faces):
+    assert torch.equal(apply(faces, flip=1.0)[0], faces.flip(-1).float())
+    images, _ = apply(faces, flip=0.5, crop=44)
+    for image, face in zip(images, faces, strict=True):
+        windows = torch.stack([face.float(), face.float().flip(-1)]).unfold(2, 44, 1).unfold(3, 44, 1)
+        assert (windows == image[:, None, None]).flatten(-2).all(-1).any()
+
+
+def test_crop_within_the_resample_is_the_crop(faces):
+    """A rotation too small to see: the resampled window is one of the exact windows, of the flipped picture."""
+    images, _ = apply(faces, flip=1.0, crop=41, rotate=1e-5)
+    assert images.shape == (40, 1, 41, 41)
+    places = set()
+    for image, face in zip(images, faces.flip(-1).float(), strict=True):
+        far = (face.unfold(1, 41, 1).unfold(2, 41, 1) - image[:, None, None]).abs().flatten(-2).amax(-1)[0]
+        assert far.min() < 0.02
+        places.add(far.argmin().item())
+    assert len(places) > 20
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
+@pytest.mark.parametrize("changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}])
+def test_shape_kind_range_and_input_untouched(faces, kind, changes):
+    given, side = faces.to(kind), changes.get("crop", 48)
+    images, targets = apply(given, **changes)
+    assert images.shape == (40, 1, side, side)
+    assert images.dtype == torch.float32
+    assert 0 <= images.min() <= images.max() <= 255
+    assert torch.allclose(targets.sum(1), torch.ones(40))
+    assert torch.equal(given, faces.to(kind))
+
+
+def test_white_stays_white_at_most():
+    assert apply(torch.full((400, 1, 48, 48), 255, dtype=torch.uint8), rotate=180.0, fill="nearest")[0].max() == 255
+
+
+def test_the_seed_decides(faces):
+    first, again, other = (apply(faces, seed=seed, **ON) for seed in (3, 3, 4))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("name", [n for n in augment.STRENGTHS if n not in ("mixup", "cutmix")])
+def test_each_picture_has_its_own_parameters(faces, name):
+    images, _ = apply(faces[:1].expand(40, 1, 48, 48), **{name: 0.5 if name == "flip" else ON[name]})
+    assert len(images.flatten(1).unique(dim=0)) >= (2 if name == "flip" else 38)
+
+
+@pytest.mark.parametrize("name", augment.STRENGTHS)
+def test_strength_scales_and_zero_is_off(faces, name):
+    off = apply(faces, strength={name: 0}, **{name: ON[name]})
+    assert torch.equal(off[0], faces.float())
+    assert not torch.equal(apply(faces, **{name: ON[name]})[0], off[0])
+    if name not in ("mixup", "cutmix"):
+        half = apply(faces, strength={name: 0.5}, **{name: ON[name]})[0]
+        assert torch.equal(half, apply(faces, **{name: ON[name] / 2})[0])
+
+
+@pytest.mark.parametrize("strength", [{"zoom_axes": 1}, {"rotation": 0.5}, {"rotate": 1.5}, {"flip": -0.1}])
+def test_a_wrong_strength_is_refused(faces, strength):
+    with pytest.raises(UserError, match=next(iter(strength))):
+        apply(faces, strength=strength)
+
+
+def test_a_crop_larger_than_the_pictures_is_refused(faces):
+    for call in (lambda: apply(faces, crop=49), lambda: augment.ten_crops(faces, 49)):
+        with pytest.raises(UserError, match="crop=49"):
+            call()
+
+
+def test_the_host_never_reads_from_the_device(faces):
+    """A meta tensor has no values: .item(), bool(), a mask as index all fail on it, as they would wait for a GPU."""
+    for changes in (ON, ON | {"crop": 40}, {"crop": 40, "flip": 0.5}):
+        images, targets = make(**changes)(faces.to("meta"), torch.zeros(40, 7, device="meta"))
+        assert images.device.type == targets.device.type == "meta"
+
+
+# The catalogue
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_names_every_argument_and_runs(faces, path):
+    node = yaml.safe_load(path.read_text())
+    assert list(node) == ["_target_", *inspect.signature(Augment).parameters]
+    images, targets = config.build("augment", config.check_node("augment", node))(faces, torch.eye(7)[:1].repeat(40, 1))
+    assert images.isfinite().all()
+    assert torch.equal(images, faces.float()) == (path.stem == "none")
+    assert targets.shape == (40, 7)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"flip": 1.1}, {"rotate": 181}, {"zoom": 1.0}, {"crop": 0}, {"fill": "wrap"}, {"mixup": -1}, {"shear": 1}]
+)
+def test_a_wrong_value_is_refused_by_its_key(wrong):
+    with pytest.raises(UserError, match=f"augment.{next(iter(wrong))}"):
+        make(**wrong)
