@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -76,7 +77,7 @@ def test_train_predict_report(fer, tmp_path):
 
     code, out, err = fer("predict", "ckpt=my run", "out=s.csv", "probs=p.csv")
     assert code == 0, err
-    rows = list(csv.reader(open("s.csv")))
+    rows = list(csv.reader(Path("s.csv").read_text().splitlines()))
     assert rows[0] == ["id", "label"] and len(rows) > 20
     assert [int(r[0]) for r in rows[1:]] == list(range(len(rows) - 1))
     probabilities = pd.read_csv("p.csv")
@@ -128,7 +129,22 @@ def test_multirun_makes_a_run_for_each_choice(fer, tmp_path):
     assert fer("predict")[0] == 0  # the newest run is found inside the sweep
 
 
-PATHS = ["with space", "a=b", "a,b", "(x", "a&b", "#1", "é", "人脸", "1e5", "~t", "${oc.env:HOME}", "it's", "back\\", "null1"]
+PATHS = [
+    "with space",
+    "a=b",
+    "a,b",
+    "(x",
+    "a&b",
+    "#1",
+    "é",
+    "人脸",
+    "1e5",
+    "~t",
+    "${oc.env:HOME}",
+    "it's",
+    "back\\",
+    "null1",
+]
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -277,6 +293,6 @@ def test_bash_completion(monkeypatch, capfd, tmp_path):
 
 @pytest.mark.parametrize("command", [[sys.executable, "-m", "fer"], ["fer"]])
 def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
-    env = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run([*command, "train", "optim.lrr=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("fer: optim.lrr")

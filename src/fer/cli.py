@@ -87,26 +87,30 @@ def launch(command: str, args: list[str]) -> int:
 
     def task(composed) -> float | None:
         settings = HydraConfig.get()
-        values = OmegaConf.to_container(composed, resolve=True)
-        if settings.mode == RunMode.MULTIRUN:
-            sweeps.add(Path(settings.sweep.dir))
-            if command == "train" and not values.get("run"):
-                values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
         try:
+            values = OmegaConf.to_container(composed, resolve=True)
+            if settings.mode == RunMode.MULTIRUN:
+                sweeps.add(Path(settings.sweep.dir))
+                if command == "train" and not values["run"]:
+                    values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
             return import_module(f"fer.{command}").run(values, [override_key(o) for o in settings.overrides.task])
-        except UserError as error:  # kept until the sweep's other jobs are done
-            failures.append(error)
+        except (UserError, OmegaConfBaseException) as error:  # kept until the sweep's other jobs are done
+            failures.append(error if isinstance(error, UserError) else UserError(first_line(error)))
             return math.nan
 
     parser = get_args_parser()
     parser.error = refuse
-    options = parser.parse_args(args)
+    options, extra = parser.parse_known_args(args)
+    if unknown := [a for a in extra if a.startswith("-")]:
+        refuse(f"{unknown[0]}: no such option")
+    overrides = [*options.overrides, *extra]
     if options.experimental_rerun:
         refuse("--experimental-rerun: not supported")
     sweep, user_dir = options.multirun, options.config_dir
     if user_dir and not Path(user_dir).is_dir():
         raise UserError(f"--config-dir {user_dir}: no such folder")
-    words = [rewrite(command, a, sweep, user_dir) if a in options.overrides else a for a in args]
+    words = [a for a in args if a not in overrides]
+    words += overrides if options.shell_completion else [rewrite(command, o, sweep, user_dir) for o in overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     saved, sys.argv = sys.argv, ["fer", *words]
     try:
@@ -117,19 +121,21 @@ def launch(command: str, args: list[str]) -> int:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         raise UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}") from error
     except OverrideParseException as error:
-        raise UserError(f"{error.override.lstrip('+')}: not a value ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it") from error
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        raise UserError(" ".join(str(cause).split("\n")[0].split())) from error
+        raise UserError(first_line(cause)) from error
     finally:
         sys.argv = saved
         for folder in sweeps:
             remove_if_empty(folder)
-    for error in failures[:-1]:
-        print(f"fer: {error}", file=sys.stderr)
     if failures:
-        raise failures[-1]
+        raise UserError("\nfer: ".join(dict.fromkeys(map(str, failures)))) from failures[0]
     return 0
+
+
+def first_line(error: Exception) -> str:
+    return " ".join(str(error).strip().split("\n")[0].split())
 
 
 def override_key(override: str) -> str:
@@ -144,8 +150,11 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
         return override
     if not equals:
         raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
-    if bare in choices(command, user_dir):
+    groups, group = choices(command, user_dir), bare.split(".")[0]
+    if bare in groups:
         return f"{bare}={value}"
+    if group not in groups and (config_dir() / group).is_dir():
+        raise UserError(f"{bare}: comes from the checkpoint; leave it out")
     if bare in PATHS and value not in ("null", ""):
         parts = value.split(",") if sweep else [value]
         value = ",".join(part if part[:1] in ("'", '"') else quoted(part) for part in parts)

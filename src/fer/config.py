@@ -86,9 +86,6 @@ def check(command: str, values: dict) -> Any:
 
     Raises UserError naming the key and the remedy.
     """
-    for key in ("model", "optim", "augment", "schedule") if command != "train" else ():
-        if key in values:
-            raise UserError(f"{key}: comes from the checkpoint; leave it out")
     config = validate(SCHEMAS[command], values)
     for group in TARGETS:
         node = getattr(config, group, None)

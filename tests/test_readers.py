@@ -1,0 +1,360 @@
+"""Every layout, every refusal with its place, splits, cache; and a fuzz against a slow parser."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fer import CLASSES, UserError
+from fer.data import readers
+
+RNG = np.random.default_rng(0)
+FACES = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
+FACES[0, 0, :3] = [0, 255, 7]
+LABELS = np.arange(40) % 7
+DEFAULTS = {"limit": None, "split": "auto", "fraction": 0.2, "from_index": 25, "validation": "auto", "seed": 0}
+
+
+def pixels(image):
+    return " ".join(map(str, image.ravel()))
+
+
+def load(path, **changes):
+    return readers.fer2013(str(path), **(DEFAULTS | {"normalize": "unit"} | changes))
+
+
+def write(path, header, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+@pytest.fixture
+def archive(tmp_path):
+    usage = ["Training"] * 30 + ["PublicTest"] * 6 + ["PrivateTest"] * 4
+    write(
+        tmp_path / "fer2013.csv",
+        ["emotion", "pixels", "Usage"],
+        [(y, pixels(x), u) for y, x, u in zip(LABELS, FACES, usage, strict=True)],
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def challenge(tmp_path):
+    write(tmp_path / "train.csv", ["emotion", "pixels"], [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)])
+    write(tmp_path / "test.csv", ["pixels"], [(pixels(x),) for x in FACES[:5]])
+    return tmp_path
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for split, count in (("train", 40), ("test", 14)):
+        for i in range(count):
+            folder = tmp_path / split / CLASSES[LABELS[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(FACES[i]).save(folder / f"{i:03}.png")
+    return tmp_path
+
+
+def same(faces, rows):
+    assert torch.equal(faces.images[:, 0], torch.from_numpy(FACES[rows]))
+    assert torch.equal(faces.labels, torch.from_numpy(LABELS[rows]))
+
+
+def test_archive_splits_by_usage_and_shuts_private(archive):
+    data = load(archive)
+    same(data.splits["train"], np.arange(30))
+    same(data.splits["validation"], np.arange(30, 36))
+    same(data.splits["private"], np.arange(36, 40))
+    assert data.splits["public"] is data.splits["validation"]
+    assert data.shut == {"private"} and data.unlabelled is None and data.normalize == "unit"
+    same(load(archive / "fer2013.csv").splits["train"], np.arange(30))
+
+
+def test_icml_header_other_order_extra_columns_quotes_crlf_bom(tmp_path):
+    rows = [f'x,Training,"{pixels(x)}",{y}' for x, y in zip(FACES[:30], LABELS, strict=False)]
+    rows += [f"x,PublicTest,{pixels(FACES[30])},{LABELS[30]}", "", ""]
+    text = "\ufeff" + "\r\n".join(["note, Usage, pixels,emotion ", *rows])
+    (tmp_path / "icml_face_data.csv").write_bytes(text.encode())
+    data = load(tmp_path)
+    same(data.splits["train"], np.arange(30))
+    same(data.splits["validation"], np.arange(30, 31))
+
+
+def test_challenge_has_an_unlabelled_test_split_with_counted_ids(challenge):
+    data = load(challenge)
+    assert data.unlabelled == "test" and not data.shut
+    assert data.splits["test"].ids == ["0", "1", "2", "3", "4"]
+    assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:5]))
+
+
+def test_course_layout_keeps_its_ids(tmp_path):
+    write(tmp_path / "train.csv", ["label", "feature"], [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)])
+    write(tmp_path / "test.csv", ["id", "feature"], [(f"n{i}", pixels(FACES[i])) for i in (3, 1)])
+    assert load(tmp_path).splits["test"].ids == ["n3", "n1"]
+
+
+def test_fraction_is_stratified_seeded_and_keeps_the_order(challenge):
+    data = load(challenge, fraction=0.4)
+    held_out, train = data.splits["validation"], data.splits["train"]
+    assert len(held_out) + len(train) == 40
+    counts = torch.bincount(held_out.labels, minlength=7)
+    assert counts.tolist() == [round(0.4 * n) for n in np.bincount(LABELS)]
+    position = {FACES[i].tobytes(): i for i in range(40)}
+    order = [position[x.numpy().tobytes()] for x in held_out.images]
+    assert order == sorted(order)
+    assert torch.equal(held_out.images, load(challenge, fraction=0.4).splits["validation"].images)
+    assert not torch.equal(held_out.images, load(challenge, fraction=0.4, seed=1).splits["validation"].images)
+
+
+def test_from_index(challenge, tmp_path):
+    data = load(challenge, split="from_index")
+    same(data.splits["train"], np.arange(25))
+    same(data.splits["validation"], np.arange(25, 40))
+    with pytest.raises(UserError, match="from_index=40: nothing would validate; there are 40"):
+        load(challenge, split="from_index", from_index=40)
+
+
+def test_from_index_leaves_public_alone(archive):
+    data = load(archive, split="from_index")
+    same(data.splits["validation"], np.arange(25, 30))
+    same(data.splits["public"], np.arange(30, 36))
+
+
+def test_folders_shut_their_test_unless_it_is_asked_for(folders):
+    data = load(folders)
+    assert data.shut == {"test"} and len(data.splits["train"]) + len(data.splits["validation"]) == 40
+    assert len(load(folders, limit=9).splits["train"].labels.unique()) == 7
+    data = load(folders, validation="test")
+    assert not data.shut and len(data.splits["train"]) == 40 and len(data.splits["validation"]) == 14
+    index = np.argsort(LABELS[:14], kind="stable")[np.argsort(np.argsort(sorted(CLASSES)))[0] :]
+    assert len(index) == 14
+
+
+def test_folder_images_of_any_kind(tmp_path):
+    for name in ("Angry", "disgusted", "2", "3_happy", "SADNESS", "surprise", "neutral"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    base = tmp_path / "train"
+    gray = Image.fromarray(FACES[0])
+    gray.save(base / "Angry" / "a.png")
+    gray.convert("RGB").save(base / "disgusted" / "a.png")
+    Image.fromarray(FACES[0].astype(np.uint16) * 257).save(base / "2" / "a.png")
+    gray.convert("CMYK").save(base / "3_happy" / "a.jpg")
+    gray.resize((96, 200)).save(base / "SADNESS" / "a.jpg")
+    gray.save(base / "surprise" / "a.gif", save_all=True, append_images=[Image.fromarray(FACES[1])])
+    Image.new("L", (1, 1), 9).save(base / "neutral" / "a.png")
+    (base / "neutral" / "Thumbs.db").write_bytes(b"not an image")
+    data = load(tmp_path, validation="auto", fraction=0.9)
+    by_class = {
+        int(y): x[0].numpy()
+        for y, x in zip(data.splits["validation"].labels, data.splits["validation"].images, strict=True)
+    }
+    for label in (0, 1, 2, 5):
+        assert np.array_equal(by_class[label], FACES[0]), label
+    assert (by_class[6] == 9).all() and set(by_class) == set(range(7))
+
+
+def test_limit_takes_the_first_of_each_split(archive):
+    data = load(archive, limit=4)
+    same(data.splits["train"], np.arange(4))
+    same(data.splits["validation"], np.arange(30, 34))
+    assert data.splits["public"] is data.splits["validation"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.replace(" 7 ", " 256 ", 1), "line 2: '256' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " -1 ", 1), "line 2: '-1' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " 1e2 ", 1), "line 2: '1e2' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " 0007 ", 1), "line 2: '0007' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " ٣ ", 1), "line 2: '٣' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " 7\0 ", 1), "line 2: '7\\x00' is not a gray value"),
+        (lambda t: t.replace(" 7 ", " ", 1), "line 2: has 2303 pixels"),
+        (lambda t: t.replace(" 7 ", " 7 7 ", 1), "line 2: has 2305 pixels"),
+        (lambda t: t.replace("\n1,", "\n7,", 1), "line 3: '7' is not a label"),
+        (lambda t: t.replace("\n1,", "\n,", 1), "line 3: '' is not a label"),
+        (lambda t: t.replace("\n1,", "\n1.0,", 1), "line 3: '1.0' is not a label"),
+        (lambda t: t.replace("PublicTest", "Public", 1), "line 32: 'Public' is not a Usage"),
+        (lambda t: t.replace("emotion,pixels", "emotion,pixel"), "line 1: no column pixels"),
+        (lambda t: t.replace("emotion,pixels", "mood,pixels"), "have no labels"),
+        (lambda t: t.split("\n")[0], "has a header but no rows"),
+        (lambda t: "", "is empty"),
+        (lambda t: t[:-700], "line 41: has 2 columns"),
+        (lambda t: t.replace("\n1,", '\n1,"', 1), "line 3: its quotes do not close"),
+        (lambda t: t.replace("\n1,", "\n1," + "9 " * 40_000, 1), "line 3: is over 65536 bytes"),
+    ],
+)
+def test_a_bad_csv_is_refused_with_its_line(archive, change, words):
+    file = archive / "fer2013.csv"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(UserError) as error:
+        load(archive)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_utf16_is_refused_and_double_blanks_are_not(archive):
+    file = archive / "fer2013.csv"
+    text = file.read_text()
+    file.write_text(text.replace(" 7 ", "  7  ", 1))
+    same(load(archive).splits["train"], np.arange(30))
+    file.write_text(text, encoding="utf-16")
+    with pytest.raises(UserError, match="UTF-16"):
+        load(archive)
+
+
+def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
+    file = tmp_path / "fer2013.csv"
+    with file.open("wb") as f:
+        f.truncate(1 << 30)
+    read = []
+    monkeypatch.setattr(
+        readers.hashlib, "sha256", lambda *a: type("H", (), {"update": lambda s, b: read.append(len(b))})()
+    )
+    with pytest.raises(UserError, match="line 1: is over 65536 bytes"):
+        readers.read_csv(file)
+    assert sum(read) <= readers.BLOCK
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"not an image"])
+def test_a_bad_image_is_refused_by_name(folders, content):
+    (folders / "train" / "fear" / "002.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"002\.png: not a readable image"):
+        load(folders)
+
+
+def test_truncated_bomb_and_float_images_are_refused(folders, monkeypatch):
+    file = folders / "train" / "fear" / "002.png"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a readable image"):
+        load(folders)
+    Image.new("1", (10_000, 10_000)).save(file)
+    with pytest.raises(UserError, match="10000×10000 pixels"):
+        load(folders)
+    Image.fromarray(FACES[0].astype(np.float32)).save(file.with_suffix(".tiff"))
+    file.write_bytes(whole)
+    with pytest.raises(UserError, match="mode F"):
+        load(folders)
+
+
+def test_an_unknown_class_folder_is_refused(folders):
+    (folders / "train" / "contempt").mkdir()
+    with pytest.raises(UserError, match="contempt: no emotion has this name; the folders are angry"):
+        load(folders)
+
+
+def test_nothing_there_says_what_was_looked_for(tmp_path):
+    for path, words in ((tmp_path, "no FER2013 there"), (tmp_path / "x", "no such folder")):
+        with pytest.raises(UserError) as error:
+            load(path)
+        assert words in str(error.value)
+        for word in ("fer2013.csv", "icml_face_data.csv", "train/", "kaggle.com", "data=demo"):
+            assert word in str(error.value)
+
+
+def test_what_a_layout_cannot_do_is_refused(challenge):
+    with pytest.raises(UserError, match="no Usage column"):
+        load(challenge, split="usage")
+    with pytest.raises(UserError, match="no image folder with a test/"):
+        load(challenge, validation="test")
+
+
+def count_parses(monkeypatch):
+    calls, real = [], readers.parse_pixels
+    monkeypatch.setattr(readers, "parse_pixels", lambda *args: calls.append(1) or real(*args))
+    return calls
+
+
+def test_a_source_is_parsed_once_and_again_when_it_changes(archive, monkeypatch):
+    calls = count_parses(monkeypatch)
+    first = load(archive)
+    assert len(calls) == 1
+    second = load(archive)
+    assert len(calls) == 1
+    for name, split in first.splits.items():
+        assert torch.equal(split.images, second.splits[name].images) and split.ids == second.splits[name].ids
+    file = archive / "fer2013.csv"
+    file.write_text(file.read_text().replace(" 7 ", " 8 ", 1))
+    assert load(archive).splits["train"].images[0, 0, 0, 2] == 8
+    assert len(calls) == 2 and len(list((archive / ".fer-cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"\1" + b[5001:]])
+def test_a_damaged_cache_is_parsed_again(archive, monkeypatch, damage):
+    load(archive)
+    (cache,) = (archive / ".fer-cache").iterdir()
+    cache.write_bytes(damage(cache.read_bytes()))
+    same(load(archive).splits["train"], np.arange(30))
+
+
+def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(archive, monkeypatch, tmp_path):
+    (archive / ".fer-cache").write_text("in the way")  # root may write anywhere, but not below a file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls = count_parses(monkeypatch)
+    load(archive)
+    load(archive)
+    assert len(calls) == 1 and len(list((tmp_path / "cache" / "fer").iterdir())) == 1
+    (tmp_path / "cache" / "fer").rename(tmp_path / "gone")
+    (tmp_path / "cache" / "fer").write_text("in the way too")
+    same(load(archive).splits["train"], np.arange(30))
+
+
+def test_blocks_are_cut_at_lines(archive, monkeypatch):
+    monkeypatch.setattr(readers, "BLOCK", 20_000)
+    same(load(archive).splits["train"], np.arange(30))
+
+
+SMALL = "\n".join(["emotion,pixels", *(f"{y},{pixels(x)}" for y, x in zip(LABELS[:3], FACES, strict=False))]).encode()
+
+
+def slow_parse(raw):
+    """The faces that the file holds by Python's csv and int, or None where it should be refused."""
+    try:
+        rows = list(
+            csv.reader(
+                io.StringIO(raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r", "")), strict=True
+            )
+        )
+        names = [name.strip().lower() for name in rows[0]]
+        body = [row for row in rows[1:] if row]
+        if "emotion" in names:
+            assert all(row[names.index("emotion")].strip() in list("0123456") for row in body)
+        images = [[int(v) for v in row[names.index("pixels")].split(" ") if v] for row in body]
+        assert images and all(len(i) == 2304 and 0 <= min(i) and max(i) <= 255 for i in images)  # noqa: SIM300
+        return np.array(images)
+    except (ValueError, AssertionError, IndexError, csv.Error):
+        return None
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    at=st.integers(0, len(SMALL)),
+    cut=st.integers(0, 4),
+    put=st.one_of(st.binary(max_size=4), st.text('0123456789 ,"\r\n-+.eE\0', max_size=4).map(str.encode)),
+)
+def test_a_changed_file_reads_as_python_reads_it_or_is_refused(tmp_path, at, cut, put):
+    raw = SMALL[:at] + put + SMALL[at + cut :]
+    file = tmp_path / "train.csv"
+    file.write_bytes(raw)
+    try:
+        images = readers.read_csv(file).images.reshape(-1, 2304)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    expected = slow_parse(raw)
+    assert expected is not None and np.array_equal(images, expected)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=st.binary(max_size=200))
+def test_noise_is_refused(tmp_path, raw):
+    for file, read in ((tmp_path / "x.csv", readers.read_csv), (tmp_path / "x.png", readers.read_image)):
+        file.write_bytes(raw)
+        with pytest.raises(UserError):
+            read(file)
