@@ -20,7 +20,7 @@ from fer import UserError
 Share = Annotated[float, Ge(0), Le(1)]
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
-STRENGTHS = ("flip", "rotate", "shift", "zoom", "erase", "brightness", "contrast", "mixup", "cutmix")
+STRENGTHS = ("crop", "flip", "rotate", "shift", "zoom", "erase", "brightness", "contrast", "mixup", "cutmix")
 
 
 def theta_of(flip: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -126,6 +126,12 @@ def spread(device: torch.device, *shape: int) -> Tensor:
     return torch.empty(shape, device=device).uniform_(-1, 1)
 
 
+def window(room: int, share: float, count: int, device: torch.device) -> Tensor:
+    """Starts of `count` windows, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
+    start = torch.randint(room + 1, (count,), device=device)
+    return (room / 2 + (start - room / 2) * share).round().long()
+
+
 def draw_erase(count: int, height: int, width: int, probability: float, device: torch.device) -> Tensor:
     """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published; empty for 1 - probability of N.
 
@@ -189,13 +195,15 @@ class Augment:
         """The batch, changed: float32 N×1×h×w in 0..255, and its targets.
 
         images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: for any of STRENGTHS a factor from
-        0 to 1 of its value; of mixup and cutmix, the share of batches mixed. Draws from torch's global generator.
+        0 to 1 of its value; of mixup and cutmix, the share of batches mixed; of crop, how far windows lie from the
+        centre. Draws from torch's global generator.
         """
         strength = strength or {}
         for name, factor in strength.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
-        at = {name: getattr(self, name) * strength.get(name, 1) for name in STRENGTHS}
+        at = {name: (getattr(self, name) or 0) * strength.get(name, 1) for name in STRENGTHS}
+        at["crop"] = strength.get("crop", 1)
         shares = [strength.get(name, 1) if getattr(self, name) else 0 for name in ("mixup", "cutmix")]
         return self.mix(self.recolour(self.move(images, at), at), targets, *shares)
 
@@ -205,8 +213,8 @@ class Augment:
         flip = torch.rand(count, device=device) < at["flip"]
         if size:
             check_crop(images, size)
-            top = torch.randint(height - size + 1, (count,), device=device)
-            left = torch.randint(width - size + 1, (count,), device=device)
+            top = window(height - size, at["crop"], count, device)
+            left = window(width - size, at["crop"], count, device)
         if at["rotate"] or at["shift"] or at["zoom"]:
             degrees = at["rotate"] * spread(device, count)
             shift = at["shift"] * torch.stack([width * spread(device, count), height * spread(device, count)], dim=1)

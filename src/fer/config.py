@@ -41,6 +41,9 @@ class Training(Strict):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["auto", "fp32", "bf16"]
     channels_last: bool
+    class_weights: Literal["none", "balanced"]
+    sampling: Literal["shuffle", "balanced"]
+    tencrop: bool
 
 
 class TrainConfig(Strict):
@@ -55,6 +58,7 @@ class TrainConfig(Strict):
     augment: dict
     optim: dict
     schedule: dict
+    curves: dict[str, dict | None]
 
 
 class PredictConfig(Strict):
@@ -91,7 +95,10 @@ def check(command: str, values: dict) -> Any:
         node = getattr(config, group, None)
         if node is not None and "_target_" in node:
             setattr(config, group, check_node(group, node))
-    if command == "train":
+    if isinstance(config, TrainConfig):
+        config.curves = {
+            name: check_node("schedule", node, f"curves.{name}") for name, node in config.curves.items() if node
+        }
         for group in TARGETS:
             if "_target_" not in getattr(config, group):
                 raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
@@ -105,14 +112,17 @@ def check(command: str, values: dict) -> Any:
     return config
 
 
-def check_node(group: str, node: dict) -> dict:
-    """A `_target_` node with its keys checked against the target's signature and the defaults filled in."""
+def check_node(group: str, node: dict, key: str = "") -> dict:
+    """A `_target_` node with its keys checked against the target's signature and the defaults filled in. `key`: where
+    it stands, if not at `group`."""
+    if "_target_" not in node:
+        raise UserError(f"{key or group}: names no _target_; choose one")
     path, fn = node["_target_"], target(group, node)
     hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
     parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in PROVIDED.get(group, ())]
     fields = {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters}
     schema = create_model(fn.__name__, __base__=Strict, **fields)
-    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{group}.")
+    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{key or group}.")
     return {"_target_": path} | plain(values.model_dump())
 
 

@@ -1,6 +1,7 @@
 """Curves over training: pure functions of time and of the validation history so far.
 
-A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity it drives (the learning rate).
+A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity that it drives: the
+learning rate, dropout's rate, the size of an augmentation.
 epoch: time in epochs since the start, a fraction inside an epoch (2.5 = halfway through the third). epochs: the planned
 length. history: validation accuracies in 0..1, one an epoch, as far as known.
 """
@@ -8,9 +9,11 @@ length. history: validation accuracies in 0..1, one an epoch, as far as known.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Lt
+import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 
 Epochs = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Lt(1)]
@@ -18,8 +21,9 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """warmup: epochs in which the factor rises linearly from 0 to the curve."""
+    """warmup: epochs in which the factor rises linearly from 0 to the curve. waits: whether it looks at history."""
 
+    waits: ClassVar[bool] = False
     warmup: Epochs = 0
 
     def __call__(self, epoch: float, epochs: int, history: Sequence[float] = ()) -> float:
@@ -78,6 +82,7 @@ class OneCycle(Curve):
 class Plateau(Curve):
     """× factor whenever validation accuracy has not risen by more than `threshold` for more than `patience` epochs."""
 
+    waits: ClassVar[bool] = True
     factor: Annotated[float, Gt(0), Lt(1)]
     patience: Annotated[int, Ge(0)]
     threshold: Annotated[float, Ge(0)]
@@ -90,3 +95,39 @@ class Plateau(Curve):
             if bad > self.patience:
                 value, bad = max(value * self.factor, self.final), 0
         return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knots(Curve):
+    """Through (epochs[i], values[i]): along straight lines, or (shape step) values[i] from epochs[i] on."""
+
+    epochs: list[Epochs]
+    values: list[Annotated[float, Ge(0), Le(1)]]
+    shape: Literal["linear", "step"] = "linear"
+
+    def __post_init__(self):
+        if not self.epochs or len(self.epochs) != len(self.values) or any(a >= b for a, b in pairwise(self.epochs)):
+            raise ValueError("knots need as many values as epochs, and epochs that rise")
+
+    def at(self, epoch, epochs, history):
+        if self.shape == "linear":
+            return float(np.interp(epoch, self.epochs, self.values))
+        return self.values[max(np.searchsorted(self.epochs, epoch, side="right") - 1, 0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterPlateau(Curve):
+    """`before` until validation accuracy has not risen for more than `patience` epochs, from then on `after`."""
+
+    waits: ClassVar[bool] = True
+    before: Annotated[float, Ge(0), Le(1)]
+    after: Annotated[float, Ge(0), Le(1)]
+    patience: Annotated[int, Ge(0)]
+
+    def at(self, epoch, epochs, history):
+        best, bad = -math.inf, 0
+        for accuracy in history:
+            best, bad = (accuracy, 0) if accuracy > best else (best, bad + 1)
+            if bad > self.patience:
+                return self.after
+        return self.before

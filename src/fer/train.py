@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 from fer import CLASSES, UserError, config, metrics
+from fer.augment import STRENGTHS, Augment, ten_crops
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
@@ -37,9 +39,13 @@ class Trainer:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
         self.optimizer = config.build("optim", cfg.optim, params=self.network.parameters())
-        self.curve = config.build("schedule", cfg.schedule)
+        self.curves = {"lr": config.build("schedule", cfg.schedule)}
+        self.curves |= {name: config.build("schedule", node) for name, node in cfg.curves.items()}
+        self.dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+        self.sizes = curve_sizes(cfg, self.augment, [rate for _, rate in self.dropouts])
         self.images = faces.images.to(device)
         self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
+        self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
         self.val_images, self.val_labels = held_out.images.to(device), held_out.labels.to(device)
 
         self.history: list[dict] = []  # one row an epoch
@@ -64,12 +70,13 @@ class Trainer:
         network, batches, progress = self.network.train(), self.batches(), Progress(self)
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
-            images, targets = self.augment(self.images[batch], self.targets[batch])
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate()
+            strength = self.follow_curves()
+            images, targets = self.augment(self.images[batch], self.targets[batch], strength)
             with autocast(self.device, self.cfg.train.precision):
                 logits = network(images)
-                loss = F.cross_entropy(logits, targets, label_smoothing=self.cfg.train.label_smoothing)
+                loss = F.cross_entropy(
+                    logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing
+                )
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -85,19 +92,34 @@ class Trainer:
         progress.close()
 
     def batches(self) -> list[torch.Tensor]:
-        """The epoch's positions, every face once, in an order that depends on (seed, epoch) alone. A last batch of
-        one joins the batch before it: BatchNorm cannot learn from one face."""
+        """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one joins the batch
+        before it: BatchNorm cannot learn from one face."""
         seed_everything(self.cfg.seed, self.epoch)
-        parts = list(torch.randperm(len(self.images)).split(self.cfg.train.batch_size))
+        if self.cfg.train.sampling == "balanced":
+            weights = balanced_weights(self.targets.cpu())[self.targets.argmax(1).cpu()]
+            order = torch.multinomial(weights, len(self.images), replacement=True)
+        else:
+            order = torch.randperm(len(self.images))
+        parts = list(order.split(self.cfg.train.batch_size))
         if len(parts) > 1 and len(parts[-1]) == 1:
             parts[-2:] = [torch.cat(parts[-2:])]
         return [part.to(self.device) for part in parts]
 
-    def rate(self) -> float:
-        """The learning rate of the coming step."""
+    def factors(self, step: int) -> dict[str, float]:
+        """Every curve's factor at a step of this epoch."""
         accuracies = [row["val_accuracy"] for row in self.history]
-        time = self.epoch + self.step / self.steps
-        return self.cfg.optim["lr"] * self.curve(time, self.cfg.train.epochs, accuracies)
+        time = self.epoch + step / self.steps
+        return {name: curve(time, self.cfg.train.epochs, accuracies) for name, curve in self.curves.items()}
+
+    def follow_curves(self) -> dict[str, float]:
+        """Set rate and dropout for the coming step; returns the strength of the augmentations."""
+        factors = self.factors(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.sizes["lr"] * factors.pop("lr", 1)
+        for module, rate in self.dropouts:
+            module.p = rate * factors.get("dropout", 1)
+        factors.pop("dropout", None)
+        return factors
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
@@ -106,10 +128,12 @@ class Trainer:
         logits = self.network.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
         matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
         loss, right = (self.sums / len(self.images)).tolist()
+        values = {name: self.sizes[name] * factor for name, factor in self.factors(self.steps - 1).items()}
+        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop else {}
         self.history.append(
             {
                 "epoch": self.epoch + 1,
-                "lr": self.optimizer.param_groups[0]["lr"],
+                "lr": values.pop("lr"),
                 "train_loss": loss,
                 "train_accuracy": right,
                 "val_loss": F.cross_entropy(logits, self.val_labels).item(),
@@ -117,6 +141,8 @@ class Trainer:
                 "val_macro_f1": metrics.macro_f1(matrix),
                 "seconds": self.seconds + time.perf_counter() - start,
                 "images_per_second": len(self.images) / max(self.seconds, 1e-9),
+                **values,
+                **crops,
             }
         )
         if better := self.history[-1]["val_accuracy"] > self.best:
@@ -127,6 +153,12 @@ class Trainer:
             write_history(self.run, self.history)
             print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
 
+    def tencrop_accuracy(self) -> float:
+        """Validation accuracy of the mean probabilities over ten crops of the model's size (Krizhevsky et al. 2012)."""
+        views = ten_crops(self.val_images, min(self.network.model.size, self.val_images.shape[-1]))
+        means = sum(self.network.logits(view, EVAL_BATCH, self.cfg.train.precision).softmax(1) for view in views)
+        return (means.argmax(1) == self.val_labels).float().mean().item()
+
     def out_of_patience(self) -> bool:
         patience = self.cfg.train.patience
         return patience is not None and self.epoch - self.best_epoch >= patience
@@ -134,8 +166,9 @@ class Trainer:
     def check_finite(self) -> None:
         if not self.sums.isfinite().all():
             raise UserError(
-                f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: the loss is no finite number at optim.lr="
-                f"{self.rate():.3g}; try a lower optim.lr, schedule.warmup=1 or train.precision=fp32"
+                f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: the loss is no finite number at a rate of "
+                f"{self.optimizer.param_groups[0]['lr']:.3g}; try a lower optim.lr, schedule.warmup=1 or "
+                f"train.precision=fp32"
             )
 
     def save(self, file: str) -> None:
@@ -157,6 +190,27 @@ class Trainer:
         for name in self.STATE:
             setattr(self, name, state[name])
         self.sums = state["sums"].to(self.device)
+
+
+def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
+    """A weight per class, N / (classes × faces of the class) as scikit-learn's `balanced`, from one-hot N×C; 0 where a
+    class has no face."""
+    counts = targets.sum(0)
+    return torch.where(counts > 0, len(targets) / (targets.shape[1] * counts.clamp(min=1)), 0.0)
+
+
+def curve_sizes(cfg: config.TrainConfig, augment: Augment, dropouts: list[float]) -> dict[str, float]:
+    """What each curve's factor multiplies: the rate, the largest dropout, an augmentation's own number (for crop and
+    the two mixings a share). A curve that would drive nothing is refused."""
+    sizes = {"lr": cfg.optim["lr"], "dropout": max(dropouts, default=0.0)}
+    sizes |= {name: getattr(augment, name) for name in STRENGTHS}
+    for name in cfg.curves:
+        if name == "lr" or name not in sizes:
+            near = ", ".join(["dropout", *STRENGTHS])
+            raise UserError(f"curves.{name}: no curve drives this; there are {near} (the rate's is schedule)")
+        if not sizes[name]:
+            raise UserError(f"curves.{name}: would drive nothing, {name} is off; set it, or leave the curve out")
+    return sizes | {name: 1.0 for name in ("crop", "mixup", "cutmix") if sizes.get(name)}
 
 
 class Progress:

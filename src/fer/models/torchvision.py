@@ -1,0 +1,111 @@
+"""torchvision's classifiers by name, for gray faces."""
+
+import difflib
+import re
+from bisect import bisect_left
+from typing import Annotated, Literal
+
+import torch
+import torchvision
+from annotated_types import Ge
+from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
+
+Positive = Annotated[int, Ge(1)]
+
+
+def classifier(
+    *,
+    name: str,
+    size: Positive = 48,
+    channels: Literal[1, 3] = 1,
+    classes: Positive = 7,
+    stem: Literal["imagenet", "cifar"] = "imagenet",
+    weights: str | None = None,
+) -> nn.Module:
+    """Images N×channels×size×size to logits N×classes.
+
+    channels: 1 sums the first convolution over RGB, which is what the network computes for a gray face given thrice.
+    stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: a state-dict file of this network,
+    torchvision's or your own; its last layer is left out where it has other classes. Nothing is downloaded.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
+        raise ValueError(f"name={name}: not one of torchvision's classifiers; nearest: {', '.join(near)}")
+    options, step = {}, 1
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):
+        options, step = {"image_size": size}, int(name.rpartition("_")[2])  # its patches
+    elif name.startswith("maxvit_"):
+        options, step = {"input_size": (size, size)}, 224  # 7×7 windows at strides up to 32
+    if size % step:
+        raise ValueError(f"{name} cannot take {size}×{size}; set model.size to a multiple of {step}")
+
+    model = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
+    if stem == "cifar":
+        if not isinstance(model, torchvision.models.ResNet):
+            raise ValueError(f"stem=cifar: {name} has no such stem, only ResNets do; set model.stem=imagenet")
+        model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    first, conv = next((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if channels == 1:
+        conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
+
+    if reason := _refusal(model, channels, size):
+        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(model, channels, side))
+        raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
+    if weights is not None:
+        _load(model, name, weights, first)
+    model.size, model.channels, model.classes = size, channels, classes
+    return model
+
+
+def _refusal(model: nn.Module, channels: int, size: int) -> str:
+    """Why the model cannot take images of this size, or nothing. Shapes only: no arithmetic, no memory."""
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    training = model.training
+    try:
+        images = torch.zeros(1, channels, size, size, device="meta")
+        torch.func.functional_call(model.eval(), {key: value.to("meta") for key, value in state.items()}, images)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+    finally:
+        model.train(training)
+    return ""
+
+
+def _load(model: nn.Module, name: str, path: str, first: str) -> None:
+    """Copy a state-dict file into the model; ValueError where it does not fit. `first`: the first convolution."""
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file raises nearly anything
+        reason = getattr(error, "strerror", None) or "damaged, or more than weights and plain values"
+        raise ValueError(f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}") from None
+    if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
+        raise ValueError(f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)")
+    # torchvision's files name some DenseNet layers norm.1, and hold the auxiliary classifiers that are left out here
+    given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", str(key)): value for key, value in given.items()}
+    given = {key: value for key, value in given.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+
+    own = model.state_dict()
+    last = [key for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    kernel, head, places = (f"{first}.weight", f"{last}.weight", "encoder.pos_embedding")
+    if kernel in given and given[kernel].dim() == 4 and given[kernel].shape[1] == 3 > own[kernel].shape[1]:
+        given[kernel] = given[kernel].sum(1, keepdim=True)
+    if head in given and given[head].shape[1:] == own[head].shape[1:] and len(given[head]) != len(own[head]):
+        given |= {key: own[key] for key in (head, f"{last}.bias")}
+    if places in own and places in given and given[places].shape[::2] == own[places].shape[::2]:
+        given = interpolate_embeddings(model.image_size, model.patch_size, given)
+    wrong = [f"lacks {key}" for key in own.keys() - given.keys() if not key.endswith("num_batches_tracked")]
+    wrong += [f"has {key}" for key in given.keys() - own.keys()]
+    wrong += [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own.keys() & given.keys()
+        if given[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise ValueError(f"weights={path}: do not fit {name}: {min(wrong)}")
+    for key, value in given.items():
+        own[key].copy_(value)
