@@ -1,10 +1,12 @@
 import os
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 
 from fer import config
 
@@ -44,3 +46,15 @@ def fer2013_csv(tmp_path):
     path = tmp_path / "archive" / "fer2013.csv"
     path.write_text("\n".join(rows) + "\n")
     return path
+
+
+@pytest.fixture
+def compose():
+    """The values of a command's config with overrides, as Hydra composes them."""
+
+    def make(command, *overrides):
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = hydra.compose(command, [*overrides, "name=test"])
+        return OmegaConf.to_container(composed, resolve=True)
+
+    return make

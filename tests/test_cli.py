@@ -252,6 +252,39 @@ def test_a_users_own_configs(fer, tmp_path):
     assert code == 0 and out.startswith("little,"), err
 
 
+def test_a_group_typed_beside_an_experiment_counts_whole(fer):
+    import yaml
+
+    args = ["model=dnn", "model.head=[4]", "optim=sgd", "augment=flip", "augment.zoom=0.2", "train.epochs=1", *TINY[:2]]
+    code, _, err = fer("train", "experiment=compact_cnn", "run=r", *args)
+    assert code == 0, err
+    saved = yaml.safe_load(Path("r/config.yaml").read_text())
+    assert saved["optim"]["momentum"] == 0.9 and saved["optim"]["lr"] == 0.01
+    assert (saved["augment"]["rotate"], saved["augment"]["flip"], saved["augment"]["zoom"]) == (0, 0.5, 0.2)
+    assert saved["schedule"]["rise"] == 0.3 and saved["name"] == "compact_cnn"  # the experiment's
+
+
+def test_reports_of_several_runs_stand_side_by_side(fer, tmp_path):
+    fer("train", *TINY, "run=a")
+    fer("train", *TINY, "run=b", "model.head=[8]", "name=narrow", "optim.lr=0.01")
+    code, out, err = fer("report", "run=[a,b]")
+    assert code == 0, err
+    assert "narrow differs from dnn in optim.lr, model.head" in out or "narrow differs from dnn in model.head" in out
+    table = pd.read_csv("comparison/comparison.csv")
+    assert list(table["run"]) == ["dnn", "narrow"] and table["parameters"][1] == 2304 * 8 + 8 + 8 * 7 + 7
+    assert list(table["val_accuracy"]) == [
+        pytest.approx(pd.read_csv(f"{r}/history.csv")["val_accuracy"].max(), abs=1e-4) for r in ("a", "b")
+    ]
+    assert (tmp_path / "comparison" / "curves.png").is_file()
+
+
+def test_curves_plots_what_time_alone_decides(fer, tmp_path):
+    code, out, err = fer("curves", "experiment=vgg16_staged", "out=c.png")
+    assert code == 0, err
+    assert "crop, rotate, flip over 120 epochs: c.png" in out and "wait for validation accuracy: dropout, lr" in out
+    assert (tmp_path / "c.png").is_file()
+
+
 def test_early_stopping(fer):
     code, _, _ = fer("train", *TINY, "run=r", "optim.lr=1e-12", "train.epochs=9", "train.patience=2")
     assert code == 0 and len(pd.read_csv("r/history.csv")) < 9

@@ -3,6 +3,8 @@
 This module holds what every other one shares and imports nothing heavy.
 """
 
+from pathlib import Path
+
 __version__ = "0.1.0"
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -10,3 +12,16 @@ CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 class UserError(Exception):
     """Something the user can mend: one line that says what was wrong, where, and what to do. Exit code 2."""
+
+
+def config_dir() -> Path:
+    """configs/, inside the installed package or beside src/ in a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def nearest(word: str, known) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(known)}"

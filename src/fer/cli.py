@@ -8,15 +8,17 @@ import os
 import sys
 from pathlib import Path
 
-from fer import UserError, __version__
+from fer import UserError, __version__, config_dir, nearest
 
 COMMANDS = {
     "train": "train a network and write a run folder",
     "predict": "label the faces of a split, write a submission",
+    "curves": "plot what a training would change over time",
     "report": "turn a run into pictures and tables",
+    "summary": "show networks layer by layer, or side by side",
 }
 # Their values are quoted before Hydra parses them: a path may hold anything.
-PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "data.path"}
+PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "data.path", "model.weights"}
 USAGE = """usage: fer COMMAND [KEY=VALUE ...]
 
 {commands}
@@ -27,12 +29,6 @@ fer COMMAND --help explains a command's keys. First steps, with built-in data:
   fer report
 Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
 """
-
-
-def config_dir() -> Path:
-    """configs/, inside the installed package or beside src/ in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,6 +67,7 @@ def launch(command: str, args: list[str]) -> int:
 
     import hydra
     from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException, MissingConfigException, OverrideParseException
     from hydra.types import RunMode
@@ -89,11 +86,18 @@ def launch(command: str, args: list[str]) -> int:
         settings = HydraConfig.get()
         try:
             values = OmegaConf.to_container(composed, resolve=True)
+            typed = [override_key(override) for override in settings.overrides.task]
+            if groups := [key for key in typed if key in choices(command, user_dir) and "experiment" in typed]:
+                # An experiment pins keys; a group that is typed beside it counts whole.
+                others = [o for o in settings.overrides.task if override_key(o) != "experiment"]
+                loader = GlobalHydra.instance().config_loader()
+                plain = loader.load_configuration(command, others, RunMode.RUN)
+                values |= {key: OmegaConf.to_container(plain[key]) for key in groups if key != "experiment"}
             if settings.mode == RunMode.MULTIRUN:
                 sweeps.add(Path(settings.sweep.dir))
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
-            return import_module(f"fer.{command}").run(values, [override_key(o) for o in settings.overrides.task])
+            return import_module(f"fer.{command}").run(values, typed)
         except (UserError, OmegaConfBaseException) as error:  # kept until the sweep's other jobs are done
             failures.append(error if isinstance(error, UserError) else UserError(first_line(error)))
             return math.nan
@@ -154,8 +158,9 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
     if bare in groups:
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
-        raise UserError(f"{bare}: comes from the checkpoint; leave it out")
-    if bare in PATHS and value not in ("null", ""):
+        from_run = command in ("predict", "report")
+        raise UserError(f"{bare}: {'comes from the checkpoint' if from_run else 'no such key here'}; leave it out")
+    if bare in PATHS and value not in ("null", "") and not (value.startswith("[") and value.endswith("]")):
         parts = value.split(",") if sweep else [value]
         value = ",".join(part if part[:1] in ("'", '"') else quoted(part) for part in parts)
     return f"++{bare}={value}"
@@ -173,6 +178,8 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
 
     roots = [config_dir(), *([Path(user_dir)] if user_dir else [])]
     defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())["defaults"]
+    if "train" in defaults:
+        return choices("train", user_dir)
     groups = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]
     return {g: sorted({f.stem for root in roots for f in (root / g).glob("*.yaml")}) for g in groups if "/" not in g}
 
@@ -221,13 +228,6 @@ def complete(args: list[str]) -> int:
     point = int(os.environ.get("COMP_POINT", len(line)))
     os.environ["COMP_POINT"] = str(max(point - (len(line) - len(os.environ["COMP_LINE"])), 0))
     return launch(command, ["-sc", *args])
-
-
-def nearest(word: str, known) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(known)}"
 
 
 def remove_if_empty(sweep: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from fer import UserError
+from fer import UserError, config_dir
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -61,6 +61,10 @@ class TrainConfig(Strict):
     curves: dict[str, dict | None]
 
 
+class CurvesConfig(TrainConfig):
+    out: str
+
+
 class PredictConfig(Strict):
     ckpt: str | None
     split: str | None
@@ -74,7 +78,8 @@ class PredictConfig(Strict):
 
 
 class ReportConfig(Strict):
-    run: str | None
+    run: str | list[str] | None
+    out: str | None
     samples: Count
     seed: Seed
     device: Device
@@ -82,7 +87,20 @@ class ReportConfig(Strict):
     data: dict | None = None  # only what was typed; the rest comes from the checkpoint
 
 
-SCHEMAS = {"train": TrainConfig, "predict": PredictConfig, "report": ReportConfig}
+class SummaryConfig(Strict):
+    name: str
+    model: dict
+    models: Annotated[list[str], Field(min_length=1)] | None
+    match: str | None
+
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "curves": CurvesConfig,
+    "predict": PredictConfig,
+    "report": ReportConfig,
+    "summary": SummaryConfig,
+}
 
 
 def check(command: str, values: dict) -> Any:
@@ -141,12 +159,13 @@ def target(group: str, node: dict) -> Any:
     return fn
 
 
-def build(group: str, node: dict, **provided: Any) -> Any:
-    """The object that a checked node describes. Values that the target itself refuses raise UserError."""
+def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
+    """The object that a checked node describes. Values that the target itself refuses raise UserError, named after
+    `key`, where the node stands, or else the group."""
     try:
         return target(group, node)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
     except ValueError as error:
-        raise UserError(f"{group}: {error}") from None
+        raise UserError(f"{key or group}: {error}") from None
 
 
 def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
@@ -226,14 +245,16 @@ def dump(config: BaseModel) -> str:
 
 
 def parse(text: str, where: str) -> dict:
-    """The plain values of a saved config; nothing in it is interpolated or executed."""
+    """The plain values of a saved training config; nothing in it is interpolated or executed. Keys that came after it
+    have their default."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: its config is not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
-    return values
+    root = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    return overlay({key: value for key, value in root.items() if key not in ("defaults", "hydra")}, values)
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> dict[str, str]:

@@ -131,7 +131,8 @@ def checkpoint_config(contents: dict, path: str | Path) -> config.TrainConfig:
 
 def restore(contents: dict, settings: config.TrainConfig, path: str | Path, device: torch.device) -> Network:
     """The network of a checkpoint, in evaluation mode."""
-    model = config.build("model", settings.model)
+    own = {"weights": None} if "weights" in settings.model else {}  # a file to start from; the weights are here now
+    model = config.build("model", settings.model | own)
     load_weights(model, contents["model"], path)
     network = Network(model, Normalize(**contents["normalization"])).to(device)
     if settings.train.channels_last:

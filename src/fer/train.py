@@ -16,6 +16,7 @@ from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
 from fer.runtime import Interrupted, Signals, autocast, pick_device, seed_everything
+from fer.schedule import Curve
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
 EVAL_BATCH = 512  # faces
@@ -39,10 +40,8 @@ class Trainer:
             self.network = self.network.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
         self.optimizer = config.build("optim", cfg.optim, params=self.network.parameters())
-        self.curves = {"lr": config.build("schedule", cfg.schedule)}
-        self.curves |= {name: config.build("schedule", node) for name, node in cfg.curves.items()}
-        self.dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-        self.sizes = curve_sizes(cfg, self.augment, [rate for _, rate in self.dropouts])
+        self.curves = build_curves(cfg, self.augment, model)
+        self.dropouts = [(module, module.p) for module in dropouts(model)]
         self.images = faces.images.to(device)
         self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
         self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
@@ -60,6 +59,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
         with Signals() as signals:
+            self.save("last.pt")  # from here on a killed run can be resumed
             while self.epoch < self.cfg.train.epochs and not self.out_of_patience():
                 self.train_epoch(signals)
                 self.validate()
@@ -109,16 +109,16 @@ class Trainer:
         """Every curve's factor at a step of this epoch."""
         accuracies = [row["val_accuracy"] for row in self.history]
         time = self.epoch + step / self.steps
-        return {name: curve(time, self.cfg.train.epochs, accuracies) for name, curve in self.curves.items()}
+        return {name: curve(time, self.cfg.train.epochs, accuracies) for name, (curve, _) in self.curves.items()}
 
     def follow_curves(self) -> dict[str, float]:
         """Set rate and dropout for the coming step; returns the strength of the augmentations."""
         factors = self.factors(self.step)
+        rate, dropout = self.cfg.optim["lr"] * factors.pop("lr"), factors.pop("dropout", 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.sizes["lr"] * factors.pop("lr", 1)
-        for module, rate in self.dropouts:
-            module.p = rate * factors.get("dropout", 1)
-        factors.pop("dropout", None)
+            group["lr"] = rate
+        for module, own in self.dropouts:
+            module.p = own * dropout
         return factors
 
     def validate(self) -> None:
@@ -128,7 +128,7 @@ class Trainer:
         logits = self.network.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
         matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
         loss, right = (self.sums / len(self.images)).tolist()
-        values = {name: self.sizes[name] * factor for name, factor in self.factors(self.steps - 1).items()}
+        values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
         crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop else {}
         self.history.append(
             {
@@ -199,18 +199,24 @@ def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
     return torch.where(counts > 0, len(targets) / (targets.shape[1] * counts.clamp(min=1)), 0.0)
 
 
-def curve_sizes(cfg: config.TrainConfig, augment: Augment, dropouts: list[float]) -> dict[str, float]:
-    """What each curve's factor multiplies: the rate, the largest dropout, an augmentation's own number (for crop and
-    the two mixings a share). A curve that would drive nothing is refused."""
-    sizes = {"lr": cfg.optim["lr"], "dropout": max(dropouts, default=0.0)}
+def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
+    """Name → (curve, what its factor multiplies): the rate, the largest dropout, an augmentation's own number (of crop
+    and the two mixings a share). A curve that would drive nothing is refused."""
+    sizes = {"dropout": max((module.p for module in dropouts(model)), default=0.0)}
     sizes |= {name: getattr(augment, name) for name in STRENGTHS}
-    for name in cfg.curves:
-        if name == "lr" or name not in sizes:
-            near = ", ".join(["dropout", *STRENGTHS])
-            raise UserError(f"curves.{name}: no curve drives this; there are {near} (the rate's is schedule)")
+    curves = {"lr": (config.build("schedule", cfg.schedule), cfg.optim["lr"])}
+    for name, node in cfg.curves.items():
+        if name not in sizes:
+            raise UserError(f"curves.{name}: drives nothing; there are {', '.join(sizes)} (the rate's is schedule)")
         if not sizes[name]:
             raise UserError(f"curves.{name}: would drive nothing, {name} is off; set it, or leave the curve out")
-    return sizes | {name: 1.0 for name in ("crop", "mixup", "cutmix") if sizes.get(name)}
+        size = 1.0 if name in ("crop", "mixup", "cutmix") else sizes[name]
+        curves[name] = (config.build("schedule", node, f"curves.{name}"), size)
+    return curves
+
+
+def dropouts(model: nn.Module) -> list[nn.Dropout]:
+    return [module for module in model.modules() if isinstance(module, nn.Dropout)]
 
 
 class Progress:

@@ -18,14 +18,13 @@ def classifier(
     *,
     name: str,
     size: Positive = 48,
-    channels: Literal[1, 3] = 1,
     classes: Positive = 7,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     weights: str | None = None,
 ) -> nn.Module:
-    """Images N×channels×size×size to logits N×classes.
+    """Images N×1×size×size to logits N×classes. The first convolution is summed over RGB: what the network computes
+    for a gray face given thrice.
 
-    channels: 1 sums the first convolution over RGB, which is what the network computes for a gray face given thrice.
     stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: a state-dict file of this network,
     torchvision's or your own; its last layer is left out where it has other classes. Nothing is downloaded.
     """
@@ -50,24 +49,22 @@ def classifier(
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
     first, conv = next((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    if channels == 1:
-        conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
-
-    if reason := _refusal(model, channels, size):
-        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(model, channels, side))
+    conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
+    if reason := _refusal(model, size):
+        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(model, side))
         raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
     if weights is not None:
         _load(model, name, weights, first)
-    model.size, model.channels, model.classes = size, channels, classes
+    model.size = size
     return model
 
 
-def _refusal(model: nn.Module, channels: int, size: int) -> str:
+def _refusal(model: nn.Module, size: int) -> str:
     """Why the model cannot take images of this size, or nothing. Shapes only: no arithmetic, no memory."""
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     training = model.training
     try:
-        images = torch.zeros(1, channels, size, size, device="meta")
+        images = torch.zeros(1, 1, size, size, device="meta")
         torch.func.functional_call(model.eval(), {key: value.to("meta") for key, value in state.items()}, images)
     except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
@@ -91,21 +88,18 @@ def _load(model: nn.Module, name: str, path: str, first: str) -> None:
 
     own = model.state_dict()
     last = [key for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    kernel, head, places = (f"{first}.weight", f"{last}.weight", "encoder.pos_embedding")
-    if kernel in given and given[kernel].dim() == 4 and given[kernel].shape[1] == 3 > own[kernel].shape[1]:
+    kernel, head, places = f"{first}.weight", f"{last}.weight", "encoder.pos_embedding"
+    if kernel in given and given[kernel].dim() == 4 and given[kernel].shape[1] == 3:
         given[kernel] = given[kernel].sum(1, keepdim=True)
     if head in given and given[head].shape[1:] == own[head].shape[1:] and len(given[head]) != len(own[head]):
         given |= {key: own[key] for key in (head, f"{last}.bias")}
     if places in own and places in given and given[places].shape[::2] == own[places].shape[::2]:
         given = interpolate_embeddings(model.image_size, model.patch_size, given)
-    wrong = [f"lacks {key}" for key in own.keys() - given.keys() if not key.endswith("num_batches_tracked")]
-    wrong += [f"has {key}" for key in given.keys() - own.keys()]
-    wrong += [
-        f"{key} is {tuple(given[key].shape)} instead of {tuple(own[key].shape)}"
-        for key in own.keys() & given.keys()
-        if given[key].shape != own[key].shape
-    ]
-    if wrong:
-        raise ValueError(f"weights={path}: do not fit {name}: {min(wrong)}")
-    for key, value in given.items():
-        own[key].copy_(value)
+    found, wanted = ({key: tuple(value.shape) for key, value in state.items()} for state in (given, own))
+    for key in sorted(found | wanted):
+        if key not in found and key.endswith("num_batches_tracked"):
+            continue  # older files have none
+        if found.get(key) != wanted.get(key):
+            shapes = f"{key} is {found.get(key, 'missing')} instead of {wanted.get(key, 'missing')}"
+            raise ValueError(f"weights={path}: do not fit {name}: {shapes}")
+        own[key].copy_(given[key])

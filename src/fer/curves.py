@@ -1,0 +1,24 @@
+"""fer curves: what a training would change over time, plotted without training."""
+
+import pandas as pd
+import torch
+
+from fer import config, plots
+from fer.train import build_curves
+
+POINTS = 20  # an epoch
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("curves", values)
+    with torch.device("meta"):  # the model is asked for its dropout only
+        model = config.build("model", cfg.model)
+    curves = build_curves(cfg, config.build("augment", cfg.augment), model)
+    shown = {name: (curve, size) for name, (curve, size) in curves.items() if not curve.waits}
+    times = [step / POINTS for step in range(cfg.train.epochs * POINTS + 1)]
+    table = {name: [size * curve(t, cfg.train.epochs) for t in times] for name, (curve, size) in shown.items()}
+    if table:
+        plots.schedules(pd.DataFrame({"epoch": times} | table), list(table), cfg.out)
+        print(f"{', '.join(table)} over {cfg.train.epochs} epochs: {cfg.out}")
+    if waiting := sorted(curves.keys() - table.keys()):
+        print(f"not shown, since they wait for validation accuracy: {', '.join(waiting)}; see history.csv of a run")
