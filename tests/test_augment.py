@@ -346,13 +346,13 @@ def test_the_seed_decides(faces):
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("name", [n for n in augment.STRENGTHS if n not in ("mixup", "cutmix")])
+@pytest.mark.parametrize("name", [n for n in augment.STRENGTHS if n not in ("mixup", "cutmix", "crop")])
 def test_each_picture_has_its_own_parameters(faces, name):
     images, _ = apply(faces[:1].expand(40, 1, 48, 48), **{name: 0.5 if name == "flip" else ON[name]})
     assert len(images.flatten(1).unique(dim=0)) >= (2 if name == "flip" else 38)
 
 
-@pytest.mark.parametrize("name", augment.STRENGTHS)
+@pytest.mark.parametrize("name", [n for n in augment.STRENGTHS if n != "crop"])
 def test_strength_scales_and_zero_is_off(faces, name):
     off = apply(faces, strength={name: 0}, **{name: ON[name]})
     assert torch.equal(off[0], faces.float())
@@ -360,6 +360,15 @@ def test_strength_scales_and_zero_is_off(faces, name):
     if name not in ("mixup", "cutmix"):
         half = apply(faces, strength={name: 0.5}, **{name: ON[name]})[0]
         assert torch.equal(half, apply(faces, **{name: ON[name] / 2})[0])
+
+
+def test_the_strength_of_crop_is_how_far_windows_lie_from_the_centre(faces):
+    centre = augment.center_crop(faces, 40).float()
+    assert torch.equal(apply(faces, crop=40, strength={"crop": 0})[0], centre)
+    torch.manual_seed(0)
+    for share, reach in ((0.5, 2), (1, 4)):
+        starts = augment.window(8, share, 4000, torch.device("cpu"))
+        assert (starts.min(), starts.max()) == (4 - reach, 4 + reach)
 
 
 @pytest.mark.parametrize("strength", [{"zoom_axes": 1}, {"rotation": 0.5}, {"rotate": 1.5}, {"flip": -0.1}])

@@ -41,11 +41,13 @@ class Data:
     splits: by name; "train" and "validation" always, others as the source has them ("test", "private").
     shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and no
     accuracy on them is ever printed. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
+    hash: SHA-256 of what was read, the file's own where it is one file.
     """
 
     splits: dict[str, Faces]
     normalize: str
     shut: frozenset[str] = frozenset()
+    hash: str = ""
 
     def open(self, name: str) -> Faces:
         if name not in self.splits:
