@@ -186,6 +186,7 @@ def test_paths_may_hold_anything(fer, tmp_path, name):
         (["optim.lr=${nothing}"], ["nothing"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
         (["train=5"], ["train=5"]),
+        (["model=null"], ["model=null", "vgg13"]),
     ],
 )
 def test_train_refuses_what_it_cannot_do_before_any_folder_is_made(refused, args, words):

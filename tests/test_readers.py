@@ -410,7 +410,7 @@ def slow_parse(raw):
     """The faces that the file holds by Python's csv and int, or None where it should be refused."""
     try:
         text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r", "")
-        rows = [row for row in csv.reader(io.StringIO(text), strict=True) if "".join(row).strip()]
+        header, *body = [row for row in csv.reader(io.StringIO(text), strict=True) if "".join(row).strip()]
         names = [name.strip().lower() for name in header]
         assert all(len(row) == len(names) for row in body)
         if "emotion" in names:

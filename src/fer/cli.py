@@ -156,6 +156,8 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
         raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
     groups, group = choices(command, user_dir), bare.split(".")[0]
     if bare in groups:
+        if value in ("", "null"):
+            raise UserError(f"{override}: no such choice; {nearest(value, groups[bare])}")
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
         from_run = command in ("predict", "report")

@@ -42,7 +42,7 @@ SOURCE = (
     "kaggle.com (challenges-in-representation-learning-facial-expression-recognition-challenge, or msambare/fer2013), "
     "or try data=demo"
 )
-BLOCK = 128 << 10  # bytes of a CSV that are parsed together; 1 MB took 4 times the CPU: page faults, cache misses
+BLOCK = 128 << 10  # bytes of a CSV that are parsed together; 1 MB took parse_pixels 4 times the CPU
 MAX_LINE = 64 << 10  # bytes; a face is 9,300 at the most
 MAX_ID = 200  # characters; numpy gives every id the room of the longest
 MAX_PIXELS = 50_000_000  # of an image, before it is decoded
@@ -311,7 +311,7 @@ def parse_pixels(texts: list) -> np.ndarray | None:
     of digits is a number of at most three digits, up to 255.
 
     Each byte is looked at together with the three before it, for all bytes at once; what stands at the last digit of a
-    run is the number. 5 times as fast as np.fromstring row by row, and strict.
+    run is the number. 2.7 times as fast as np.fromstring row by row, and strict.
     """
     data = np.frombuffer(b" ".join([b"  ", *texts, b""]), np.uint8)
     is_digit, blank = data - 48 < 10, data == 32  # bytes below "0" wrap around to large values
