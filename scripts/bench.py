@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 
 from fer import config, config_dir
-from fer.data.demo import demo
 from fer.data.readers import fer2013, read_csv
 from fer.runtime import Signals
 from fer.train import Trainer
@@ -64,10 +63,9 @@ def pandas_loop(path: Path) -> np.ndarray:
 def training() -> tuple[Callable, Callable]:
     """The training part of a fer train epoch, and the bare forward, backward and step on one fixed batch."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = hydra.compose("train", ["data=demo", "model=compact_cnn", "device=cpu", "name=bench"])
+        composed = hydra.compose("train", ["data=demo", f"data.images={BATCHES * BATCH}", "name=bench", "device=cpu"])
     cfg = config.check("train", OmegaConf.to_container(composed, resolve=True))
-    data = demo(images=BATCHES * BATCH, limit=None, seed=0, normalize="dataset")
-    ours, bare = (Trainer(cfg, data, torch.device("cpu")) for _ in range(2))
+    ours, bare = (Trainer(cfg, torch.device("cpu")) for _ in range(2))
     images = bare.network.normalize(bare.images[:BATCH])
     labels = bare.targets[:BATCH].argmax(1)
 

@@ -17,20 +17,13 @@ from fer.data.demo import demo
 from fer.train import Trainer, balanced_weights
 
 
-@pytest.fixture(scope="module")
-def data():
-    return demo(images=141, limit=None, seed=0, normalize="dataset")
-
-
 @pytest.fixture
-def trainer(compose, data):
+def trainer(compose):
     """A Trainer of a tiny network, with overrides as they are typed."""
 
     def make(*overrides):
-        values = compose(
-            "train", "data=demo", "model=dnn", "model.head=[8, dropout]", "train.batch_size=20", *overrides
-        )
-        return Trainer(config.check("train", values), data, torch.device("cpu"))
+        tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8, dropout]", "train.batch_size=20"]
+        return Trainer(config.check("train", compose("train", *tiny, *overrides)), torch.device("cpu"))
 
     return make
 
@@ -55,8 +48,8 @@ def test_balanced_sampling_draws_each_class_alike(trainer):
     assert ((drawn / drawn.sum() - 1 / 7).abs() < 0.02).all()
 
 
-def test_class_weights_are_scikit_learns(data):
-    labels = data.splits["train"].labels
+def test_class_weights_are_scikit_learns():
+    labels = demo(images=141, limit=None, seed=0, normalize="dataset").splits["train"].labels
     ours = balanced_weights(F.one_hot(labels, 7).float())
     assert ours.numpy() == pytest.approx(compute_class_weight("balanced", classes=np.arange(7), y=labels.numpy()))
     missing = F.one_hot(torch.tensor([0, 0, 3]), 7).float()

@@ -84,15 +84,14 @@ def launch(command: str, args: list[str]) -> int:
 
     def task(composed) -> float | None:
         settings = HydraConfig.get()
+        typed = [override_key(override) for override in settings.overrides.task]
         try:
             values = OmegaConf.to_container(composed, resolve=True)
-            typed = [override_key(override) for override in settings.overrides.task]
-            if groups := [key for key in typed if key in choices(command, user_dir) and "experiment" in typed]:
-                # An experiment pins keys; a group that is typed beside it counts whole.
+            if "experiment" in typed:  # it pins keys; a group that is typed beside it counts whole
                 others = [o for o in settings.overrides.task if override_key(o) != "experiment"]
-                loader = GlobalHydra.instance().config_loader()
-                plain = loader.load_configuration(command, others, RunMode.RUN)
-                values |= {key: OmegaConf.to_container(plain[key]) for key in groups if key != "experiment"}
+                plain = GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
+                groups = set(typed) & set(choices(command, user_dir)) - {"experiment"}
+                values |= {key: OmegaConf.to_container(plain[key]) for key in groups}
             if settings.mode == RunMode.MULTIRUN:
                 sweeps.add(Path(settings.sweep.dir))
                 if command == "train" and not values["run"]:

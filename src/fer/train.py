@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from fer import CLASSES, UserError, config, metrics
 from fer.augment import STRENGTHS, Augment, ten_crops
-from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
 from fer.runtime import Interrupted, Signals, autocast, pick_device, seed_everything
@@ -28,20 +27,22 @@ class Trainer:
 
     STATE = ("epoch", "step", "seconds", "best", "best_epoch", "history")
 
-    def __init__(self, cfg: config.TrainConfig, data: Data, device: torch.device, run: Path | None = None):
-        self.cfg, self.device, self.run = cfg, device, run
+    def __init__(self, cfg: config.TrainConfig, device: torch.device):
+        self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
+        seed_everything(cfg.seed)
+        model = config.build("model", cfg.model).to(device)
+        if cfg.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        self.augment = config.build("augment", cfg.augment)
+        self.optimizer = config.build("optim", cfg.optim, params=model.parameters())
+        self.curves = build_curves(cfg, self.augment, model)
+        self.dropouts = [(module, module.p) for module in dropouts(model)]
+
+        data = config.build("data", cfg.data)  # last: all that is quick to refuse has been checked
         faces, held_out = data.open("train"), data.open("validation")
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
-        seed_everything(cfg.seed)
-        model = config.build("model", cfg.model)
-        self.network = Network(model, Normalize.fit(data.normalize, faces.images)).to(device)
-        if cfg.train.channels_last:
-            self.network = self.network.to(memory_format=torch.channels_last)
-        self.augment = config.build("augment", cfg.augment)
-        self.optimizer = config.build("optim", cfg.optim, params=self.network.parameters())
-        self.curves = build_curves(cfg, self.augment, model)
-        self.dropouts = [(module, module.p) for module in dropouts(model)]
+        self.network = Network(model, Normalize.fit(data.normalize, faces.images))
         self.images = faces.images.to(device)
         self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
         self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
@@ -296,7 +297,7 @@ def run(values: dict, typed: list[str]) -> float:
     if "path" in cfg.data:
         cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
     device = pick_device(cfg.device)
-    trainer = Trainer(cfg, config.build("data", cfg.data), device)
+    trainer = Trainer(cfg, device)
     if values.get("resume"):
         trainer.load(contents, folder / "last.pt")
         trainer.run = folder
