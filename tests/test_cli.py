@@ -286,6 +286,19 @@ def test_curves_plots_what_time_alone_decides(fer, tmp_path):
     assert (tmp_path / "c.png").is_file()
 
 
+def test_a_training_that_will_take_hours_says_so(fer):
+    args = [*TINY, "optim.lr=1e-12", "train.epochs=10000000", "train.patience=1", "run=r"]
+    code, _, err = fer("train", *args)
+    assert code == 0 and "this will take up to" in err and "hours" in err and "data.limit=N" in err
+    assert fer("train", *TINY, "run=s")[2] == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    command = f"{sys.executable} -m fer summary model=dnn | head -1"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "" and "dnn" in done.stdout
+
+
 def test_early_stopping(fer):
     code, _, _ = fer("train", *TINY, "run=r", "optim.lr=1e-12", "train.epochs=9", "train.patience=2")
     assert code == 0 and len(pd.read_csv("r/history.csv")) < 9

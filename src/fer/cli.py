@@ -100,6 +100,9 @@ def launch(command: str, args: list[str]) -> int:
         except (UserError, OmegaConfBaseException) as error:  # kept until the sweep's other jobs are done
             failures.append(error if isinstance(error, UserError) else UserError(first_line(error)))
             return math.nan
+        except BrokenPipeError:  # fer … | head: the reader has gone
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return math.nan
 
     parser = get_args_parser()
     parser.error = refuse
@@ -187,6 +190,8 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
 
 def help_text(command: str) -> str:
     """The command's root config, which documents itself: its heading, its groups, its keys with their comments."""
+    import textwrap
+
     import yaml
 
     lines = (config_dir() / f"{command}.yaml").read_text().splitlines()
@@ -201,7 +206,8 @@ def help_text(command: str) -> str:
         "",
         "Groups (GROUP=NAME chooses, GROUP.KEY=VALUE changes):",
     ]
-    text += [f"  {group:<9} {', '.join(names)}" for group, names in choices(command).items()]
+    for group, names in choices(command).items():
+        text += textwrap.wrap(f"{group:<11} {', '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 14)
     text += ["", "Keys, with their defaults:", *(f"  {line}" for line in body)]
     for group, choice in chosen.items():
         if choice and group != "model":
