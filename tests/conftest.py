@@ -8,7 +8,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 
-from fer import config
+from fer import cli, config
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -58,3 +58,16 @@ def compose():
         return OmegaConf.to_container(composed, resolve=True)
 
     return make
+
+
+@pytest.fixture
+def fer(capsys, monkeypatch, tmp_path):
+    """Runs `fer ARGS` in an empty folder; returns (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        code = cli.main(list(args))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

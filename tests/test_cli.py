@@ -17,19 +17,6 @@ TINY += ["device=cpu"]
 
 
 @pytest.fixture
-def fer(capsys, monkeypatch, tmp_path):
-    """Runs `fer ARGS` in an empty folder; returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
 def refused(fer, tmp_path):
     """Runs `fer ARGS`, which must be refused in one line, leaving nothing; returns the line."""
 

@@ -12,19 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from fer import cli, config, summary
 
 
-@pytest.fixture
-def fer(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        code = cli.main(list(args))
-        out, err = capsys.readouterr()
-        assert not list(tmp_path.iterdir())
-        return code, out, err
-
-    return run
-
-
 def torchvision(name, size):
     return summary.build({"_target_": "fer.models.torchvision.classifier", "name": name, "size": size})
 
@@ -226,3 +213,8 @@ def test_refusals(fer, args, words):
     code, out, err = fer("summary", *args)
     assert (code, out) == (2, "") and err.count("\n") == 1
     assert all(word in err for word in words), err
+
+
+def test_it_writes_nothing(fer, tmp_path):
+    assert fer("summary", "model=dnn")[0] == 0
+    assert not list(tmp_path.iterdir())

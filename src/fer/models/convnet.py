@@ -89,10 +89,11 @@ class ConvNet(nn.Module):
                     number += 1
                     name = f"{stage}_{number}"
                     self._window("conv", name, {"kernel": kernel, "stride": 1, "padding": padding, **own})
-                    steps = [lambda n=name: self._norm(self.features, n)] if norm == "batch" else []
-                    steps.append(lambda n=name: self._activation(self.features, activation, n))
-                    for step in steps if order == "norm_activation" else reversed(steps):
-                        step()
+                    for layer in order.split("_"):
+                        if layer == "activation":
+                            self._activation(self.features, activation, name)
+                        elif norm == "batch":
+                            self._norm(self.features, name)
                 case "pool" | {"pool": _}:
                     own = {"pool": pool} if spec == "pool" else spec
                     self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
