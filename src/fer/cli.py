@@ -84,11 +84,12 @@ def launch(command: str, args: list[str]) -> int:
 
     def task(composed) -> float | None:
         settings = HydraConfig.get()
-        typed = [override_key(override) for override in settings.overrides.task]
+        overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
+        typed = [override_key(override) for override in overrides]
         try:
             values = OmegaConf.to_container(composed, resolve=True)
             if "experiment" in typed:  # it pins keys; a group that is typed beside it counts whole
-                others = [o for o in settings.overrides.task if override_key(o) != "experiment"]
+                others = [o for o in overrides if override_key(o) != "experiment"]
                 plain = GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
                 groups = set(typed) & set(choices(command, user_dir)) - {"experiment"}
                 values |= {key: OmegaConf.to_container(plain[key]) for key in groups}
