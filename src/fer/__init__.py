@@ -1,4 +1,4 @@
-"""fer: train, compare and explain facial-expression CNNs on FER2013-style data.
+"""fer: train and compare facial-expression CNNs on FER2013-style data.
 
 This module holds what every other one shares and imports nothing heavy.
 """
