@@ -1,7 +1,9 @@
 """The figures of scripts/bench. Each line: ours against the rival, median and quartiles of the ratio over the pairs."""
 
+import hashlib
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -9,6 +11,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import hydra
@@ -17,18 +21,27 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import FER2013
+from torchvision.transforms import InterpolationMode, v2
 
 from fer import config, config_dir
+from fer.augment import ten_crops
 from fer.data.readers import fer2013, read_csv
-from fer.runtime import Signals
-from fer.train import Trainer
+from fer.runtime import Signals, autocast
+from fer.train import EVAL_BATCH, Trainer
 
 BATCHES, BATCH = 50, 128
+CUDA = torch.device("cuda") if torch.cuda.is_available() else None
+CPU = torch.device("cpu")
 
 
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
+    if CUDA:
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -44,15 +57,16 @@ def compare(what: str, ours: Callable, rival: Callable, pairs: int) -> None:
     )
 
 
-def drawn_csv(folder: Path) -> Path:
-    """A fer2013.csv as large as the real one, of noise with its share of one, two and three digits."""
+def draw_csv(path: Path, rows: int) -> Path:
+    """A fer2013.csv of noise with the real one's share of one, two and three digits."""
     generator = np.random.default_rng(0)
-    with (folder / "fer2013.csv").open("w") as file:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as file:
         file.write("emotion,pixels,Usage\n")
-        for row in range(32_298):
+        for row in range(rows):
             pixels = " ".join(map(str, generator.integers(0, 256, 48 * 48).tolist()))
-            file.write(f"{row % 7},{pixels},{'Training' if row < 28_709 else 'PublicTest'}\n")
-    return folder / "fer2013.csv"
+            file.write(f"{row % 7},{pixels},{'Training' if row < rows * 8 // 9 else 'PublicTest'}\n")
+    return path
 
 
 def pandas_loop(path: Path) -> np.ndarray:
@@ -60,48 +74,185 @@ def pandas_loop(path: Path) -> np.ndarray:
     return np.stack([np.fromstring(text, dtype=np.uint8, sep=" ") for text in table["pixels"]])
 
 
-def training() -> tuple[Callable, Callable]:
-    """The training part of a fer train epoch, and the bare forward, backward and step on one fixed batch."""
+def trainer(device: torch.device, *overrides: str) -> Trainer:
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = hydra.compose("train", ["data=demo", f"data.images={BATCHES * BATCH}", "name=bench", "device=cpu"])
-    cfg = config.check("train", OmegaConf.to_container(composed, resolve=True))
-    ours, bare = (Trainer(cfg, torch.device("cpu")) for _ in range(2))
-    images = bare.network.normalize(bare.images[:BATCH])
-    labels = bare.targets[:BATCH].argmax(1)
+        composed = hydra.compose("train", ["data=demo", f"data.images={BATCHES * BATCH}", "name=bench", *overrides])
+    return Trainer(config.check("train", OmegaConf.to_container(composed, resolve=True)), device)
 
-    def epoch():
-        ours.start_epoch(0)
-        with Signals() as signals:
-            ours.train_epoch(signals)
+
+def epoch(ours: Trainer) -> None:
+    """The training part of a fer train epoch."""
+    ours.start_epoch(0)
+    with Signals() as signals:
+        ours.train_epoch(signals)
+
+
+def bare_steps(bare: Trainer) -> Callable[[], None]:
+    """Forward, backward and step on one fixed batch, as often as an epoch has batches."""
+    images, labels = bare.network.normalize(bare.images[:BATCH]), bare.targets[:BATCH].argmax(1)
+    size = bare.network.model.size
+    images = F.interpolate(images, size=(size, size), mode="bilinear")
 
     def steps():
         bare.network.train()
         for _ in range(BATCHES):
             bare.optimizer.zero_grad()
-            F.cross_entropy(bare.network.model(images), labels).backward()
+            with autocast(bare.device, bare.cfg.train.precision):
+                loss = F.cross_entropy(bare.network.model(images), labels)
+            loss.backward()
             bare.optimizer.step()
 
-    return epoch, steps
+    return steps
+
+
+def loader(folder: Path, workers: int) -> DataLoader:
+    """What a user would write: torchvision's dataset and transforms, the augmentation of augment=standard."""
+    # its check of the official file's MD5, which a drawn one cannot pass
+    FER2013._RESOURCES["fer"] = (
+        "fer2013.csv",
+        hashlib.md5((folder / "fer2013" / "fer2013.csv").read_bytes()).hexdigest(),
+    )
+    steps = [
+        v2.RandomHorizontalFlip(0.5),
+        v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
+        v2.ToImage(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize([0.5], [0.25]),
+    ]
+    faces = FER2013(folder, "train", transform=v2.Compose(steps))
+    more = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
+    return DataLoader(faces, BATCH, shuffle=True, num_workers=workers, pin_memory=bool(CUDA), **more)
+
+
+def best_loader(folder: Path, counts: list[int]) -> DataLoader:
+    loaders = {count: loader(folder, count) for count in counts}
+    for each in loaders.values():
+        consume(each)  # starts its workers
+    times = {count: seconds(partial(consume, each)) for count, each in loaders.items()}
+    best = min(times, key=times.get)
+    print(f"torchvision's pipeline alone: {', '.join(f'{s:.2f} s with {n} workers' for n, s in times.items())}")
+    return loaders[best]
+
+
+def consume(batches: DataLoader) -> None:
+    for _ in islice(batches, BATCHES):
+        pass
+
+
+def pipeline_epoch(theirs: Trainer, batches: DataLoader) -> Callable[[], None]:
+    """The loop that a user would write around them, in torch's default layout."""
+    model = theirs.network.model.to(memory_format=torch.contiguous_format).train()
+    size = model.size
+
+    def steps():
+        losses = right = 0.0
+        for images, labels in islice(batches, BATCHES):
+            images, labels = images.to(theirs.device), labels.to(theirs.device)
+            if images.shape[-1] != size:
+                images = F.interpolate(images, size=(size, size), mode="bilinear")
+            theirs.optimizer.zero_grad()
+            with autocast(theirs.device, theirs.cfg.train.precision):
+                logits = model(images)
+                loss = F.cross_entropy(logits, labels)
+            loss.backward()
+            theirs.optimizer.step()
+            losses += loss.item() * len(labels)
+            right += (logits.argmax(1) == labels).sum().item()
+
+    return steps
+
+
+def augmentation(ours: Trainer) -> Callable[[], None]:
+    def run():
+        for batch in ours.images.split(BATCH):
+            ours.network.normalize(ours.augment(batch, ours.targets[:BATCH])[0])
+
+    return run
+
+
+def ten_crop_rows(ours: Trainer) -> None:
+    """How much of a ten-crop evaluation is the forward pass, and the same by PIL, an image at a time."""
+    ours.val_images = ours.images[:512]
+    ours.val_labels = ours.targets[:512].argmax(1)
+    size = ours.network.model.size
+    pictures = [Image.fromarray(image[0].numpy()) for image in ours.val_images.cpu()]
+    crop = v2.Compose([v2.TenCrop(size), v2.Lambda(lambda c: torch.stack([v2.functional.pil_to_tensor(x) for x in c]))])
+
+    @torch.inference_mode()
+    def by_pil():
+        ours.network.eval()
+        for picture in pictures:
+            ours.network(crop(picture).to(ours.device)).softmax(1).mean(0).argmax().item()
+
+    views = [view.contiguous() for view in ten_crops(ours.val_images, size)]
+
+    def forward():
+        for view in views:
+            ours.network.logits(view, EVAL_BATCH)
+
+    compare("ten-crop evaluation, against PIL's TenCrop, an image at a time", ours.tencrop_accuracy, by_pil, 5)
+    compare("ten-crop evaluation, against its forward passes alone", ours.tencrop_accuracy, forward, 5)
+
+
+def peak_memory(path: Path) -> None:
+    """Of fer train, an epoch over all of a fer2013.csv that has not been read before."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "fer2013.csv").symlink_to(path.absolute())
+        command = [sys.executable, "-m", "fer", "train", f"data.path={folder}", f"run={folder}/run", "device=cpu"]
+        child = subprocess.Popen([*command, "train.epochs=1", "train.batch_size=128"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit("fer train failed")
+        scale = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kB elsewhere
+        print(f"peak resident memory of fer train, first read included: {usage.ru_maxrss / scale:.2f} GiB", flush=True)
+
+
+def host_syncs(ours: Trainer) -> int:
+    """Waits of the host for the GPU inside the loop of an epoch, as the profiler sees them."""
+    with torch.profiler.profile() as profile:
+        epoch(ours)
+    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize")
+    return sum(event.count for event in profile.key_averages() if event.key in waits)
+
+
+def training_rows(device: torch.device, model: str, folder: Path, counts: list[int], *overrides: str) -> None:
+    ours, bare, theirs = (trainer(device, f"model={model}", *overrides) for _ in range(3))
+    what = f"epoch of {BATCHES} batches of {model} on {device.type}"
+    compare(f"{what}, against its bare steps", partial(epoch, ours), bare_steps(bare), 7)
+    batches = best_loader(folder, counts)
+    compare(f"augmentation on {device.type}, against torchvision's", augmentation(ours), partial(consume, batches), 5)
+    compare(f"{what}, against torchvision's pipeline", partial(epoch, ours), pipeline_epoch(theirs, batches), 5)
+    if device == CUDA:
+        print(f"waits for the GPU in an epoch of {BATCHES} batches: {host_syncs(ours)}")
 
 
 def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}, "
+    name = f", {torch.cuda.get_device_name()}" if CUDA else ""
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{name}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, Python {platform.python_version()}")  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(sys.argv[1]) / "fer2013.csv" if len(sys.argv) > 1 else drawn_csv(Path(folder))
+
+    def run(*args: str) -> Callable:
+        return lambda: subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL)
+
+    compare("python -c pass, against fer --help", run("-c", "pass"), run("-m", "fer", "--help"), 15)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        path = Path(sys.argv[1]) / "fer2013.csv" if len(sys.argv) > 1 else draw_csv(folder / "fer2013.csv", 32_298)
         compare("first read of fer2013.csv, against pandas and np.fromstring", lambda: read_csv(path),
                 lambda: pandas_loop(path), 5)  # fmt: skip
         cached = lambda: fer2013(str(path), None, "auto", 0.1, 25_000, "auto", 0, "dataset")  # noqa: E731
         cached()
         print(f"cached data ready: {statistics.median(seconds(cached) for _ in range(5)):.3f} s")
 
-    def run(*args: str) -> Callable:
-        return lambda: subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL)
-
-    compare("python -c pass, against fer --help", run("-c", "pass"), run("-m", "fer", "--help"), 15)
-    epoch, steps = training()
-    compare(f"epoch of {BATCHES} batches of compact_cnn, against its bare steps", epoch, steps, 7)
+        draw_csv(folder / "fer2013" / "fer2013.csv", BATCHES * BATCH * 9 // 8)
+        training_rows(CPU, "compact_cnn", folder, [0, 1, 2, 4][: os.cpu_count() + 1])
+        ten_crop_rows(trainer(CPU, "model=compact_cnn", "++model.size=40"))
+        if CUDA:
+            training_rows(CUDA, "vgg13", folder, [16], "optim=sgd")
+        peak_memory(path)
+    finally:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -125,3 +125,14 @@ def test_ece_by_hand():
     assert metrics.ece(sure, torch.tensor([0, 1, 2, 4])) == 0.25
     edge = torch.tensor([[0.5, 0.5, 0], [0.75, 0.25, 0]])  # with 2 bins 0.5 belongs to the lower one
     assert metrics.ece(edge, torch.tensor([0, 1]), bins=2) == pytest.approx((0.5 + 0.75) / 2)
+
+
+def test_temperature_and_reliability_of_known_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 7, generator=generator)
+    labels = torch.distributions.Categorical(logits=logits)
+    torch.manual_seed(0)
+    labels = labels.sample()
+    assert metrics.temperature(3 * logits, labels) == pytest.approx(3, rel=0.05)
+    confidence, accuracy, counts = metrics.reliability(logits.softmax(1), labels, 10)
+    assert counts.sum() == 4000 and np.abs(confidence - accuracy)[counts > 200].max() < 0.06

@@ -7,6 +7,7 @@ import torchvision.transforms.v2
 from torch import nn
 
 from fer.models.convnet import ConvNet
+from fer.models.layers import Residual
 from fer.models.network import Network, Normalize, fit
 
 
@@ -154,3 +155,24 @@ def test_logits_do_not_depend_on_the_batch_size_and_leave_the_mode(catalogue_mod
     network = Network(catalogue_model("compact_cnn"), Normalize("unit", 0.0, 255.0)).train()
     torch.testing.assert_close(network.logits(images, 2), network.logits(images, 5))
     assert network.training
+
+
+def test_a_residual_block_is_torchvisions_basic_block():
+    theirs = torchvision.models.resnet.BasicBlock(6, 6)
+    ours = Residual(6, 6, nn.ReLU)
+    ours.load_state_dict({key.replace("bn", "norm"): value for key, value in theirs.state_dict().items()}, strict=True)
+    x = torch.randn(3, 6, 8, 8)
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert Residual(6, 9, nn.ReLU)(x).shape == (3, 9, 8, 8)
+
+
+def test_a_network_with_global_pool_takes_any_size():
+    model = ConvNet(features=[{"space_to_depth": 2}, 4, {"residual": 8}, "pool", "global_pool"], head=[], norm="batch")
+    network = Network(model, Normalize("unit"))
+    images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
+    seen = []
+    model.features.conv1_1.register_forward_hook(lambda m, i, o: seen.append(o.shape[-1]))
+    assert all(network(images, side).shape == (3, 7) for side in (48, 24, 36))
+    assert seen == [24, 12, 18] and model.any_size
+    with pytest.raises(ValueError, match="does not divide 48"):
+        ConvNet(features=[{"space_to_depth": 5}], head=[])

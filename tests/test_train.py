@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config
 from fer.data.demo import demo
+from fer.runtime import memory_named
 from fer.train import Trainer, balanced_weights
 
 
@@ -99,6 +100,19 @@ def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
     assert history["rotate"].tolist() == [0, 0, 10] and history["crop"].tolist() == [0, 0, 1]
 
 
+def test_images_grow_along_their_curve(trainer):
+    knots = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0.5, 1], shape: step}"
+    t = trainer("train.epochs=3", "model=resnet_fast", "++model.features=[2, global_pool]", f"++curves.size={knots}",
+                "++model.head=[2]")  # fmt: skip
+    sides, network = [], t.network.forward
+    t.network.forward = lambda images, side=None: sides.append(side) or network(images, side)
+    t.fit()
+    assert [side for side in sides if side] == [24] * 2 * t.steps + [48] * t.steps
+    assert [row["size"] for row in t.history] == [24, 24, 48]
+    with pytest.raises(UserError, match="size is off"):
+        trainer(f"++curves.size={knots}")
+
+
 def test_curves_that_drive_nothing_are_refused(trainer):
     ramp = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1]}"
     with pytest.raises(UserError, match="erase is off"):
@@ -132,30 +146,131 @@ def test_tencrop_accuracy_is_a_column(trainer):
 ARGS = ["data=demo", "data.images=2000", "model=dnn", "model.head=[64, dropout]", "train.epochs=4", "device=cpu"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_a_killed_training_resumes_to_the_same_weights(tmp_path, number, code):
-    def fer(*args):
-        command = [sys.executable, "-m", "fer", "train", *args]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(folder, *args):
+    command = [sys.executable, "-m", "fer", "train", *args]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    whole = fer(*ARGS, "run=whole")
-    assert whole.wait(60) == 0
-    torn = fer(*ARGS, "run=torn")
-    history, deadline = tmp_path / "torn" / "history.csv", time.monotonic() + 60
-    while not (history.exists() and history.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed, and how long it trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    process = start(folder, *ARGS, "run=whole")
+    wait_for(folder / "whole" / "last.pt")
+    begin = time.monotonic()
+    assert process.wait(60) == 0
+    return folder, time.monotonic() - begin
+
+
+def wait_for(path, lines=0):
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
+        assert time.monotonic() < deadline
         time.sleep(0.002)
-    torn.send_signal(number)
-    out, err = torn.communicate(timeout=60)
-    assert torn.returncode == code and "Traceback" not in err
-    if code > 0:
-        assert "fer train resume=torn" in out
-    assert len(pd.read_csv(history)) < 4
-    assert fer("resume=torn").wait(60) == 0
-    ours, theirs = (torch.load(tmp_path / run / "last.pt") for run in ("torn", "whole"))
+
+
+def assert_same(folder, torn):
+    ours, theirs = (torch.load(folder / run / "last.pt") for run in (torn, "whole"))
     assert all(torch.equal(ours["model"][k], theirs["model"][k]) for k in theirs["model"])
     times = ["seconds", "images_per_second"]
-    ours, theirs = (pd.read_csv(tmp_path / run / "history.csv").drop(columns=times) for run in ("torn", "whole"))
+    ours, theirs = (pd.read_csv(folder / run / "history.csv").drop(columns=times) for run in (torn, "whole"))
     assert ours.equals(theirs)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)]
+)
+def test_a_killed_training_resumes_to_the_same_weights(whole, number, code):
+    folder, torn = whole[0], f"torn{number}"
+    process = start(folder, *ARGS, f"run={torn}")
+    wait_for(folder / torn / "history.csv", lines=2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in err
+    if code > 0:
+        assert f"fer train resume={torn}" in out
+    assert len(pd.read_csv(folder / torn / "history.csv")) < 4
+    assert start(folder, f"resume={torn}").wait(60) == 0
+    assert_same(folder, torn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", range(20))
+def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, moment):
+    folder, length = whole
+    torn = f"random{moment}"
+    process = start(folder, *ARGS, f"run={torn}")
+    wait_for(folder / torn / "last.pt")
+    time.sleep(np.random.default_rng(moment).uniform(0, length))
+    process.kill()
+    process.communicate()
+    assert start(folder, f"resume={torn}").wait(60) == 0
+    assert_same(folder, torn)
+
+
+def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
+    folder = whole[0]
+    killer = (
+        "import os, sys, torch, fer.cli; saves = []; save = torch.save\n"
+        "def torn(contents, file):\n"
+        "    saves.append(1)\n"
+        "    if len(saves) < 4: return save(contents, file)\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
+        "torch.save = torn; fer.cli.main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", killer, "train", *ARGS, "run=insave"], cwd=folder, capture_output=True)
+    assert done.returncode == -9 and list((folder / "insave").glob(".*.tmp"))
+    assert start(folder, "resume=insave").wait(60) == 0
+    assert not list((folder / "insave").glob(".*.tmp"))
+    assert_same(folder, "insave")
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
+    few = ["train.epochs=1", "optim=sgd", "optim.lr=1", "optim.momentum=0", "optim.nesterov=false",
+           "optim.weight_decay=0", "schedule=constant", "train.batch_size=141"]  # fmt: skip
+    norms = {}
+    for clip in ("null", "0.01"):
+        t = trainer(*few, f"train.clip={clip}")
+        before = torch.nn.utils.parameters_to_vector(t.network.parameters()).clone()
+        t.fit()
+        norms[clip] = (torch.nn.utils.parameters_to_vector(t.network.parameters()) - before).norm().item()
+    assert norms["null"] > 0.1 and norms["0.01"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path):
+    t = trainer("train.epochs=2", "optim=sgd", "optim.lr=0.01", "schedule=constant")
+    t.run = tmp_path
+    augment = t.augment
+
+    def spoiled(images, targets, strength):
+        images, targets = augment(images, targets, strength)
+        return images * (float("nan") if (t.epoch, t.step) == (1, 3) else 1), targets
+
+    t.augment = spoiled
+    with pytest.raises(UserError, match=r"epoch 2, step 4 of 7: .* at a rate of 0\.01; try a lower optim\.lr"):
+        t.fit()
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["training"]["epoch"] == 1 and all(v.isfinite().all() for v in last["model"].values())
+
+
+def test_memory_that_runs_out_is_told_with_the_batch_size():
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        named = memory_named(torch.device("cpu"), "train.batch_size=128")
+        with pytest.raises(UserError, match=r"train\.batch_size=128; halve it"), named:
+            raise error
+    with pytest.raises(RuntimeError, match="another"), memory_named(torch.device("cpu"), "x"):
+        raise RuntimeError("another")
+
+
+def test_a_deterministic_training_asks_torch_for_it(trainer):
+    try:
+        trainer("deterministic=true")
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
@@ -164,5 +279,7 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     t.fit()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "history.csv", "last.pt"]
     contents = torch.load(tmp_path / "best.pt", weights_only=True)
+    found = contents["validation"]
+    assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(t.best)
     assert contents["classes"][1] == "disgust" and contents["normalization"]["kind"] == "dataset"
     assert "fer.models.convnet.ConvNet" in contents["config"]

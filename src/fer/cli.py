@@ -32,7 +32,7 @@ Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 refused, 130 or 143 ended by a signal with all work saved."""
+    """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
     args = sys.argv[1:] if argv is None else argv
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     try:
@@ -123,7 +123,7 @@ def launch(command: str, args: list[str]) -> int:
     try:
         hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
     except Interrupted as signal:
-        return 128 + signal.number
+        return signal.code
     except MissingConfigException as error:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         raise UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}") from error

@@ -24,7 +24,7 @@ TARGETS = {
     "data": ("fer.data.",),
     "model": ("fer.models.",),
     "augment": ("fer.augment.",),
-    "optim": ("torch.optim.",),
+    "optim": ("torch.optim.", "fer.optim."),
     "schedule": ("fer.schedule.",),
 }
 PROVIDED = {"optim": ("params",)}  # arguments that the program gives, not the config
@@ -39,6 +39,7 @@ class Training(Strict):
     batch_size: Count
     patience: Count | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    clip: Annotated[float, Field(gt=0)] | None
     precision: Literal["auto", "fp32", "bf16"]
     channels_last: bool
     class_weights: Literal["none", "balanced"]
@@ -51,6 +52,7 @@ class TrainConfig(Strict):
     run: str | None
     resume: str | None
     seed: Seed
+    deterministic: bool
     device: Device
     train: Training
     data: dict
@@ -82,8 +84,7 @@ class ReportConfig(Strict):
     out: str | None
     samples: Count
     seed: Seed
-    device: Device
-    batch_size: Count
+    format: Literal["png", "svg", "pdf"]
     data: dict | None = None  # only what was typed; the rest comes from the checkpoint
 
 

@@ -76,14 +76,34 @@ def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tu
     return [(classes[t], classes[p], float(shares[t, p]), int(counts[t, p])) for t, p in wrong[:n]]
 
 
+def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence, accuracy (0 to 1, 0 of an empty bin) and count over `bins` equal bins (low, high] of the
+    confidence. `probabilities` N×C, each row sums to 1; `labels` N."""
+    confidence, predicted = probabilities.cpu().double().max(1)
+    place = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.float64) / bins)
+    sums = torch.zeros(3, bins, dtype=torch.float64)
+    for total, values in zip(sums, (confidence, predicted == labels.cpu(), torch.ones(len(labels))), strict=True):
+        total.scatter_add_(0, place, values.double())
+    confidences, right, counts = sums.numpy()
+    return _ratio(confidences, counts), _ratio(right, counts), counts
+
+
 def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017) over `bins` equal bins (low, high] of the confidence, 0 to 1.
-    `probabilities` N×C, each row sums to 1; `labels` N. 0 of nothing."""
-    confidence, predicted = probabilities.max(1)
-    gap = (predicted == labels).cpu().double() - confidence.cpu().double()
-    place = torch.bucketize(confidence.cpu().double(), torch.arange(1, bins, dtype=torch.float64) / bins)
-    gaps = torch.zeros(bins, dtype=torch.float64).scatter_add_(0, place, gap)
-    return gaps.abs().sum().item() / max(1, len(labels))
+    """Expected calibration error (Guo et al. 2017), 0 to 1, of nothing 0; see reliability."""
+    confidence, accuracy, counts = reliability(probabilities, labels, bins)
+    return float((counts * abs(confidence - accuracy)).sum() / max(1, counts.sum()))
+
+
+def temperature(logits: Tensor, labels: Tensor) -> float:
+    """The T, from 0.05 to 20, for which logits / T (N×C) have the least cross-entropy with `labels` (Guo et al. 2017);
+    a convex function of 1 / T, so bisection on its slope finds it."""
+    logits, low, high = logits.cpu().double(), 0.05, 20.0
+    own = logits.gather(1, labels.cpu()[:, None])[:, 0]
+    for _ in range(50):  # of 1 / T
+        middle = (low * high) ** 0.5
+        slope = ((logits * middle).softmax(1) * logits).sum(1).sub(own).mean()
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return 1 / low
 
 
 def _ratio(part, whole) -> np.ndarray:

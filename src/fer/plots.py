@@ -172,6 +172,37 @@ def schedules(history, columns, path: str | Path) -> Path:
     return Path(path)
 
 
+def recalls(history, classes, path: str | Path) -> Path:
+    """The share of each class's validation faces that was labelled right, over epochs: columns val_recall_<class>."""
+    with _figure(path, 7, 2.8) as figure:
+        axes = figure.add_subplot()
+        for i, name in enumerate(classes):
+            _line(axes, history, f"val_recall_{name}", 100, color=COLOURS[i], marker=MARKERS[i % 6], label=name)
+        axes.set(ylabel="recall, %", ylim=(0, 100))
+        _epochs(axes, history)
+        figure.legend(loc="outside right center")
+    return Path(path)
+
+
+def reliability(before, after, path: str | Path) -> Path:
+    """Accuracy against confidence (Guo et al. 2017) as it is and after scaling: two of (title, confidence, accuracy,
+    count), a bin each; see metrics.reliability. Below, how many faces a bin holds."""
+    with _figure(path, 7, 3.4) as figure:
+        panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+        for (axes, below), (title, confidence, accuracy, counts) in zip(panels.T, (before, after), strict=True):
+            some = counts > 0
+            axes.plot((0, 100), (0, 100), color=GRAY, linestyle="--", linewidth=0.8, label="as sure as right")
+            axes.plot(100 * confidence[some], 100 * accuracy[some], "o-", color=BLUE, label="faces")
+            axes.set_title(title, loc="left")
+            edges = np.linspace(0, 100, len(counts) + 1)
+            below.bar(edges[:-1], counts, 100 / len(counts), align="edge", color=SKY, edgecolor="white")
+            below.set(xlabel="confidence, %", xlim=(0, 100))
+        panels[0, 0].set(ylabel="accuracy, %", ylim=(0, 100))
+        panels[1, 0].set_ylabel("faces")
+        panels[0, 0].legend(loc="upper left")
+    return Path(path)
+
+
 @contextmanager
 def _figure(path: str | Path, width: float, height: float, layout: str | None = "constrained"):
     """A styled Figure of so many inches, which becomes `path` when the block ends: whole, or not at all."""

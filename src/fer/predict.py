@@ -8,7 +8,7 @@ import torch
 from fer import CLASSES, UserError, config, metrics
 from fer.data.faces import Data, Faces
 from fer.run import checkpoint_config, find_checkpoint, load_checkpoint, open_data, restore, write_csv
-from fer.runtime import pick_device
+from fer.runtime import memory_named, pick_device
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -19,13 +19,15 @@ def run(values: dict, typed: list[str]) -> None:
     for target in filter(None, (cfg.out, cfg.probs)):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
-    network = restore(contents, settings, path, pick_device(cfg.device))
+    device = pick_device(cfg.device)
+    network = restore(contents, settings, path, device)
     data = open_data(settings, cfg.data)
     split, faces = choose_split(data, cfg.split)
     header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
     faces = faces if order is None else faces.take(order)
 
-    probabilities = network.logits(faces.images, cfg.batch_size, settings.train.precision).softmax(1).cpu()
+    with memory_named(device, f"batch_size={cfg.batch_size}"):
+        probabilities = network.logits(faces.images, cfg.batch_size, settings.train.precision).softmax(1).cpu()
     labels = probabilities.argmax(1)
     if cfg.probs:
         rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, probabilities.tolist(), strict=True))

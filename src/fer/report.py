@@ -1,49 +1,146 @@
-"""fer report: a run in, pictures and tables under its report/ out."""
+"""fer report: a run in, pictures, the numbers behind them and one page that holds all out.
 
+All comes from the run folder, which keeps what the best weights said of the validation faces; only the pictures that
+show faces need the data, and are left out without it.
+"""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pandas as pd
 import torch
 
 from fer import CLASSES, UserError, config, metrics, plots
-from fer.data.faces import Faces
-from fer.run import checkpoint_config, load_checkpoint, newest, open_data, restore, write_text
-from fer.runtime import pick_device
-from fer.summary import totals
+from fer.run import checkpoint_config, load_checkpoint, newest, open_data, write_text
+from fer.summary import build, table_text, totals
+
+TIMES = ("epoch", "seconds", "images_per_second")
+
+
+@dataclass
+class Part:
+    """A section of the page: lines in words; a picture, drawn by `draw(path)` as name.png and so on, and the data of
+    name.csv; a table, its header first; plain text."""
+
+    title: str
+    lines: tuple[str, ...] = ()
+    name: str = ""
+    draw: Callable[[Path], Path] | None = None
+    data: pd.DataFrame | None = None
+    table: list | None = None
+    text: str = ""
+    folded: bool = False
 
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("report", values)
     if isinstance(cfg.run, list):
-        compare([Path(name) for name in cfg.run], Path(cfg.out or "comparison"))
+        compare([Path(name) for name in cfg.run], make_folder(Path(cfg.out or "comparison")), cfg.format)
         return
     folder = Path(cfg.run) if cfg.run else newest("best.pt")
     contents = load_checkpoint(folder / "best.pt")
     settings = checkpoint_config(contents, folder / "best.pt")
-    network = restore(contents, settings, folder / "best.pt", pick_device(cfg.device))
-    faces = open_data(settings, cfg.data).open("validation")
-    history = read_history(folder)
-
-    predicted = network.logits(faces.images, cfg.batch_size, settings.train.precision).argmax(1).cpu()
-    matrix = metrics.confusion(predicted, faces.labels)
+    history, logits, labels = read_history(folder), *validation(contents, folder)
+    matrix = metrics.confusion(logits.argmax(1), labels)
+    title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     table = metrics.report_text(matrix, CLASSES)
-    accuracy = metrics.accuracy(matrix)
-
     out = make_folder(Path(cfg.out) if cfg.out else folder / "report")
     write_text(out / "classification_report.txt", table)
-    plots.curves(history, out / "curves.png")
-    title = f"{settings.name}: {accuracy:.1%} of {len(faces)} validation faces"
-    plots.confusion(matrix.numpy(), CLASSES, out / "confusion.png", title)
-    plots.per_class_bars(metrics.classification_report(matrix, CLASSES), out / "per_class.png")
-    draw_samples(faces, predicted, cfg.samples, cfg.seed, out / "samples.png")
 
-    print(f"{title}, macro F1 {metrics.macro_f1(matrix):.4f}\n\n{table}\nopen:")
-    for name in ("curves.png", "confusion.png", "per_class.png", "samples.png", "classification_report.txt"):
-        print(f"  {out / name}")
+    values = [name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))]
+    recalls = history[["epoch", *(name for name in history if name.startswith("val_recall_"))]]
+    report = metrics.classification_report(matrix, CLASSES)
+    parts = [
+        Part("Loss and accuracy", (), "curves", partial(plots.curves, history), history),
+        Part("Confusion", confused(matrix), "confusion", lambda path: plots.confusion(matrix, CLASSES, path, title),
+             pd.DataFrame(matrix.numpy(), CLASSES, CLASSES).rename_axis("truth").reset_index()),
+        Part("Precision, recall and F1", (), "per_class", partial(plots.per_class_bars, report),
+             pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
+        Part("Recall over time", (), "recalls", partial(plots.recalls, history, CLASSES), recalls),
+        calibration(logits, labels),
+        *faces_parts(settings, cfg, logits, labels),
+        Part("Schedules", (), "schedules", partial(plots.schedules, history, values), history[["epoch", *values]]),
+        Part("Layers", text=table_text(settings.name, build(settings.model)), folded=True),
+        Part("Settings", text=config.dump(settings), folded=True),
+    ]  # fmt: skip
+    if (folder / "environment.yaml").is_file():
+        parts.append(Part("Environment", text=(folder / "environment.yaml").read_text(encoding="utf-8"), folded=True))
+    macro = f"Macro F1 {metrics.macro_f1(matrix):.4f}; best of {len(history)} epochs: {contents['epoch']}."
+    lead = (macro, "These faces chose the epoch too, so their accuracy is a little too good. PrivateTest stays shut.")
+    write_page(out, title, lead, parts, cfg.format)
+    print(f"{title}, macro F1 {metrics.macro_f1(matrix):.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
+    print(f"open:\n  {out / 'index.html'}")
 
 
-def compare(folders: list[Path], out: Path) -> None:
+def validation(contents: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits N×7 and labels N that the best weights had on the validation faces."""
+    found = contents.get("validation")
+    if not found:
+        raise UserError(f"{folder / 'best.pt'}: holds no validation predictions; use a best.pt written by fer train")
+    return found["logits"].float(), found["labels"].long()
+
+
+def confused(matrix: torch.Tensor) -> tuple[str, ...]:
+    """The likeliest mistakes, in words."""
+    pairs = metrics.top_confusions(matrix, CLASSES, 5)
+    return ("; ".join(f"{truth} → {said} {share:.0%} ({count})" for truth, said, share, count in pairs),)
+
+
+def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
+    """How sure the network is against how right, as it is and with the temperature that mends it."""
+    warmth, panels, rows = metrics.temperature(logits, labels), [], []
+    for name, scale in (("as trained", 1.0), (f"temperature {warmth:.2f}", warmth)):
+        probabilities = (logits / scale).softmax(1)
+        bins = metrics.reliability(probabilities, labels)
+        panels.append((f"{name}: ECE {100 * metrics.ece(probabilities, labels):.1f} %", *bins))
+        rows += [(scale, *row) for row in zip(*bins, strict=True)]
+    line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, and are about as sure as right."
+    data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
+    return Part("Calibration", (line,), "calibration", partial(plots.reliability, *panels), data)
+
+
+def faces_parts(settings, cfg, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
+    """The most confident mistakes and some faces of every class; a line instead where the data is not at hand."""
+    try:
+        faces = open_data(settings, cfg.data).open("validation")
+    except UserError as error:
+        return [Part("Faces", (f"left out: {error}",))]
+    if not torch.equal(faces.labels, labels):
+        return [Part("Faces", ("left out: the data is not what the run was validated on; name it with data.path=",))]
+    confidence, predicted = logits.softmax(1).max(1)
+    wrong = torch.where(predicted != labels, confidence, -1).argsort(descending=True, stable=True)
+    mistakes = wrong[: min(cfg.samples, int((predicted != labels).sum()))]
+    chosen = samples(predicted.numpy(), labels.numpy(), cfg.samples, cfg.seed)
+    parts = []
+    for title, name, places in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
+        said, truth, sure = ([*x[places].tolist()] for x in (predicted, labels, confidence))
+        captions = [
+            f"{CLASSES[p]} {s:.0%}" + (f"\nis {CLASSES[t]}" if p != t else "")
+            for p, t, s in zip(said, truth, sure, strict=True)
+        ]
+        right = [p == t for p, t in zip(said, truth, strict=True)]
+        draw = partial(plots.faces, faces.images[places].numpy(), captions, right, columns=7)
+        rows = zip([faces.ids[i] for i in places], said, truth, sure, strict=True)
+        data = pd.DataFrame(rows, columns=["id", "prediction", "truth", "confidence"])
+        parts.append(Part(title, (), name, draw, data))
+    return parts
+
+
+def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of `count` faces, half of them mistakes as far as there are any, ordered by their true class."""
+    right, generator = predicted == labels, np.random.default_rng(seed)
+    wrong, good = (generator.permutation(np.flatnonzero(mask)) for mask in (~right, right))
+    half = max(count // 2, count - len(good))
+    chosen = np.concatenate([wrong[:half], good[: count - min(half, len(wrong))]])
+    return chosen[np.argsort(labels[chosen], kind="stable")]
+
+
+def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
     names, histories, rows, settings = [], {}, [], []
     for folder in folders:
@@ -67,15 +164,43 @@ def compare(folders: list[Path], out: Path) -> None:
                 "val_macro_f1": round(best["val_macro_f1"], 4),
             }
         )
-    make_folder(out)
     table = pd.DataFrame(rows)
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    plots.compare(histories, out / "curves.png")
+    keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)})
+    differing = [[name, *(str(pick(own, key)) for key in keys)] for name, own in zip(names, settings, strict=True)]
+    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row.values()] for row in rows]
+    parts = [
+        Part("Runs", table=[list(table.columns), *cells]),
+        Part("Loss and accuracy", (), "curves", partial(plots.compare, histories)),
+        Part("Where their settings differ", table=[["run", *keys], *differing]),
+    ]
+    write_page(out, f"{len(names)} runs", (), parts, kind)
     print(table.to_string(index=False))
     for name, other in zip(names[1:], settings[1:], strict=True):
-        keys = config.difference(settings[0], other)
-        print(f"{name} differs from {names[0]} in {', '.join(keys) or 'nothing'}")
-    print(f"open:\n  {out / 'curves.png'}\n  {out / 'comparison.csv'}")
+        print(f"{name} differs from {names[0]} in {', '.join(config.difference(settings[0], other)) or 'nothing'}")
+    print(f"open:\n  {out / 'index.html'}\n  {out / 'comparison.csv'}")
+
+
+def pick(settings: dict, key: str):
+    """The value at a dotted key; nothing where a part of the way is missing."""
+    for part in key.split("."):
+        settings = settings.get(part, "") if isinstance(settings, dict) else ""
+    return settings
+
+
+def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], kind: str) -> None:
+    """The pictures, as PNG for the page and as `kind`, the CSV behind each, and index.html with all inside. Its texts
+    are escaped."""
+    pictures = {}
+    for part in parts:
+        if part.draw:
+            files = [part.draw(out / f"{part.name}.{suffix}") for suffix in dict.fromkeys(("png", kind))]
+            pictures[part.name] = "data:image/png;base64," + base64.b64encode(files[0].read_bytes()).decode()
+        if part.data is not None:
+            write_text(out / f"{part.name}.csv", part.data.to_csv(index=False))
+    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    write_text(out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures))
 
 
 def make_folder(path: Path) -> Path:
@@ -91,18 +216,3 @@ def read_history(folder: Path) -> pd.DataFrame:
         return pd.read_csv(folder / "history.csv")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / 'history.csv'}: cannot be read ({str(error).splitlines()[0]})") from None
-
-
-def draw_samples(faces: Faces, predicted: torch.Tensor, count: int, seed: int, path: Path) -> None:
-    """`count` faces, half of them mistakes as far as there are any, ordered by their true class."""
-    right = (predicted == faces.labels).numpy()
-    generator = np.random.default_rng(seed)
-    wrong, good = (generator.permutation(np.flatnonzero(mask)) for mask in (~right, right))
-    half = max(count // 2, count - len(good))
-    chosen = np.concatenate([wrong[:half], good[: count - min(half, len(wrong))]])
-    chosen = chosen[np.argsort(faces.labels.numpy()[chosen], kind="stable")]
-    captions = [
-        CLASSES[p] if p == t else f"{CLASSES[p]}\nis {CLASSES[t]}"
-        for p, t in zip(predicted[chosen].tolist(), faces.labels[chosen].tolist(), strict=True)
-    ]
-    plots.faces(faces.images[chosen].numpy(), captions, right[chosen].tolist(), path, columns=7)

@@ -1,6 +1,7 @@
 """The machine: device, precision, randomness, and signals that end a training cleanly."""
 
 import contextlib
+import os
 import signal
 
 import numpy as np
@@ -33,12 +34,33 @@ def seed_everything(*numbers: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
+def be_deterministic() -> None:
+    """Only kernels that give the same result every time, from here on; a layer that has none raises RuntimeError."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+@contextlib.contextmanager
+def memory_named(device: torch.device, batch: str):
+    """Within the context memory that runs out is a UserError that names `batch`, a key and its value."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"out of memory on {device.type} at {batch}; halve it, or take a smaller model or train.precision=bf16"
+        ) from None
+
+
 class Signals:
-    """Within the context the first SIGINT or SIGTERM is only noted in `caught`; a second one acts as usual."""
+    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted in `caught`; a
+    second one acts as usual."""
 
     def __enter__(self):
         self.caught: int | None = None
-        self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {s: signal.signal(s, self._note) for s in SIGNALS}
         return self
 
     def _note(self, number, frame):
@@ -53,9 +75,13 @@ class Signals:
         self._restore()
 
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
 class Interrupted(BaseException):
-    """A signal ended the command after everything so far was saved; `number` is the signal's. It ends a sweep too."""
+    """A signal ended the command after everything so far was saved; `code` is the exit code. It ends a sweep too."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        requeue = number == getattr(signal, "SIGUSR1", None)
+        self.code = 75 if requeue else 128 + number  # 75 is EX_TEMPFAIL: try again

@@ -14,7 +14,7 @@ from fer import CLASSES, UserError, config, metrics
 from fer.augment import STRENGTHS, Augment, ten_crops
 from fer.models.network import Network, Normalize
 from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
-from fer.runtime import Interrupted, Signals, autocast, pick_device, seed_everything
+from fer.runtime import Interrupted, Signals, autocast, be_deterministic, memory_named, pick_device, seed_everything
 from fer.schedule import Curve
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
@@ -29,6 +29,8 @@ class Trainer:
 
     def __init__(self, cfg: config.TrainConfig, device: torch.device):
         self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
+        if cfg.deterministic:
+            be_deterministic()
         seed_everything(cfg.seed)
         model = config.build("model", cfg.model).to(device)
         if cfg.train.channels_last:
@@ -55,7 +57,7 @@ class Trainer:
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0
-        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses, of right answers
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, right answers, steps until a NaN
 
     def fit(self) -> None:
         """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
@@ -71,19 +73,22 @@ class Trainer:
         network, batches, progress = self.network.train(), self.batches(), Progress(self)
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
-            strength = self.follow_curves()
+            strength, side = self.follow_curves()
             images, targets = self.augment(self.images[batch], self.targets[batch], strength)
             with autocast(self.device, self.cfg.train.precision):
-                logits = network(images)
+                logits = network(images, side)
                 loss = F.cross_entropy(
                     logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing
                 )
             self.optimizer.zero_grad()
             loss.backward()
+            if self.cfg.train.clip:
+                nn.utils.clip_grad_norm_(network.parameters(), self.cfg.train.clip)
             self.optimizer.step()
 
             right = (logits.argmax(1) == targets.argmax(1)).sum()
-            self.sums += torch.stack([loss.detach() * len(batch), right])
+            total = self.sums[0] + loss.detach() * len(batch)
+            self.sums = torch.stack([total, self.sums[1] + right, self.sums[2] + total.isfinite()])
             self.step += 1
             progress.update(len(batch))
             if signals.caught or progress.save_due():
@@ -112,15 +117,16 @@ class Trainer:
         time = self.epoch + step / self.steps
         return {name: curve(time, self.cfg.train.epochs, accuracies) for name, (curve, _) in self.curves.items()}
 
-    def follow_curves(self) -> dict[str, float]:
-        """Set rate and dropout for the coming step; returns the strength of the augmentations."""
+    def follow_curves(self) -> tuple[dict[str, float], int]:
+        """Set rate and dropout for the coming step; returns the strength of the augmentations and the images' side."""
         factors = self.factors(self.step)
-        rate, dropout = self.cfg.optim["lr"] * factors.pop("lr"), factors.pop("dropout", 1)
+        rate, dropout, size = factors.pop("lr"), factors.pop("dropout", 1), factors.pop("size", 1)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         for module, own in self.dropouts:
             module.p = own * dropout
-        return factors
+        whole = self.network.model.size  # shrunk to multiples of 4, for two poolings at least
+        return factors, whole if size == 1 else max(round(size * whole / 4), 1) * 4
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
@@ -128,7 +134,7 @@ class Trainer:
         start = time.perf_counter()
         logits = self.network.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
         matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
-        loss, right = (self.sums / len(self.images)).tolist()
+        loss, right, _ = (self.sums / len(self.images)).tolist()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
         crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop else {}
         self.history.append(
@@ -144,13 +150,18 @@ class Trainer:
                 "images_per_second": len(self.images) / max(self.seconds, 1e-9),
                 **values,
                 **crops,
+                **{
+                    f"val_recall_{name}": r
+                    for name, r in zip(CLASSES, metrics.per_class(matrix)[1].tolist(), strict=True)
+                },
             }
         )
         if better := self.history[-1]["val_accuracy"] > self.best:
             self.best, self.best_epoch = self.history[-1]["val_accuracy"], self.epoch + 1
         if self.run:
             if better:
-                self.save("best.pt")
+                found = {"logits": logits.cpu(), "labels": self.val_labels.cpu()}  # reports need no second look
+                self.save("best.pt", epoch=self.best_epoch, val_accuracy=self.best, validation=found)
             write_history(self.run, self.history)
             print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
 
@@ -165,19 +176,19 @@ class Trainer:
         return patience is not None and self.epoch - self.best_epoch >= patience
 
     def check_finite(self) -> None:
-        if not self.sums.isfinite().all():
+        finite = int(self.sums[2])
+        if finite < self.step:
+            rate = self.cfg.optim["lr"] * self.factors(finite)["lr"]
             raise UserError(
-                f"epoch {self.epoch + 1}, step {self.step} of {self.steps}: the loss is no finite number at a rate of "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}; try a lower optim.lr, schedule.warmup=1 or "
-                f"train.precision=fp32"
+                f"epoch {self.epoch + 1}, step {finite + 1} of {self.steps}: the loss is no finite number at a rate of "
+                f"{rate:.3g}; try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
             )
 
-    def save(self, file: str) -> None:
-        """last.pt with all that a resume needs; best.pt with the weights alone."""
+    def save(self, file: str, **more) -> None:
+        """last.pt with all that a resume needs; best.pt with the weights and `more`."""
         if not self.run:
             return
         self.check_finite()
-        more = {"epoch": self.best_epoch, "val_accuracy": self.best}
         if file == "last.pt":
             state = {name: getattr(self, name) for name in self.STATE}
             more = {"training": state | {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}}
@@ -201,9 +212,10 @@ def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
 
 
 def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
-    """Name → (curve, what its factor multiplies): the rate, the largest dropout, an augmentation's own number (of crop
-    and the two mixings a share). A curve that would drive nothing is refused."""
+    """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side, an augmentation's
+    own number (of crop and the two mixings a share). A curve that would drive nothing is refused."""
     sizes = {"dropout": max((module.p for module in dropouts(model)), default=0.0)}
+    sizes |= {"size": model.size * getattr(model, "any_size", False)}
     sizes |= {name: getattr(augment, name) for name in STRENGTHS}
     curves = {"lr": (config.build("schedule", cfg.schedule), cfg.optim["lr"])}
     for name, node in cfg.curves.items():
@@ -244,7 +256,7 @@ class Progress:
         if not self.bar.disable and now - self.shown > 0.5:
             self.shown = now
             done = min(trainer.step * trainer.cfg.train.batch_size, len(trainer.images))
-            loss, right = (trainer.sums / done).tolist()
+            loss, right, _ = (trainer.sums / done).tolist()
             self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
         if trainer.run and trainer.epoch == 0 and trainer.step == min(20, trainer.steps):
             self.warn_if_long()
@@ -314,7 +326,8 @@ def run(values: dict, typed: list[str]) -> float:
         flush=True,
     )
     try:
-        trainer.fit()
+        with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+            trainer.fit()
     except Interrupted:
         print(f"stopped; everything so far is in {trainer.run}; go on with\n  fer train resume={quote(trainer.run)}")
         raise

@@ -2,9 +2,10 @@
 
 `features` is read from left to right. A number is a convolution with that many filters, its normalization and its
 activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a layer its own numbers:
-`{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. In `head`, after
-flattening, a number is a dense layer with that many units and its activation. An empty `features` makes a plain
-multilayer perceptron.
+`{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. `{residual: 64}` is a
+residual block, `{space_to_depth: 2}` turns 2×2 pixels into 4 channels, `global_pool` averages over the whole map. In
+`head`, after flattening, a number is a dense layer with that many units and its activation. An empty `features` makes
+a plain multilayer perceptron.
 """
 
 from typing import Annotated, Literal, Required
@@ -14,7 +15,7 @@ from annotated_types import Ge, Lt
 from torch import nn
 from typing_extensions import TypedDict
 
-from fer.models.layers import PReLU, output_size, same_padding
+from fer.models.layers import PReLU, Residual, output_size, same_padding
 
 Positive = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -36,11 +37,21 @@ class Pool(TypedDict, total=False):
     padding: Padding
 
 
+class ResidualBlock(TypedDict):
+    residual: Positive
+
+
+class SpaceToDepth(TypedDict):
+    space_to_depth: Positive
+
+
 class Dropout(TypedDict):
     dropout: Rate
 
 
-Feature = Positive | Literal["pool", "norm", "dropout"] | Conv | Pool | Dropout
+Feature = (
+    Positive | Literal["pool", "global_pool", "norm", "dropout"] | Conv | Pool | ResidualBlock | SpaceToDepth | Dropout
+)
 Dense = Positive | Literal["norm", "dropout"] | Dropout
 
 
@@ -77,6 +88,7 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         self.size, self.channels, self.classes = size, channels, classes
+        self.any_size = "global_pool" in features
         self.shape = (channels, size, size)
         self.slope, self.norm_options = slope, {"eps": norm_eps, "momentum": norm_momentum}
         self.features, self.head = nn.Sequential(), nn.Sequential()
@@ -98,6 +110,19 @@ class ConvNet(nn.Module):
                     own = {"pool": pool} if spec == "pool" else spec
                     self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
                     stage, number = stage + 1, 0
+                case {"residual": filters}:
+                    number += 1
+                    channels, self.shape = self.shape[0], (filters, *self.shape[1:])
+                    block = Residual(channels, filters, lambda: self._act(activation), **self.norm_options)
+                    self.features.add_module(f"residual{stage}_{number}", block)
+                case {"space_to_depth": block}:
+                    if self.shape[1] % block:
+                        raise ValueError(f"space_to_depth={block}: does not divide {self.shape[1]}×{self.shape[1]}")
+                    self.features.add_module(f"space_to_depth{stage}", nn.PixelUnshuffle(block))
+                    self.shape = (self.shape[0] * block**2, self.shape[1] // block, self.shape[2] // block)
+                case "global_pool":
+                    self.features.add_module("global_pool", nn.AdaptiveAvgPool2d(1))
+                    self.shape = (self.shape[0], 1, 1)
                 case "norm":
                     self._norm(self.features, f"{stage - 1}" if number == 0 else f"{stage}_{number}b")
                 case _:
@@ -120,7 +145,8 @@ class ConvNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.head.logits.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -161,14 +187,18 @@ class ConvNet(nn.Module):
         part.add_module(f"norm{name}", kind(self.shape[0], **self.norm_options))
 
     def _activation(self, part: nn.Sequential, kind: str, name: str) -> None:
+        if kind != "none":
+            part.add_module(f"activation{name}", self._act(kind))
+
+    def _act(self, kind: str) -> nn.Module:
         layers = {
+            "none": nn.Identity,
             "relu": lambda: nn.ReLU(inplace=True),
             "leaky_relu": lambda: nn.LeakyReLU(self.slope, inplace=True),
             "prelu": lambda: PReLU(self.shape),
             "gelu": nn.GELU,
         }
-        if kind != "none":
-            part.add_module(f"activation{name}", layers[kind]())
+        return layers[kind]()
 
     def _dropout(self, part: nn.Sequential, spec, rate: float) -> None:
         part.add_module(f"dropout{len(part)}", nn.Dropout(rate if spec == "dropout" else spec["dropout"]))

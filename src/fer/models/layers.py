@@ -1,5 +1,7 @@
 """Layers that torch lacks, and the padding arithmetic of the two conventions in use."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,6 +15,28 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
     """floor((W + P - k) / s) + 1, where P counts both sides (2P of the usual formula)."""
     return (size + padding - kernel) // stride + 1
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al. 2016); a 1×1 convolution
+    carries the input over where the number of channels changes. No biases: BatchNorm has its own.
+
+    activation: makes the layer that follows the first BatchNorm and the sum.
+    """
+
+    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], **norm):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(filters, **norm)
+        self.activation1 = activation()
+        self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(filters, **norm)
+        self.skip = nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
+        self.activation2 = activation()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.activation1(self.norm1(self.conv1(x)))
+        return self.activation2(self.norm2(self.conv2(inner)) + self.skip(x))
 
 
 class PReLU(nn.Module):

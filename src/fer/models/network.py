@@ -62,8 +62,12 @@ class Network(nn.Module):
         super().__init__()
         self.model, self.normalize = model, normalize
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(self.normalize(fit(images, self.model.size)))
+    def forward(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
+        """side: pixels to which the faces are shrunk, for a model whose `any_size` says that it takes them."""
+        images = fit(images, self.model.size)
+        if side and side != self.model.size:
+            images = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
+        return self.model(self.normalize(images))
 
     @torch.inference_mode()
     def logits(self, images: torch.Tensor, batch_size: int, precision: str = "auto") -> torch.Tensor:

@@ -1,0 +1,54 @@
+"""Muon against its definition and torch's own optimizers."""
+
+import pytest
+import torch
+from torch import nn
+
+from fer.models.convnet import ConvNet
+from fer.optim import Muon, orthogonal
+
+
+@pytest.mark.parametrize("shape", [(64, 20), (20, 64), (7, 7)])
+def test_orthogonal_is_nearly_the_orthogonal_factor(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    ours = orthogonal(matrix)
+    values = torch.linalg.svdvals(ours)
+    assert values.min() > 0.5 and values.max() < 1.3
+    assert torch.cosine_similarity(ours.flatten(), (u @ vt).flatten(), dim=0) > 0.95
+
+
+def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw():
+    torch.manual_seed(0)
+    ours = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
+    theirs = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
+    theirs.load_state_dict(ours.state_dict())
+    weights, biases = [[getattr(m, kind) for m in theirs] for kind in ("weight", "bias")]
+    optimizers = [
+        torch.optim.Muon(weights[1:-1], lr=0.02, momentum=0.9, weight_decay=0.1),
+        torch.optim.AdamW([weights[0], weights[-1]], lr=1e-3, weight_decay=0.1),
+        torch.optim.AdamW(biases, lr=1e-3, weight_decay=0.0),
+    ]
+    muon = Muon(ours.parameters(), lr=0.02, momentum=0.9, weight_decay=0.1, adam_lr=1e-3)
+    for _ in range(3):
+        x = torch.randn(40, 12)
+        for net, steps in ((ours, [muon]), (theirs, optimizers)):
+            net.zero_grad()
+            net(x).square().sum().backward()
+            for optimizer in steps:
+                optimizer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_muon_takes_convolutions_and_refuses_a_network_without_inner_layers():
+    net = ConvNet(features=[4, 8, "pool", 8, "global_pool"], head=[], size=16)
+    before = [p.clone() for p in net.parameters()]
+    muon = Muon(net.parameters(), lr=0.02)
+    net(torch.randn(3, 1, 16, 16)).sum().backward()
+    muon.step()
+    assert not any(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    change = (net.features.conv1_2.weight - before[2]).flatten(1) / 0.02
+    assert torch.linalg.svdvals(change).max() < 1.3
+    with pytest.raises(ValueError, match="inner layers"):
+        Muon(nn.Linear(3, 3).parameters(), lr=0.02)

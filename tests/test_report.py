@@ -1,0 +1,112 @@
+"""The report: one page from the run folder alone, every picture with its numbers, nothing in it taken for HTML."""
+
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import classification_report, confusion_matrix
+
+from fer import CLASSES
+from fer.report import Part, write_page
+
+TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
+PICTURES = ["curves", "confusion", "per_class", "recalls", "calibration", "mistakes", "samples", "schedules"]
+
+
+@pytest.fixture
+def run(fer, tmp_path):
+    code, _, err = fer("train", *TINY, "run=r")
+    assert code == 0, err
+    return tmp_path / "r"
+
+
+def test_a_report_is_a_page_with_every_picture_and_the_numbers_behind_it(fer, run):
+    code, out, err = fer("report", "run=r", "format=svg")
+    assert code == 0 and "open:\n  r/report/index.html" in out, err
+    made = {path.name for path in (run / "report").iterdir()}
+    numbers = {f"{name}.{kind}" for name in PICTURES for kind in ("png", "svg", "csv")}
+    assert made == numbers | {"index.html", "classification_report.txt"}
+    page = (run / "report" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(PICTURES)
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # nothing from a network
+    assert "fer.models.convnet.ConvNet" in page and "head.logits" in page
+
+
+def test_the_numbers_are_scikit_learns(fer, run):
+    fer("report", "run=r")
+    found = torch.load(run / "best.pt", weights_only=True)["validation"]
+    labels, predicted = found["labels"].numpy(), found["logits"].argmax(1).numpy()
+    matrix = pd.read_csv(run / "report" / "confusion.csv")
+    assert (matrix[list(CLASSES)].to_numpy() == confusion_matrix(labels, predicted, labels=range(7))).all()
+    text = classification_report(labels, predicted, labels=range(7), target_names=CLASSES, digits=4, zero_division=0)
+    assert (run / "report" / "classification_report.txt").read_text() == text
+    history = pd.read_csv(run / "history.csv")
+    best = history.loc[history["val_accuracy"].idxmax()]
+    recalls = [(predicted[labels == c] == c).mean() for c in range(7)]
+    assert best[[f"val_recall_{name}" for name in CLASSES]].tolist() == pytest.approx(recalls, abs=1e-5)
+    mistakes = pd.read_csv(run / "report" / "mistakes.csv")
+    assert (mistakes["prediction"] != mistakes["truth"]).all()
+    sure = torch.softmax(found["logits"], 1).max(1).values.numpy()
+    assert mistakes["confidence"][0] == pytest.approx(sure[labels != predicted].max(), abs=1e-5)
+
+
+def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tmp_path):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY[2:], "run=r")[0] == 0
+    shutil.rmtree(fer2013_csv.parent)
+    shutil.move(tmp_path / "r", tmp_path / "elsewhere")
+    code, _, err = fer("report", "run=elsewhere")
+    assert code == 0, err
+    made = {path.stem for path in (tmp_path / "elsewhere" / "report").glob("*.png")}
+    assert made == set(PICTURES) - {"mistakes", "samples"}
+    assert "left out: " in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
+
+
+def test_html_in_names_is_shown_not_obeyed(fer, tmp_path):
+    name = "<script>alert(1)</script>"
+    assert fer("train", *TINY, "run=r", f'name="{name}"')[0] == 0
+    assert fer("report", "run=r")[0] == 0
+    assert fer("report", "run=[r,r]")[0] == 0
+    for page in (tmp_path / "r" / "report" / "index.html", tmp_path / "comparison" / "index.html"):
+        text = page.read_text()
+        assert name not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+
+
+def test_a_checkpoint_without_predictions_is_refused(fer, run):
+    shutil.copy(run / "last.pt", run / "best.pt")
+    code, _, err = fer("report", "run=r")
+    assert code == 2 and "holds no validation predictions" in err and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_pages_without_an_error(fer, run, tmp_path):
+    """Headless Chromium: no console message, every picture loaded, the table sorts, nothing wider than a phone."""
+    rows = [["run", "accuracy"], ["a", "0.5"], ["b", "0.25"], ["c", "0.75"]]
+    write_page(run, "three runs", (), [Part("Runs", table=rows)], "png")
+    fer("report", "run=r")
+    script = """<script>addEventListener("load", () => {
+      const seen = [...document.images].map(i => i.complete && i.naturalWidth > 0);
+      document.querySelectorAll(".sortable button")[1]?.click();
+      const order = [...document.querySelectorAll("tbody td:first-child")].map(c => c.textContent).join("");
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title = `pictures ${seen.filter(x => x).length}/${seen.length} order ${order} wide ${wide}`;
+    })</script>"""
+    expected = {
+        run / "report" / "index.html": "pictures 8/8 order  wide false",
+        run / "index.html": "pictures 0/0 order bac wide false",
+    }
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert chromium, "needs chromium on the path"
+    for page, title in expected.items():
+        copy = tmp_path / "page.html"
+        copy.write_text(page.read_text() + script)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
+                 f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900",
+                 "--enable-logging=stderr"]  # fmt: skip
+        done = subprocess.run(
+            [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60
+        )
+        assert f"<title>{title}</title>" in done.stdout
+        assert "CONSOLE" not in done.stderr
