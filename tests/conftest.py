@@ -1,3 +1,4 @@
+import copy
 import os
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from fer import cli, config
+from fer.models.network import Network, Normalize
+from fer.run import save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
@@ -56,6 +59,35 @@ def compose():
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = hydra.compose(command, [*overrides, "name=test"])
         return OmegaConf.to_container(composed, resolve=True)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_contents(tmp_path_factory):
+    """The contents of a best.pt of a network of one hidden unit, on 70 drawn faces."""
+    overrides = ["data=demo", "data.images=70", "model=dnn", "model.head=[1]", "device=cpu", "name=test"]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = config.check("train", OmegaConf.to_container(hydra.compose("train", overrides), resolve=True))
+    torch.manual_seed(0)
+    network = Network(config.build("model", cfg.model), Normalize("dataset", 120.0, 60.0))
+    path = tmp_path_factory.mktemp("tiny") / "best.pt"
+    save_checkpoint(path, config.dump(cfg), network, epoch=1, val_accuracy=0.5)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture
+def tiny(tiny_contents, tmp_path):
+    """Writes tiny.pt, with changes to its contents and, as `config`, to its config; returns its path."""
+
+    def make(config=None, **changes):
+        contents = copy.deepcopy(tiny_contents) | changes
+        if isinstance(config, dict):
+            contents["config"] = yaml.safe_dump(yaml.safe_load(contents["config"]) | config)
+        elif config is not None:
+            contents["config"] = config
+        torch.save(contents, tmp_path / "tiny.pt")
+        return tmp_path / "tiny.pt"
 
     return make
 

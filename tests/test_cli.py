@@ -57,7 +57,9 @@ def test_train_predict_report(fer, tmp_path):
     code, out, err = fer("train", *TINY, "run=my run")
     assert code == 0, err
     assert "best validation accuracy" in out and "fer predict ckpt='my run/best.pt'" in out
-    assert {p.name for p in (tmp_path / "my run").iterdir()} == {"config.yaml", "history.csv", "best.pt", "last.pt"}
+    assert {p.name for p in (tmp_path / "my run").iterdir()} == {
+        *(".lock", "environment.yaml", "config.yaml", "history.csv", "best.pt", "last.pt")
+    }
     history = pd.read_csv("my run/history.csv")
     columns = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1,seconds,images_per_second"
     recalls = [f"val_recall_{name}" for name in CLASSES]

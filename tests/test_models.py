@@ -164,6 +164,8 @@ def test_a_residual_block_is_torchvisions_basic_block():
     x = torch.randn(3, 6, 8, 8)
     torch.testing.assert_close(ours(x), theirs(x))
     assert Residual(6, 9, nn.ReLU)(x).shape == (3, 9, 8, 8)
+    weighed = Residual(6, 6, nn.ReLU, squeeze=3)
+    assert weighed.squeeze.fc1.weight.shape == (2, 6, 1, 1) and weighed(x).shape == x.shape
 
 
 def test_a_network_with_global_pool_takes_any_size():

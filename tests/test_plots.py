@@ -179,6 +179,45 @@ def test_faces(count, columns, expected, tmp_path, drawn):
     assert sum(text.get_text().startswith("✓") for text in axes.texts) == ok.count(True)
 
 
+@pytest.mark.parametrize("maps", [3, 4])
+def test_explanations(maps, tmp_path, drawn):
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12))
+    masked = np.where(images > 0.9, 128, np.nan)
+    columns = {"face": ("gray", 99 + images), "gradients of it": ("signed", images), "none": ("positive", 0 * images)}
+    columns |= {"$cam$": ("overlay", np.abs(images))} if maps == 4 else {}
+    captions = [(UGLY[0], "happy", "happy", 0.5), ("a/long/path/" * 9, "sad", "happy", 1), ("x.png", "", "surprise", 0)]
+    plots.explanations(columns | {"what is left of it": ("gray", masked)}, captions, UGLY[5], tmp_path / "e.png")
+    assert size(tmp_path / "e.png") and inside(drawn[0])
+    axes = drawn[0].axes[0]
+    assert len(axes.patches) == 1 and len(axes.images) == 3 * (maps + 1) + 3 * (maps == 4) + 2
+    found = "".join(texts(drawn[0]))
+    assert "✓ prediction: happy, 0.50" in found and "✗ prediction: happy, 1.00" in found and found.count("truth") == 2
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 100, 300])
+@pytest.mark.parametrize("look", [None, "texture"])
+def test_mosaic_shows_every_image_in_its_place(count, look, tmp_path, drawn):
+    images = np.arange(count)[:, None, None] * np.ones((count, 3, 3)) - 2
+    plots.mosaic(images, "_a layer of $a$ name that is " + "long " * 12, tmp_path / "m.png", look)
+    axes = drawn[0].axes[0]
+    assert size(tmp_path / "m.png")[0] <= 1160 and inside(drawn[0], axes.findobj(matplotlib.text.Text))
+    first = [int(label.get_text()) for label in axes.get_yticklabels()]
+    columns = len(axes.get_xticklabels())
+    assert first == list(range(0, count, columns)) and len(drawn[0].axes) == (2 if look is None else 1)
+    if look is None:
+        (sheet,) = axes.images
+        x, y = axes.get_xticks(), axes.get_yticks()
+        shown = [sheet.get_array()[int(y[i // columns]), int(x[i % columns])] for i in range(count)]
+        assert shown == [i - 2 for i in range(count)]
+        assert np.ma.getmaskarray(sheet.get_array()).sum() > 0
+
+
+def test_a_mosaic_of_named_images_and_of_nothing_but_zeros(tmp_path, drawn):
+    plots.mosaic(np.zeros((7, 48, 48)), "title", tmp_path / "m.png", "texture", CLASSES)
+    plots.mosaic(np.zeros((9, 1, 1)), "title", tmp_path / "n.png")
+    assert set(CLASSES) <= texts(drawn[0]) and inside(drawn[0]) and inside(drawn[1])
+
+
 def test_no_faces_and_a_caption_too_many(tmp_path):
     none = np.zeros((0, 1, 48, 48), dtype=np.uint8)
     assert size(plots.faces(none, [], [], tmp_path / "f.png"))

@@ -225,6 +225,17 @@ def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     assert_same(folder, "insave")
 
 
+def test_copies_of_validation_faces_can_be_left_out_of_training(trainer, monkeypatch):
+    data = demo(images=141, limit=None, seed=0, normalize="dataset")
+    train, held_out = data.splits["train"], data.splits["validation"]
+    train.images[[3, 8]], train.images[20] = held_out.images[[1, 1]], held_out.images[0]
+    monkeypatch.setattr("fer.data.demo.demo", lambda images, limit, seed, normalize: data)
+    monkeypatch.setattr("fer.data.demo.demo.__module__", "fer.data.demo", raising=False)
+    assert len(trainer().images) == 141
+    left = trainer("train.copies=drop")
+    assert len(left.images) == 138 and not torch.equal(left.images[3], train.images[3])
+
+
 def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
     few = ["train.epochs=1", "optim=sgd", "optim.lr=1", "optim.momentum=0", "optim.nesterov=false",
            "optim.weight_decay=0", "schedule=constant", "train.batch_size=141"]  # fmt: skip
@@ -235,6 +246,23 @@ def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
         t.fit()
         norms[clip] = (torch.nn.utils.parameters_to_vector(t.network.parameters()) - before).norm().item()
     assert norms["null"] > 0.1 and norms["0.01"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
+    t = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd")
+    t.run, seen, step = tmp_path, [], t.optimizer.step
+    t.optimizer.step = lambda: (step(), seen.append([p.detach().clone() for p in t.network.parameters()]))
+    t.fit()
+    expected = seen[0]
+    for weights in seen[1:]:
+        expected = [0.9 * a + 0.1 * w for a, w in zip(expected, weights, strict=True)]
+    for ours, theirs in zip(t.judged.parameters(), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    accuracy = (t.judged.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
+    assert t.history[-1]["val_accuracy"] == pytest.approx(accuracy)
+    again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd")
+    again.load(torch.load(tmp_path / "last.pt", weights_only=True), tmp_path / "last.pt")
+    assert all(torch.equal(a, b) for a, b in zip(again.judged.parameters(), t.judged.parameters(), strict=True))
 
 
 def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path):

@@ -13,12 +13,15 @@ from fer import UserError, __version__, config_dir, nearest
 COMMANDS = {
     "train": "train a network and write a run folder",
     "predict": "label the faces of a split, write a submission",
+    "evaluate": "measure on a labelled split, with intervals and paired tests",
     "curves": "plot what a training would change over time",
     "report": "turn a run into pictures and tables",
+    "explain": "show what a network looks at in a face, and what its filters respond to",
+    "inspect": "look at the data: counts, mean faces, copies within and across splits",
     "summary": "show networks layer by layer, or side by side",
 }
 # Their values are quoted before Hydra parses them: a path may hold anything.
-PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "data.path", "model.weights"}
+PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "image", "data.path", "model.weights"}
 USAGE = """usage: fer COMMAND [KEY=VALUE ...]
 
 {commands}
@@ -36,6 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     try:
+        if any("\ud800" <= c <= "\udfff" for c in "".join(args)):
+            raise UserError("an argument holds bytes that are no text; rename the file or folder that it names")
         if command in ("-h", "--help", "help"):
             print(USAGE.format(commands="\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())), end="")
             return 0
@@ -55,8 +60,9 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except UserError as error:
         if os.environ.get("FER_DEBUG"):
-            raise
-        print(f"fer: {error}", file=sys.stderr)
+            sys.excepthook(type(error), error, error.__traceback__)
+        words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))  # no terminal codes
+        print(f"fer: {words}", file=sys.stderr)
         return 2
 
 
@@ -77,12 +83,14 @@ def launch(command: str, args: list[str]) -> int:
     from fer.runtime import Interrupted
 
     failures: list[UserError] = []
+    started = []  # not empty once a task has run: what is raised then is a bug
     sweeps: set[Path] = set()
 
     def refuse(message: str):
         raise UserError(f"{message}; see fer {command} --help")
 
     def task(composed) -> float | None:
+        started.append(True)
         settings = HydraConfig.get()
         overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
         typed = [override_key(override) for override in overrides]
@@ -104,6 +112,10 @@ def launch(command: str, args: list[str]) -> int:
         except BrokenPipeError:  # fer … | head: the reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return math.nan
+        except OSError as error:  # a disk or a name that the system refuses
+            failures.append(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
+            failures[-1].__cause__ = error
+            return math.nan
 
     parser = get_args_parser()
     parser.error = refuse
@@ -116,6 +128,11 @@ def launch(command: str, args: list[str]) -> int:
     sweep, user_dir = options.multirun, options.config_dir
     if user_dir and not Path(user_dir).is_dir():
         raise UserError(f"--config-dir {user_dir}: no such folder")
+    if user_dir:
+        from fer.config import vet
+
+        vet(Path(user_dir))
+    OmegaConf.clear_resolver("oc.env")  # a config from others reads no environment variables
     words = [a for a in args if a not in overrides]
     words += overrides if options.shell_completion else [rewrite(command, o, sweep, user_dir) for o in overrides]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
@@ -132,6 +149,10 @@ def launch(command: str, args: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise UserError(first_line(cause)) from error
+    except Exception as error:
+        if started or not user_dir:
+            raise
+        raise UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})") from error
     finally:
         sys.argv = saved
         for folder in sweeps:
@@ -142,7 +163,8 @@ def launch(command: str, args: list[str]) -> int:
 
 
 def first_line(error: Exception) -> str:
-    return " ".join(str(error).strip().split("\n")[0].split())
+    key = getattr(error, "full_key", None)  # of a value that OmegaConf cannot resolve
+    return (f"{key}: " if key else "") + " ".join(str(error).strip().split("\n")[0].split())
 
 
 def override_key(override: str) -> str:
@@ -163,7 +185,7 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
             raise UserError(f"{override}: no such choice; {nearest(value, groups[bare])}")
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
-        from_run = command in ("predict", "report")
+        from_run = command in ("predict", "report", "explain")
         raise UserError(f"{bare}: {'comes from the checkpoint' if from_run else 'no such key here'}; leave it out")
     if bare in PATHS and value not in ("null", "") and not (value.startswith("[") and value.endswith("]")):
         parts = value.split(",") if sweep else [value]

@@ -4,17 +4,22 @@ Types and limits stand here and in the signatures that `_target_` names; values 
 package knows of configs, and only build() turns a `_target_` into an object.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
+import io
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from omegaconf import OmegaConf
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from fer import UserError, config_dir
+from fer import CLASSES, UserError, config_dir
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -27,6 +32,7 @@ TARGETS = {
     "optim": ("torch.optim.", "fer.optim."),
     "schedule": ("fer.schedule.",),
 }
+MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
 PROVIDED = {"optim": ("params",)}  # arguments that the program gives, not the config
 
 
@@ -40,10 +46,12 @@ class Training(Strict):
     patience: Count | None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     clip: Annotated[float, Field(gt=0)] | None
+    ema: Annotated[float, Field(ge=0, lt=1)]
     precision: Literal["auto", "fp32", "bf16"]
     channels_last: bool
     class_weights: Literal["none", "balanced"]
     sampling: Literal["shuffle", "balanced"]
+    copies: Literal["keep", "drop"]
     tencrop: bool
 
 
@@ -68,12 +76,24 @@ class CurvesConfig(TrainConfig):
 
 
 class PredictConfig(Strict):
-    ckpt: str | None
+    ckpt: str | list[str] | None
+    tta: Literal["none", "flip", "tencrop"]
+    select: Literal["uniform", "greedy"]
     split: str | None
     out: str
     columns: Annotated[list[str], Field(min_length=2, max_length=2)]
     sample: str | None
     probs: str | None
+    device: Device
+    batch_size: Count
+    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+
+
+class EvaluateConfig(Strict):
+    ckpt: str | list[str] | None
+    split: str
+    tta: Literal["none", "flip", "tencrop"]
+    select: Literal["uniform", "greedy"] | None
     device: Device
     batch_size: Count
     data: dict | None = None  # only what was typed; the rest comes from the checkpoint
@@ -88,6 +108,29 @@ class ReportConfig(Strict):
     data: dict | None = None  # only what was typed; the rest comes from the checkpoint
 
 
+class ExplainConfig(Strict):
+    ckpt: str | None
+    image: str | list[int | str] | None
+    split: str
+    target: Annotated[Literal["predicted", "true", *CLASSES], BeforeValidator(lambda v: "true" if v is True else v)]
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    layers: str | list[str] | None
+    out: str | None
+    format: Literal["png", "svg", "pdf"]
+    device: Device
+    seed: Seed
+    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+
+
+class InspectConfig(Strict):
+    data: dict
+    out: str
+    samples: Count
+    seed: Seed
+    near: Annotated[float, Field(gt=0, lt=1)] | None
+    format: Literal["png", "svg", "pdf"]
+
+
 class SummaryConfig(Strict):
     name: str
     model: dict
@@ -99,7 +142,10 @@ SCHEMAS = {
     "train": TrainConfig,
     "curves": CurvesConfig,
     "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
     "report": ReportConfig,
+    "explain": ExplainConfig,
+    "inspect": InspectConfig,
     "summary": SummaryConfig,
 }
 
@@ -126,6 +172,12 @@ def check(command: str, values: dict) -> Any:
             raise UserError(
                 f"schedule.warmup={warmup}: longer than the training; set it below train.epochs={config.train.epochs}"
             )
+        if not 0 < len(config.name) <= 100 or not config.name.isprintable():
+            raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
+        if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
+            raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
+        if config.model.get("classes", len(CLASSES)) != len(CLASSES):
+            raise UserError(f"model.classes={config.model['classes']}: the data has {len(CLASSES)}; leave it out")
         if config.run and config.resume:
             raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
     return config
@@ -138,7 +190,10 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
         raise UserError(f"{key or group}: names no _target_; choose one")
     path, fn = node["_target_"], target(group, node)
     hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
-    parameters = [p for p in inspect.signature(fn).parameters.values() if p.name not in PROVIDED.get(group, ())]
+    parameters, given = list(inspect.signature(fn).parameters.values()), PROVIDED.get(group, ())
+    if not {*given} <= {p.name for p in parameters}:
+        raise UserError(f"{key or group}._target_={path}: refused; it takes no {given[0]}")
+    parameters = [p for p in parameters if p.name not in given]
     fields = {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters}
     schema = create_model(fn.__name__, __base__=Strict, **fields)
     values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{key or group}.")
@@ -164,9 +219,14 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
     """The object that a checked node describes. Values that the target itself refuses raise UserError, named after
     `key`, where the node stands, or else the group."""
     try:
-        return target(group, node)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
-    except ValueError as error:
-        raise UserError(f"{key or group}: {error}") from None
+        made = target(group, node)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
+    except NotImplementedError:  # a RuntimeError, of torch's meta device
+        raise
+    except (ValueError, RuntimeError) as error:  # torch refuses sizes and memory with a RuntimeError
+        raise UserError(f"{key or group}: {str(error).splitlines()[0]}") from error
+    if not hasattr(made, MAKES[group]):
+        raise UserError(f"{key or group}._target_={node['_target_']}: refused; it makes no {group}")
+    return made
 
 
 def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
@@ -249,13 +309,39 @@ def parse(text: str, where: str) -> dict:
     """The plain values of a saved training config; nothing in it is interpolated or executed. Keys that came after it
     have their default."""
     try:
+        if bloated(text):
+            raise ValueError("it unfolds to more than a config")
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{where}: its config is not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
     root = yaml.safe_load((config_dir() / "train.yaml").read_text())
     return overlay({key: value for key, value in root.items() if key not in ("defaults", "hydra")}, values)
+
+
+def bloated(text: str) -> bool:
+    """Would the YAML take minutes to read, for its brackets, or gigabytes, for aliases of lists of aliases?"""
+    if len(text) > 1 << 20 or len(re.findall(r"[\[{]", text)) > 1000:
+        return True
+    return "*" in text and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 9
+
+
+def vet(folder: Path) -> None:
+    """Refuse configs from others that would do more than choose values: Hydra's own settings can run code, a defaults
+    list or a link can leave the folder."""
+    for file in sorted(folder.rglob("*")):
+        values, text, doubtful = {}, "", file.is_symlink() and file.is_dir()
+        with contextlib.suppress(Exception):  # what is no YAML, Hydra will refuse too, where it is chosen
+            text = file.read_text(encoding="utf-8") if file.suffix == ".yaml" else ""
+            doubtful |= bloated(text)
+            values = {} if doubtful else dict(OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False))
+        places = str([*re.findall(r"@package.*", text), values.get("defaults")])
+        if doubtful or "hydra" in values or re.search(r"hydra|\.\.|\$", places):
+            raise UserError(
+                f"{file}: refused; it sets Hydra's own keys, has .. or $ in its defaults, links to a folder or unfolds "
+                "to more than a config; type the keys, or move it away"
+            )
 
 
 def difference(old: Any, new: Any, prefix: str = "") -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Accuracy, confusion, precision/recall/F1 and calibration: tensors in, numbers out, as scikit-learn counts them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -104,6 +105,22 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
         slope = ((logits * middle).softmax(1) * logits).sum(1).sub(own).mean()
         low, high = (low, middle) if slope > 0 else (middle, high)
     return 1 / low
+
+
+def interval(right: int, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share, by Wilson's score (1927)."""
+    z, share = 1.959963985, right / count
+    middle = share + z**2 / (2 * count)
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return (middle - half) / (1 + z**2 / count), (middle + half) / (1 + z**2 / count)
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Two-sided exact p of McNemar's test (1947): that of two networks one wins `won` faces that the other has wrong,
+    and loses `lost`, though both are as good."""
+    total = won + lost
+    tail = sum(math.comb(total, i) for i in range(min(won, lost) + 1))
+    return min(1.0, 2 * tail / 2**total)
 
 
 def _ratio(part, whole) -> np.ndarray:

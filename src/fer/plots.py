@@ -21,6 +21,8 @@ from fer import UserError
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 BLUE, VERMILION, _, _, ORANGE, SKY, BLACK = COLOURS
 GRAY = "#555555"
+LOOKS = {"gray": "gray", "texture": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
+MASKED = "#cfe3f5"
 MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
 STYLE = {
     "font.family": "DejaVu Sans",
@@ -200,6 +202,126 @@ def reliability(before, after, path: str | Path) -> Path:
         panels[0, 0].set(ylabel="accuracy, %", ylim=(0, 100))
         panels[1, 0].set_ylabel("faces")
         panels[0, 0].legend(loc="upper left")
+    return Path(path)
+
+
+def explanations(columns: dict, captions, title: str, path: str | Path) -> Path:
+    """A row a face, a column a map of it, {title: (look, N×H×W)}; wrong predictions are marked as in `faces`.
+
+    look: gray is 0 to 255, NaN masked; positive and signed are scaled by each map's own largest size, overlay is a
+    positive map over the first column. captions: for each face its name, its truth ("" if unknown), its prediction and
+    the probability of that.
+    """
+    left, top, step, side = 1.7, 0.66, 0.66, 0.62
+    width, height = left + step * len(columns), top + step * len(captions) + 0.24
+    with _figure(path, width, height, layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches, as in `faces`
+        axes.axis("off")
+        axes.text(0.08, 0.1, textwrap.fill(title, 80), va="top", fontsize=9)
+        for j, (name, (look, images)) in enumerate(columns.items()):
+            x = left + step * j
+            axes.text(x + side / 2, top - 0.05, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=6.5)
+            for i, image in enumerate(images):
+                box, largest = (x, x + side, top + step * i + side, top + step * i), np.nanmax(np.abs(image)) or 1
+                low, high = {"gray": (0, 255), "signed": (-largest, largest)}.get(look, (0, largest))
+                alpha = None
+                if look == "overlay":
+                    axes.imshow(next(iter(columns.values()))[1][i], cmap="gray", vmin=0, vmax=255, extent=box)
+                    alpha = 0.8 * np.sqrt(image / largest)
+                colours = matplotlib.colormaps[LOOKS[look]].with_extremes(bad=MASKED)
+                axes.imshow(image, cmap=colours, vmin=low, vmax=high, extent=box, alpha=alpha)
+        for i, (name, truth, predicted, probability) in enumerate(captions):
+            y, wrong = top + step * i, bool(truth) and truth != predicted
+            mark = "✗ " if wrong else "✓ " if truth else ""
+            name = name if len(name) < 25 else f"…{name[-23:]}"
+            text = [name, *([f"truth: {truth}"] if truth else []), f"{mark}prediction: {predicted}, {probability:.2f}"]
+            weight = "bold" if wrong else "normal"
+            axes.text(0.08, y + side / 2, "\n".join(text), va="center", fontsize=6.5, weight=weight)
+            if wrong:
+                axes.add_patch(Rectangle((left, y), side, side, fill=False, edgecolor=VERMILION, linewidth=2))
+        y = height - 0.12
+        keys = (0.08, "positive", "0 to the map's maximum"), (2.3, "signed", "lowers or raises the score")
+        for x, look, text in keys:
+            axes.imshow(np.linspace(0, 1, 64)[None], cmap=LOOKS[look], extent=(x, x + side, y + 0.05, y - 0.05))
+            axes.text(x + side + 0.06, y, text, va="center", fontsize=6.5)
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+    return Path(path)
+
+
+def mosaic(images, title: str, path: str | Path, look: str | None = None, names=None) -> Path:
+    """Every one of N×h×w images, with its name, or else numbered from 0.
+
+    look: `texture` spreads each over gray by its own mean and deviation; without, all share one scale of colours, which
+    the largest percent may leave.
+    """
+    images = np.asarray(images, dtype=float)
+    count = len(images)
+    columns, side = next((c, s) for c, s, most in ((7, 0.9, 7), (8, 0.75, 64), (16, 0.4, 256), (24, 0.28, np.inf))
+                         if count <= most)  # fmt: skip
+    rows, grown = -(-count // columns), max(1, 48 // images.shape[-1])
+    largest = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
+    limits, bar = ((-largest if images.min() < 0 else 0), largest), look != "texture"
+    look = look or ("signed" if images.min() < 0 else "positive")
+    if look == "texture":
+        deviation = images.std((1, 2), keepdims=True)
+        images = (images - images.mean((1, 2), keepdims=True)) / np.where(deviation > 0, deviation, 1)
+        limits = (-2.5, 2.5)
+    images = images.repeat(grown, 1).repeat(grown, 2)  # so that gaps are as wide in all layers
+    cells = np.full((rows * columns, images.shape[1] + 2, images.shape[2] + 2), np.nan)
+    cells[:count, 1:-1, 1:-1] = images
+    height, width = cells.shape[1:]
+    sheet = cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    size = (columns * side + 0.4 + 0.6 * bar, rows * side * height / width + 0.55)
+    with _figure(path, *size) as figure:
+        axes = figure.add_subplot()
+        shown = axes.imshow(sheet, cmap=LOOKS[look], vmin=limits[0], vmax=limits[1])
+        across = [f"+{i}" for i in range(columns)] if names is None else names
+        axes.set_xticks(np.arange(len(across)) * width + width / 2, across, fontsize=6.5)
+        axes.set_yticks(np.arange(rows) * height + height / 2, np.arange(rows) * columns if names is None else [""])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.grid(False)
+        axes.set_title(textwrap.fill(title, int(13 * size[0])), loc="left")
+        if bar:
+            place = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
+            figure.colorbar(shown, **place, extend="both" if look == "signed" else "max").outline.set_visible(False)
+    return Path(path)
+
+
+def class_counts(counts: dict, classes, path: str | Path) -> Path:
+    """{split: C counts} as bars, a panel a split: heights are shares of the split, numbers are counts."""
+    with _figure(path, 3.5 if len(counts) == 1 else 7, 2.4) as figure:
+        panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+        for axes, (split, column) in zip(panels, counts.items(), strict=True):
+            bars = axes.bar(range(len(classes)), 100 * np.asarray(column) / max(1, sum(column)), color=COLOURS)
+            axes.bar_label(bars, [f"{n:,}" for n in column], fontsize=6.5, padding=1)
+            axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+            axes.set_title(f"{split}: {sum(column):,} faces", loc="left")
+            axes.tick_params(axis="x", length=0)
+            axes.grid(False, axis="x")
+        panels[0].set_ylabel("share of the split, %")
+        panels[0].margins(y=0.1)
+    return Path(path)
+
+
+def gray_values(images: dict, faces, path: str | Path) -> Path:
+    """How gray values are distributed: of all pixels of {split: uint8 N×1×H×W}, and the mean and the deviation of each
+    of `faces`, a DataFrame with columns split, mean, deviation."""
+    with _figure(path, 7, 2.3) as figure:
+        panels = figure.subplots(1, 3)
+        for i, (split, pixels) in enumerate(images.items()):
+            own = faces[faces["split"] == split]
+            look = {"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4], "label": split}
+            parts = np.array_split(pixels, len(pixels) // 256 + 1)  # bincount makes 8 bytes of each
+            histogram = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+            panels[0].stairs(100 * histogram / histogram.sum(), np.arange(257), **look)
+            for axes, column, step in ((panels[1], "mean", 8), (panels[2], "deviation", 4)):
+                counts, edges = np.histogram(own[column], np.arange(33) * step)
+                axes.stairs(100 * counts / len(own), edges, **look)
+        panels[0].set(xlabel="gray value", ylabel="pixels, %", xlim=(-5, 261))  # room for the peaks at 0 and 255
+        panels[1].set(xlabel="mean of a face", ylabel="faces, %", xlim=(0, 256))
+        panels[2].set(xlabel="standard deviation of a face", ylabel="faces, %", xlim=(0, 128))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(images))
     return Path(path)
 
 

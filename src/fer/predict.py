@@ -1,45 +1,148 @@
-"""fer predict: a checkpoint and a split of faces in, a submission out."""
+"""fer predict: checkpoints and a split of faces in, a submission out; and what evaluate shares with it: test-time
+augmentation and ensembles."""
 
+import glob
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from fer import CLASSES, UserError, config, metrics
+from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
+from fer.models.network import Network
 from fer.run import checkpoint_config, find_checkpoint, load_checkpoint, open_data, restore, write_csv
 from fer.runtime import memory_named, pick_device
+
+ROUNDS = 50  # of greedy selection
+
+
+@dataclass
+class Member:
+    """A checkpoint and the config that it carries."""
+
+    path: Path
+    contents: dict
+    settings: config.TrainConfig
 
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("predict", values)
-    path = find_checkpoint(cfg.ckpt)
-    contents = load_checkpoint(path)
-    settings = checkpoint_config(contents, path)
+    members = open_members(cfg.ckpt)
     for target in filter(None, (cfg.out, cfg.probs)):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
-    device = pick_device(cfg.device)
-    network = restore(contents, settings, path, device)
-    data = open_data(settings, cfg.data)
+    data = open_data(members[0].settings, cfg.data)
     split, faces = choose_split(data, cfg.split)
     header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
     faces = faces if order is None else faces.take(order)
 
-    with memory_named(device, f"batch_size={cfg.batch_size}"):
-        probabilities = network.logits(faces.images, cfg.batch_size, settings.train.precision).softmax(1).cpu()
-    labels = probabilities.argmax(1)
+    weights = torch.ones(len(members), dtype=torch.float64)
+    if len(members) > 1:
+        weights = weigh(members, data.open("validation"), cfg)
+    members = [member for member, weight in zip(members, weights, strict=True) if weight]
+    plain, views = (average([label(m, faces, cfg, tta) for m in members], weights[weights > 0])
+                    for tta in ("none", cfg.tta))  # fmt: skip
+    labels = views.argmax(1)
     if cfg.probs:
-        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, probabilities.tolist(), strict=True))
+        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, views.tolist(), strict=True))
         write_csv(cfg.probs, [header[0], *CLASSES], rows)
     write_csv(cfg.out, header, zip(ids, labels.tolist(), strict=True))
 
-    print(f"{len(faces)} faces of {split} labelled by {path}: {cfg.out}" + (f", {cfg.probs}" if cfg.probs else ""))
+    by = str(members[0].path) if len(members) == 1 else f"{len(members)} checkpoints"
+    print(f"{len(faces)} faces of {split} labelled by {by}: {cfg.out}" + (f", {cfg.probs}" if cfg.probs else ""))
     if split in data.shut:
         print(f"no accuracy is shown: {split} holds, or may hold, PrivateTest")
     elif faces.labelled:
         matrix = metrics.confusion(labels, faces.labels)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
+        if cfg.tta != "none":
+            print(f"without tta: {metrics.accuracy(metrics.confusion(plain.argmax(1), faces.labels)):.4f}")
+
+
+def open_members(named: str | list[str] | None) -> list[Member]:
+    """The checkpoints that `ckpt=` names: one, a list, or a pattern with *; a run folder stands for its best.pt."""
+    names = named if isinstance(named, list) else [named]
+    paths: list[Path] = []
+    for name in names:
+        pattern = name and "*" in name and not Path(name).exists()
+        found = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not found:
+            raise UserError(f"ckpt={name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
+        paths += [path for path in map(find_checkpoint, found) if path not in paths]
+    members = []
+    for path in paths:
+        contents = load_checkpoint(path)
+        members.append(Member(path, contents, checkpoint_config(contents, path)))
+    return members
+
+
+def label(member: Member, faces: Faces, cfg, tta: str) -> Tensor:
+    """Probabilities, float64 N×7 on the CPU. What the best weights said of these very validation faces in training is
+    taken from the checkpoint."""
+    saved = member.contents.get("validation")
+    if tta == "none" and saved and saved.get("images") == faces.hash:
+        return saved["logits"].double().softmax(1)
+    device = pick_device(cfg.device)
+    network = restore(member.contents, member.settings, member.path, device)
+    with memory_named(device, f"batch_size={cfg.batch_size}"):
+        return probabilities(network, faces.images, cfg.batch_size, member.settings.train.precision, tta)
+
+
+@torch.no_grad()
+def probabilities(network: Network, images: Tensor, batch_size: int, precision: str, tta: str) -> Tensor:
+    """Mean probabilities, float64 N×7 on the CPU, over the views of test-time augmentation.
+
+    none: the face alone. flip: it and its mirror image. tencrop: ten_crops at the model's size (Krizhevsky et al.
+    2012) or, where that is no smaller than the face, at 7/8 of the face, enlarged.
+    """
+    side = images.shape[-1]
+    size = network.model.size if network.model.size < side else side * 7 // 8
+    views = {
+        "none": lambda: [images],
+        "flip": lambda: [images, images.flip(-1)],
+        "tencrop": lambda: ten_crops(images, size),
+    }
+    found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views[tta]()]
+    return torch.stack(found).mean(0)
+
+
+def average(parts: list[Tensor], weights: Tensor) -> Tensor:
+    """The weighted mean of probabilities, each N×7."""
+    return torch.einsum("mnc,m->nc", torch.stack(parts), weights / weights.sum())
+
+
+def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
+    """How much each member counts, chosen on the validation faces, and a table of what each adds."""
+    parts = [label(member, faces, cfg, cfg.tta) for member in members]
+    right = lambda weights: (average(parts, weights).argmax(1) == faces.labels).double().mean().item()  # noqa: E731
+    weights = greedy(parts, faces.labels) if cfg.select == "greedy" else torch.ones(len(parts), dtype=torch.float64)
+    rows = []
+    for i, member in enumerate(members):
+        alone = torch.zeros_like(weights).index_fill_(0, torch.tensor(i), 1)
+        others = weights * (1 - alone)
+        without = f"{right(others):.4f}" if others.any() else "-"
+        rows.append([str(member.path), f"{weights[i] / weights.sum():.2f}", f"{right(alone):.4f}", without])
+    print(pd.DataFrame(rows, columns=["member", "weight", "alone", "ensemble without it"]).to_string(index=False))
+    print(f"ensemble: accuracy {right(weights):.4f} on validation, which also chose it")
+    return weights
+
+
+def greedy(parts: list[Tensor], labels: Tensor) -> Tensor:
+    """How often each member is taken, with replacement, when each round adds the one that makes the mean probabilities
+    most accurate, the earlier of equals, and the best round counts (Caruana et al. 2004)."""
+    stack, counts = torch.stack(parts), torch.zeros(len(parts), dtype=torch.float64)
+    total, best = torch.zeros_like(parts[0]), (-1.0, counts)
+    for _ in range(ROUNDS):
+        accuracies = ((total + stack).argmax(2) == labels).double().mean(1)
+        chosen = int(accuracies.argmax())
+        counts[chosen] += 1
+        total = total + stack[chosen]
+        if accuracies[chosen] > best[0]:
+            best = (accuracies[chosen].item(), counts.clone())
+    return best[1]
 
 
 def choose_split(data: Data, named: str | None) -> tuple[str, Faces]:

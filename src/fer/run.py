@@ -1,24 +1,40 @@
-"""The run folder, the contract between commands: config.yaml, history.csv, best.pt, last.pt, report/.
+"""The run folder, the contract between commands: config.yaml, environment.yaml, history.csv, best.pt, last.pt, report/.
 
 Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole.
 """
 
+import contextlib
 import csv
 import io
 import os
 import pickle
+import platform
+import re
+import shlex
+import subprocess
+import sys
 import tempfile
 import time
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
+import yaml
 from torch import nn
 
 from fer import CLASSES, UserError, __version__, config
-from fer.models.network import Network, Normalize
+from fer.models.network import Network, Normalization, Normalize
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
 FORMAT = 1  # of a checkpoint; raised when an older version could not read it
 
 
@@ -34,11 +50,23 @@ def write(path: str | Path, save: Callable[[io.BufferedWriter], None]) -> None:
                 os.fsync(file.fileno())
             Path(name).chmod(0o666 & ~UMASK)
             Path(name).replace(path)
+            with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides that the disk is full
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"{path}: cannot be written ({cause.strerror or cause}), what was there is kept; make room or choose "
+            "another place"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -71,6 +99,66 @@ def create(path: str | None, name: str) -> Path:
         except OSError as error:
             raise UserError(f"run={folder}: cannot be made ({error.strerror}); choose another place") from None
     raise UserError(f"{stem}: a thousand runs of this name; choose run=")
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Within the context no other process trains in `folder`, and what a killed save left there is gone. The kernel
+    lets go of the lock when its process ends, in whatever way."""
+    with contextlib.ExitStack() as held:
+        try:
+            file = held.enter_context(Path(folder, ".lock").open("a"))
+        except OSError as error:
+            raise UserError(f"run folder {folder}: cannot be written in ({error.strerror}); name another") from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for stale in [path for name in FILES for path in Path(folder).glob(f".{name}.*.tmp")]:
+                stale.unlink()
+        except BlockingIOError:
+            raise UserError(f"run folder {folder}: another training writes there; name another, or wait") from None
+        except (AttributeError, OSError):  # Windows, or a file system without locks
+            pass
+        yield
+
+
+def write_environment(folder: Path, device: torch.device, data_hash: str) -> None:
+    """Add to environment.yaml, a document for each start, what the training rests on besides its config."""
+    path, processor = folder / "environment.yaml", Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
+    values = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.orig_argv),
+        "fer": __version__,
+        "git": git_commit(Path(__file__).parents[2]),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu": names[0] if names else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "data_sha256": data_hash or None,  # drawn faces have none
+    }
+    earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+    write_text(path, f"{earlier}---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}")
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of the checkout at `root`, ending in -dirty where its files differ; None without a checkout."""
+    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        done = subprocess.run([*command, "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True)
+        return done.stdout.strip()
+    return None
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing: for pictures, which may replace older ones."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made ({error.strerror}); choose another with out=") from None
+    return path
 
 
 def newest(file: str) -> Path:
@@ -109,30 +197,55 @@ def load_checkpoint(path: str | Path) -> dict:
         raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt")
     try:
         with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise zipfile.BadZipFile(broken)
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size or archive.testzip():
+                raise zipfile.BadZipFile  # one that unpacks to more than itself is a bomb; torch packs nothing
+        with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than weights and plain values; not loaded, it could run code") from None
-    except (zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, NotImplementedError, OSError):
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception:  # zipfile and torch raise a dozen kinds
         raise UserError(f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)") from None
-    if not isinstance(contents, dict) or not isinstance(contents.get("format"), int):
-        raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
-    if contents["format"] > FORMAT:
+    contents = contents if isinstance(contents, dict) else {}
+    if type(contents.get("format")) is int and contents["format"] > FORMAT:
         raise UserError(f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; upgrade fer")
-    return contents
+    match {"validation": {"logits": torch.empty(0, 7), "labels": torch.empty(0)}} | contents:  # only best.pt has any
+        case {
+            "format": int(),
+            "config": str(),
+            "classes": list(classes),
+            "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
+            "model": dict(),
+            "validation": {"logits": torch.Tensor(shape=(n, 7)), "labels": torch.Tensor(shape=(m,)) as labels},
+        } if kind in get_args(Normalization) and std > 0 and not more and n == m and {*labels.tolist()} <= {*range(7)}:
+            if classes != list(CLASSES):
+                raise UserError(f"{path}: trained for other classes than {', '.join(CLASSES)}; of no use here")
+            return contents
+    raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
 
 
 def checkpoint_config(contents: dict, path: str | Path) -> config.TrainConfig:
     """The training config that a checkpoint carries, checked like one that was typed."""
-    return config.check("train", config.parse(contents["config"], str(path)))
+    values = config.parse(contents["config"], str(path))
+    with blame(path):
+        return config.check("train", values)
+
+
+@contextlib.contextmanager
+def blame(path: str | Path) -> Iterator[None]:
+    """Within the context what is refused is told as a fault of the config in the file `path`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: its config, {error}") from None
 
 
 def restore(contents: dict, settings: config.TrainConfig, path: str | Path, device: torch.device) -> Network:
     """The network of a checkpoint, in evaluation mode."""
     own = {"weights": None} if "weights" in settings.model else {}  # a file to start from; the weights are here now
-    model = config.build("model", settings.model | own)
+    with blame(path):
+        model = config.build("model", settings.model | own)
     load_weights(model, contents["model"], path)
     network = Network(model, Normalize(**contents["normalization"])).to(device)
     if settings.train.channels_last:

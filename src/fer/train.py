@@ -1,5 +1,6 @@
 """fer train: the loop, and what surrounds it: history, checkpoints, resume, early stopping."""
 
+import contextlib
 import shlex
 import sys
 import time
@@ -8,12 +9,23 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from fer import CLASSES, UserError, config, metrics
-from fer.augment import STRENGTHS, Augment, ten_crops
+from fer.augment import STRENGTHS, Augment
 from fer.models.network import Network, Normalize
-from fer.run import create, load_checkpoint, load_weights, save_checkpoint, write_csv, write_text
+from fer.predict import probabilities
+from fer.run import (
+    create,
+    load_checkpoint,
+    load_weights,
+    lock,
+    save_checkpoint,
+    write_csv,
+    write_environment,
+    write_text,
+)
 from fer.runtime import Interrupted, Signals, autocast, be_deterministic, memory_named, pick_device, seed_everything
 from fer.schedule import Curve
 
@@ -41,14 +53,22 @@ class Trainer:
         self.dropouts = [(module, module.p) for module in dropouts(model)]
 
         data = config.build("data", cfg.data)  # last: all that is quick to refuse has been checked
+        self.data_hash = data.hash
         faces, held_out = data.open("train"), data.open("validation")
+        if cfg.train.copies == "drop":
+            faces = faces.take((~faces.among(held_out)).nonzero()[:, 0])
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
         self.network = Network(model, Normalize.fit(data.normalize, faces.images))
+        self.average, self.judged = None, self.network  # what is validated and kept as best
+        if cfg.train.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
+            self.judged = Network(self.average.module, self.network.normalize)
         self.images = faces.images.to(device)
         self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
         self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
         self.val_images, self.val_labels = held_out.images.to(device), held_out.labels.to(device)
+        self.val_hash = held_out.hash
 
         self.history: list[dict] = []  # one row an epoch
         self.best, self.best_epoch = -1.0, 0  # validation accuracy, and after how many epochs it was reached
@@ -85,6 +105,8 @@ class Trainer:
             if self.cfg.train.clip:
                 nn.utils.clip_grad_norm_(network.parameters(), self.cfg.train.clip)
             self.optimizer.step()
+            if self.average:
+                self.average.update_parameters(network.model)
 
             right = (logits.argmax(1) == targets.argmax(1)).sum()
             total = self.sums[0] + loss.detach() * len(batch)
@@ -132,7 +154,7 @@ class Trainer:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
         self.check_finite()
         start = time.perf_counter()
-        logits = self.network.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
         matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
         loss, right, _ = (self.sums / len(self.images)).tolist()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
@@ -160,16 +182,15 @@ class Trainer:
             self.best, self.best_epoch = self.history[-1]["val_accuracy"], self.epoch + 1
         if self.run:
             if better:
-                found = {"logits": logits.cpu(), "labels": self.val_labels.cpu()}  # reports need no second look
+                found = {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash}
                 self.save("best.pt", epoch=self.best_epoch, val_accuracy=self.best, validation=found)
             write_history(self.run, self.history)
             print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
 
     def tencrop_accuracy(self) -> float:
-        """Validation accuracy of the mean probabilities over ten crops of the model's size (Krizhevsky et al. 2012)."""
-        views = ten_crops(self.val_images, min(self.network.model.size, self.val_images.shape[-1]))
-        means = sum(self.network.logits(view, EVAL_BATCH, self.cfg.train.precision).softmax(1) for view in views)
-        return (means.argmax(1) == self.val_labels).float().mean().item()
+        """Validation accuracy over ten crops."""
+        found = probabilities(self.judged, self.val_images, EVAL_BATCH, self.cfg.train.precision, "tencrop")
+        return (found.argmax(1) == self.val_labels.cpu()).double().mean().item()
 
     def out_of_patience(self) -> bool:
         patience = self.cfg.train.patience
@@ -189,19 +210,30 @@ class Trainer:
         if not self.run:
             return
         self.check_finite()
+        network = self.judged
         if file == "last.pt":
-            state = {name: getattr(self, name) for name in self.STATE}
-            more = {"training": state | {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}}
-        save_checkpoint(self.run / file, config.dump(self.cfg), self.network, **more)
+            state, network = {name: getattr(self, name) for name in self.STATE}, self.network
+            state |= {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}
+            more = {"training": state | ({"average": self.average.state_dict()} if self.average else {})}
+        save_checkpoint(self.run / file, config.dump(self.cfg), network, **more)
 
     def load(self, contents: dict, path: Path) -> None:
         """Go on where the checkpoint `contents` of a last.pt stopped."""
         load_weights(self.network.model, contents["model"], path)
         state = contents["training"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name in self.STATE:
-            setattr(self, name, state[name])
-        self.sums = state["sums"].to(self.device)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            for name in self.STATE:
+                if type(state[name]) is not type(getattr(self, name)):
+                    raise TypeError
+                setattr(self, name, state[name])
+            self.sums = state["sums"].to(self.device).reshape(3)
+            if not (self.epoch == len(self.history) and 0 <= self.step <= self.steps):
+                raise ValueError
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
 
 
 def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
@@ -301,40 +333,41 @@ def write_history(run: Path, history: list[dict]) -> None:
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
     accuracy, for sweeps that optimize it."""
-    if values.get("resume"):
-        folder = Path(values["resume"])
-        contents = load_checkpoint(folder / "last.pt")
-        values = resumed(contents, values, typed, folder)
+    resume = Path(values["resume"]) if values.get("resume") else None
+    if resume:
+        contents = load_checkpoint(resume / "last.pt")
+        values = resumed(contents, values, typed, resume)
     cfg = config.check("train", values)
     if "path" in cfg.data:
-        cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
+        with contextlib.suppress(RuntimeError):  # ~ of nobody
+            cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
     device = pick_device(cfg.device)
     trainer = Trainer(cfg, device)
-    if values.get("resume"):
-        trainer.load(contents, folder / "last.pt")
-        trainer.run = folder
-        write_history(folder, trainer.history)
-        print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
-    else:
-        trainer.run = create(cfg.run, cfg.name)
-    cfg.run, cfg.resume = str(trainer.run), None
-    write_text(trainer.run / "config.yaml", config.dump(cfg))
-    parameters = sum(p.numel() for p in trainer.network.parameters())
+    folder = resume or create(cfg.run, cfg.name)
+    with lock(folder):
+        if resume:
+            trainer.load(contents, folder / "last.pt")
+            write_history(folder, trainer.history)
+            print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
+        trainer.run, cfg.run, cfg.resume = folder, str(folder), None
+        write_text(folder / "config.yaml", config.dump(cfg))
+        write_environment(folder, device, trainer.data_hash)
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        print(
+            f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} "
+            f"to validate, {device.type}, {folder}",
+            flush=True,
+        )
+        try:
+            with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+                trainer.fit()
+        except Interrupted:
+            print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={quote(folder)}")
+            raise
     print(
-        f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} to "
-        f"validate, {device.type}, {trainer.run}",
-        flush=True,
-    )
-    try:
-        with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-            trainer.fit()
-    except Interrupted:
-        print(f"stopped; everything so far is in {trainer.run}; go on with\n  fer train resume={quote(trainer.run)}")
-        raise
-    print(
-        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {trainer.run} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(trainer.run / 'best.pt')} out=submission.csv\n"
-        f"  fer report run={quote(trainer.run)}"
+        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
+        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(folder / 'best.pt')} out=submission.csv\n"
+        f"  fer report run={quote(folder)}"
     )
     return trainer.best
 

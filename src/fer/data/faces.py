@@ -1,5 +1,6 @@
 """Faces: images, labels and ids as tensors, the same whatever file or drawing they come from."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,16 @@ class Faces:
         index = torch.as_tensor(index, dtype=torch.int64)
         return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()])
 
+    def among(self, others: "Faces") -> torch.Tensor:
+        """Bool N: is the same image, pixel for pixel, in `others` too?"""
+        there = {image.tobytes() for image in others.images.numpy()}
+        return torch.tensor([image.tobytes() in there for image in self.images.numpy()], dtype=torch.bool)
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the images."""
+        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+
     @property
     def labelled(self) -> bool:
         return len(self) > 0 and bool((self.labels >= 0).all())
@@ -39,8 +50,8 @@ class Data:
     """Every split of one data set.
 
     splits: by name; "train" and "validation" always, others as the source has them ("test", "private").
-    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and no
-    accuracy on them is ever printed. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
+    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and only
+    fer evaluate prints an accuracy on them. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
     hash: SHA-256 of what was read, the file's own where it is one file.
     """
 

@@ -3,9 +3,9 @@
 `features` is read from left to right. A number is a convolution with that many filters, its normalization and its
 activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a layer its own numbers:
 `{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. `{residual: 64}` is a
-residual block, `{space_to_depth: 2}` turns 2×2 pixels into 4 channels, `global_pool` averages over the whole map. In
-`head`, after flattening, a number is a dense layer with that many units and its activation. An empty `features` makes
-a plain multilayer perceptron.
+residual block, with squeeze-and-excitation as `{residual: 64, squeeze: 16}`; `{space_to_depth: 2}` turns 2×2 pixels
+into 4 channels; `global_pool` averages over the whole map. In `head`, after flattening, a number is a dense layer with
+that many units and its activation. An empty `features` makes a plain multilayer perceptron.
 """
 
 from typing import Annotated, Literal, Required
@@ -37,8 +37,9 @@ class Pool(TypedDict, total=False):
     padding: Padding
 
 
-class ResidualBlock(TypedDict):
-    residual: Positive
+class ResidualBlock(TypedDict, total=False):
+    residual: Required[Positive]
+    squeeze: Positive
 
 
 class SpaceToDepth(TypedDict):
@@ -110,10 +111,10 @@ class ConvNet(nn.Module):
                     own = {"pool": pool} if spec == "pool" else spec
                     self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
                     stage, number = stage + 1, 0
-                case {"residual": filters}:
+                case {"residual": filters, **squeeze}:
                     number += 1
                     channels, self.shape = self.shape[0], (filters, *self.shape[1:])
-                    block = Residual(channels, filters, lambda: self._act(activation), **self.norm_options)
+                    block = Residual(channels, filters, lambda: self._act(activation), **squeeze, **self.norm_options)
                     self.features.add_module(f"residual{stage}_{number}", block)
                 case {"space_to_depth": block}:
                     if self.shape[1] % block:

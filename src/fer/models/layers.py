@@ -21,22 +21,28 @@ class Residual(nn.Module):
     """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al. 2016); a 1×1 convolution
     carries the input over where the number of channels changes. No biases: BatchNorm has its own.
 
-    activation: makes the layer that follows the first BatchNorm and the sum.
+    activation: makes the layer that follows the first BatchNorm and the sum. squeeze: channels are weighed before the
+    sum, through filters / squeeze numbers (squeeze-and-excitation, Hu et al. 2018); 0: not.
     """
 
-    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], **norm):
+    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], squeeze: int = 0, **norm):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(filters, **norm)
         self.activation1 = activation()
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(filters, **norm)
+        self.squeeze = nn.Identity()
+        if squeeze:
+            from torchvision.ops import SqueezeExcitation  # takes a second to import
+
+            self.squeeze = SqueezeExcitation(filters, max(filters // squeeze, 1))
         self.skip = nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
         self.activation2 = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = self.activation1(self.norm1(self.conv1(x)))
-        return self.activation2(self.norm2(self.conv2(inner)) + self.skip(x))
+        return self.activation2(self.squeeze(self.norm2(self.conv2(inner))) + self.skip(x))
 
 
 class PReLU(nn.Module):

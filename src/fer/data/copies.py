@@ -1,0 +1,66 @@
+"""Copies among faces, exact and near: tensors in, positions out."""
+
+import hashlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fer.data.faces import SIZE
+
+SIMILAR = 0.85  # cosine of two outlines: 12,081 of FER2013's 500 million pairs pass, 9 of 10 near copies among them
+SHIFT = 2  # pixels by which near copies may be displaced
+BLOCK = 256  # faces or pairs compared at once: 33 MB of cosines with FER2013
+
+
+def exact_copies(images: Tensor) -> np.ndarray:
+    """int64 N: the position of the first image equal to each of uint8 N×1×H×W, its own where it is the first."""
+    first: dict[bytes, int] = {}
+    digests = (hashlib.sha256(image).digest() for image in images.contiguous().numpy())
+    return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], dtype=np.int64)
+
+
+def near_copies(images: Tensor, threshold: float) -> np.ndarray:
+    """Pairs, int64 P×2, of positions i < j in uint8 N×1×48×48: one photo, cropped, lit, compressed or marked anew.
+
+    Faces are alike in outline and differ in detail. So outlines, 8×8, find the pairs that are worth a look, and those
+    are copies whose detail at full size correlates by more than `threshold`.
+    """
+    outlines = [detail(F.avg_pool2d(part.float(), SIZE // 8), 5).flatten(1) for part in images.split(BLOCK)]
+    outlines, found = F.normalize(torch.cat(outlines)), [np.empty((0, 2), np.int64)]
+    for start in range(0, len(images), BLOCK):
+        close = (outlines[start : start + BLOCK] @ outlines[start:].T > SIMILAR).numpy()
+        rows, columns = np.divmod(np.flatnonzero(close), close.shape[1])  # 1.4 times as fast as torch's nonzero
+        pairs = start + np.stack([rows, columns], 1)[rows < columns]
+        for part in np.array_split(pairs, len(pairs) // BLOCK + 1):
+            a, b = (detail(images[side].float(), 7)[:, 0].numpy() for side in part.T)
+            found.append(part[correlation(a, b) > threshold])
+    return np.concatenate(found)
+
+
+def detail(images: Tensor, window: int) -> Tensor:
+    """Images N×1×H×W less the mean of the window around each pixel."""
+    return images - F.avg_pool2d(F.pad(images, (window // 2,) * 4, mode="replicate"), window, 1)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine, N, of a and b, N×H×W, where they overlap, at the best of the displacements up to SHIFT each way."""
+    best, (height, width) = np.full(len(a), -1.0), a.shape[1:]
+    for y in range(-SHIFT, SHIFT + 1):
+        for x in range(-SHIFT, SHIFT + 1):
+            over = a[:, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+            under = b[:, max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)]
+            dot, *squares = (np.einsum("nyx,nyx->n", *two) for two in ((over, under), (over, over), (under, under)))
+            best = np.maximum(best, dot / np.sqrt(np.prod(squares, 0)).clip(1e-8))
+    return best
+
+
+def merge(count: int, pairs: np.ndarray) -> np.ndarray:
+    """int64 N: the lowest of the positions 0 … count-1 that each is joined to by `pairs`, P×2, directly or not."""
+    lowest, before = np.arange(count), None
+    while not np.array_equal(lowest, before):
+        before = lowest.copy()
+        np.minimum.at(lowest, pairs, lowest[pairs].min(1, keepdims=True))
+        lowest = lowest[lowest]
+    return lowest

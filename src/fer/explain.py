@@ -1,0 +1,233 @@
+"""fer explain: what a network looks at in a face, and what its filters respond to.
+
+The maths are functions of tensors: images are float N×1×H×W, 0..255, of the network's own input size, classes int64 N,
+the network is in evaluation mode. A class's score is its logit. Randomness comes from torch's global generator.
+"""
+
+from math import isqrt
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
+from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
+
+from fer import CLASSES, UserError, config, nearest, plots
+from fer.data.faces import Faces
+from fer.data.readers import read_image
+from fer.models.network import Network, fit
+from fer.run import checkpoint_config, find_checkpoint, load_checkpoint, make_folder, open_data, restore, write_csv
+from fer.runtime import pick_device, seed_everything
+
+BATCH = 128  # images in one pass with gradients
+
+
+def saliency(network: Network, images: Tensor, classes: Tensor) -> Tensor:
+    """N×1×H×W: size of the score's gradient, per gray level (Simonyan et al. 2014)."""
+    return Saliency(network).attribute(images.detach().requires_grad_(), target=classes)
+
+
+def smooth_grad(network: Network, images: Tensor, classes: Tensor, samples: int = 32, noise: float = 13.0) -> Tensor:
+    """N×1×H×W: mean saliency of `samples` copies with Gaussian noise, deviation in gray levels (Smilkov et al. 2017).
+
+    5 % of the range by default, not the 10 to 20 published: with 15 the maps of compact_cnn no longer follow the face.
+    """
+    options = {"nt_samples": samples, "stdevs": noise, "target": classes}
+    return NoiseTunnel(Saliency(network)).attribute(images.detach().requires_grad_(), **options)
+
+
+def integrated_gradients(network: Network, images: Tensor, classes: Tensor, steps: int = 128) -> Tensor:
+    """N×1×H×W, which add up to the face's score minus black's (Sundararajan et al. 2017), to 4 % in compact_cnn.
+
+    The path from black to the face is straight after normalization. Before it, it would be the same for constants of
+    the data set, but not for a face normalized by itself: scaling changes nothing then, and all gradients are 0.
+    """
+    inputs, black = network.normalize(images), network.normalize(torch.zeros_like(images))
+    options = {"target": classes, "n_steps": steps, "internal_batch_size": max(BATCH, len(images))}
+    return IntegratedGradients(network.model).attribute(inputs, black, **options).detach().float()
+
+
+def grad_cam(network: Network, layer: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+    """N×1×H×W, from 0: the layer's maps, each times the mean of the score's gradient on it, summed, rectified, enlarged
+    (Selvaraju et al. 2017)."""
+    options = {"target": classes, "relu_attributions": True}
+    maps = LayerGradCam(network, layer).attribute(images.detach().requires_grad_(), **options)
+    return F.interpolate(maps.detach(), images.shape[-2:], mode="bilinear")
+
+
+class Reached(BaseException):
+    """A layer has run; the rest need not. No error, so nothing else catches it."""
+
+
+def activations(network: Network, layer: nn.Module, images: Tensor) -> Tensor:
+    """N×C×h×w or N×C: what the layer puts out (Zeiler & Fergus 2014), the first time where it runs more than once. The
+    network runs no further."""
+    outputs = []
+
+    def stop(module, given, output):
+        outputs.append(output)
+        raise Reached
+
+    handle = layer.register_forward_hook(stop)
+    try:
+        network(images)
+    except Reached:
+        return outputs[0]
+    finally:
+        handle.remove()
+
+
+def excitation(network: Network, layer: nn.Module, images: Tensor, units: Tensor) -> Tensor:
+    """N: on the i-th image the mean activation of the layer's units[i], a filter or a dense unit. Negative ones count a
+    tenth: where a convolution's outputs cancel out, its mean would be the same on every image, save for the edges."""
+    own = activations(network, layer, images)[torch.arange(len(units)), units]
+    return F.leaky_relu(own, 0.1).reshape(len(own), -1).mean(1)
+
+
+def ascend(network: Network, layer: nn.Module, units: Tensor, steps: int = 90, rate: float = 8.0) -> Tensor:
+    """N×1×H×W: for each of `units` (int64 N) the image that excites it, by gradient ascent from white noise (Erhan et
+    al. 2009), all in one batch.
+
+    A step is `rate` gray levels (root mean square) along the gradient of images moved by up to 2 pixels. Contrast then
+    decays by 2 %, and a 3×3 blur makes up 80 % of the first step's image, less of each later one, none of the last:
+    without these, deep layers and classes show checkerboards.
+    """
+    images = 128 + 20 * torch.randn(len(units), 1, network.model.size, network.model.size, device=units.device)
+    for step in range(steps):
+        y, x = torch.randint(-2, 3, (2,)).tolist()
+        moved = images.roll((y, x), (2, 3)).requires_grad_()
+        (gradient,) = torch.autograd.grad(excitation(network, layer, moved, units).sum(), moved)
+        norm = gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12)
+        images = images + rate * (gradient / norm).roll((-y, -x), (2, 3))
+        images = 128 + 0.98 * (images - 128)
+        images = images.lerp(gaussian_blur(images, 3, 0.85), 0.8 * (1 - (step + 1) / steps)).clamp(0, 255)
+    return images
+
+
+@torch.no_grad()
+def layer_shapes(network: Network, images: Tensor) -> dict[str, torch.Size]:
+    """Name → output shape of every layer that puts out maps N×C×h×w or units N×C, in the order in which they end."""
+    shapes: dict[str, torch.Size] = {}
+    names = {module: name for name, module in network.model.named_modules() if name}
+
+    def note(module, given, output):
+        if isinstance(output, Tensor) and output.ndim in (2, 4):
+            shapes.setdefault(names[module], output.shape)
+
+    handles = [module.register_forward_hook(note) for module in names]
+    network(images)
+    for handle in handles:
+        handle.remove()
+    return shapes
+
+
+def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Network) -> tuple[Faces, Tensor]:
+    """The faces to explain, labelled -1 where the truth is not known or not shown, and their logits, on the CPU."""
+    given = [str(item) for item in (cfg.image if isinstance(cfg.image, list) else [cfg.image or ""])]
+    positions = ",".join(given).replace(" ", "").split(",")
+    if cfg.image and not all(map(str.isdecimal, positions)):
+        if missing := [name for name in given if not Path(name).is_file()]:
+            raise UserError(f"image={missing[0]}: no such file; name a picture, or positions in the split: image=3,17")
+        images = torch.stack([torch.tensor(read_image(Path(name)))[None] for name in given])
+        faces = Faces(images, torch.full((len(given),), -1), given)
+    else:
+        data = open_data(settings, cfg.data)
+        faces = data.open(cfg.split)
+        labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut or not faces.labelled else faces.labels
+        faces = Faces(faces.images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
+        if beyond := [i for i in positions if cfg.image and int(i) >= len(faces)]:
+            raise UserError(f"image={beyond[0]}: {cfg.split} has only 0 to {len(faces) - 1}")
+        faces = faces.take([int(i) for i in positions]) if cfg.image else faces
+    logits = network.logits(faces.images, 512, "fp32").cpu()
+    if cfg.image:
+        return faces, logits
+    order, predicted = torch.randperm(len(faces)), logits.argmax(1)
+    truth = torch.where(faces.labels < 0, predicted, faces.labels)
+    kinds = (2 * truth + (predicted != truth))[order]  # a right and a wrong face of each class
+    chosen = torch.cat([order[kinds == kind][:1] for kind in range(2 * len(CLASSES))])
+    return faces.take(chosen), logits[chosen]
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("explain", values)
+    path = find_checkpoint(cfg.ckpt)
+    contents = load_checkpoint(path)
+    settings = checkpoint_config(contents, path)
+    device = pick_device(cfg.device)
+    network = restore(contents, settings, path, device).requires_grad_(False)
+    seed_everything(cfg.seed)
+    faces, logits = choose(cfg, settings, network)
+    images = fit(faces.images, network.model.size).float().to(device)  # what the network sees of them
+    known = {"predicted": logits.argmax(1), "true": faces.labels}
+    classes = known[cfg.target] if cfg.target in known else torch.full_like(faces.labels, CLASSES.index(cfg.target))
+    if (classes < 0).any():
+        raise UserError(f"target=true: of {faces.ids[0]} no truth is known or shown; name a class or target=predicted")
+    shapes = layer_shapes(network, images[:1])
+    modules = {name: network.model.get_submodule(name) for name in shapes}
+    convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+    first_and_last = list(dict.fromkeys(convolutions[:1] + convolutions[-1:]))
+    layers = [cfg.layers] if isinstance(cfg.layers, str) else first_and_last if cfg.layers is None else cfg.layers
+    if unknown := [name for name in layers if name not in shapes]:
+        raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], shapes)}")
+
+    out = make_folder(Path(cfg.out) if cfg.out else path.parent / "explain")
+    methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
+    if convolutions:
+        size = shapes[convolutions[-1]][2:]  # Grad-CAM takes what is made of the last convolution before it is pooled
+        last = modules[[name for name, shape in shapes.items() if shape[2:] == size][-1]]
+        methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
+        weight = modules[convolutions[0]].weight
+        kernels = F.pixel_shuffle(weight, isqrt(weight.shape[1]))[:, 0].cpu()  # space_to_depth's channels are pixels
+        write_csv(out / "kernels.csv", ["filter", "weights, row by row"], enumerate(kernels.flatten(1).tolist()))
+        title = f"{convolutions[0]}, all {len(kernels)} kernels"
+        print(plots.mosaic(kernels.numpy(), title, out / f"kernels.{cfg.format}"))
+    else:
+        print("no convolution: Grad-CAM and kernels are left out")
+    batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
+    maps = {name: torch.cat([method(network, *batch) for batch in batches]) for name, method in methods.items()}
+    print(draw_faces(cfg, faces, logits, classes, images, maps, out))
+    for name in layers:
+        found = activations(network, modules[name], images[:1])[0].cpu()
+        found = found.view(len(found), *shapes[name][2:] or (1, 1))
+        rows = torch.stack([found.amin((1, 2)), found.mean((1, 2)), found.amax((1, 2))], 1).tolist()
+        rows = [[unit, *row] for unit, row in enumerate(rows)]
+        write_csv(out / f"{name}.csv", ["unit", "minimum", "mean", "maximum"], rows)
+        title = f"{name}, all {len(found)} outputs on {faces.ids[0]}"
+        print(plots.mosaic(found, title, out / f"{name}.{cfg.format}"))
+        title = f"{name}, all {len(found)}: what excites each"
+        print(draw_ascent(cfg, network, modules[name], len(found), title, out / f"{name}_ascent"))
+    title = "The ideal face of each class"
+    print(draw_ascent(cfg, network, network, len(CLASSES), title, out / "ideal_faces", CLASSES))
+
+
+def draw_faces(cfg, faces: Faces, logits: Tensor, classes: Tensor, images: Tensor, maps: dict, out: Path) -> Path:
+    """saliency.png and its CSV: a row a face, a column a map, and the face where saliency reaches the threshold."""
+    names = [*CLASSES, ""]  # -1 is no truth
+    rows = [
+        [face, names[truth], names[row.argmax()], names[target], *(f"{p:.6f}" for p in row.softmax(0).tolist())]
+        for face, truth, target, row in zip(faces.ids, faces.labels, classes, logits, strict=True)
+    ]
+    write_csv(out / "saliency.csv", ["face", "truth", "prediction", "target", *CLASSES], rows)
+    captions = [(face, truth, predicted, max(map(float, p))) for face, truth, predicted, _, *p in rows]
+    near = gaussian_blur(maps["saliency"], 9, 2.0)  # of single pixels, hardly any would be left
+    shown = images.where(near >= cfg.threshold * near.amax((1, 2, 3), keepdim=True), torch.nan)
+    looks = {"integrated gradients": "signed", "Grad-CAM": "overlay"}
+    columns = {"face": ("gray", images)} | {name: (looks.get(name, "positive"), found) for name, found in maps.items()}
+    columns |= {f"blurred saliency ≥ {cfg.threshold:g} max": ("gray", shown)}
+    columns = {name: (look, array[:, 0].cpu().numpy()) for name, (look, array) in columns.items()}
+    score = {"predicted": "the predicted class", "true": "the true class"}.get(cfg.target, cfg.target)
+    return plots.explanations(columns, captions, f"What the score of {score} rests on", out / f"saliency.{cfg.format}")
+
+
+def draw_ascent(cfg, network: Network, layer: nn.Module, count: int, title: str, stem: Path, names=None) -> Path:
+    """What excites each of a layer's `count` filters or units, and how much."""
+    seed_everything(cfg.seed)  # the same whatever else is drawn
+    units = torch.arange(count, device=next(network.parameters()).device).split(BATCH)
+    images = [ascend(network, layer, part) for part in units]
+    reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, units, strict=True)]).cpu()
+    write_csv(f"{stem}.csv", ["unit", "excitation"], zip(names or range(count), reached.tolist(), strict=True))
+    images = torch.cat(images)[:, 0].cpu()
+    images[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
+    title += f", {(reached == 0).sum()} stayed silent" if (reached == 0).any() else ""
+    return plots.mosaic(images, title, f"{stem}.{cfg.format}", "texture", names)

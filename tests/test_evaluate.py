@@ -1,0 +1,80 @@
+"""What evaluate says, against scipy and counts by hand; and that looks at PrivateTest are noted."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from fer import metrics
+
+TINY = ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (2300, 3589), (1, 3)])
+def test_interval_is_wilsons(right, count):
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert metrics.interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 9), (9, 3), (400, 350), (1, 0)])
+def test_mcnemar_is_the_binomial_test(won, lost):
+    expected = binomtest(won, won + lost).pvalue if won + lost else 1
+    assert metrics.mcnemar(won, lost) == pytest.approx(expected, rel=1e-9)
+
+
+def test_seeds_are_summed_up_and_runs_tested_in_pairs(fer):
+    args = ["data=demo", "data.images=300", *TINY]
+    for seed in (0, 1, 2):
+        assert fer("train", *args, f"seed={seed}", f"run=runs/{seed}")[0] == 0
+        fer("predict", f"ckpt=runs/{seed}", "split=validation", f"out={seed}.csv")
+    code, out, err = fer("evaluate", "ckpt=runs/*/best.pt", "select=uniform")
+    assert code == 0, err
+    accuracies = [pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max() for seed in (0, 1, 2)]
+    assert f"3 seeds: {np.mean(accuracies):.4f} ± {np.std(accuracies, ddof=1):.4f} (sd)" in out
+    assert out.count("McNemar p = ") == 3 and "ensemble, uniform" in out
+    first, second = (pd.read_csv(f"{seed}.csv")["label"] for seed in (0, 1))
+    alone = int(out.split("right alone ")[1].split(",")[0])
+    assert 0 <= alone <= (first != second).sum()
+
+
+def test_copies_of_training_faces_are_counted_out(fer, fer2013_csv):
+    rows = list(csv.reader(fer2013_csv.open()))
+    training = next(row for row in rows if row[2] == "Training")
+    places = [i for i, row in enumerate(rows) if row[2] == "PublicTest"][:6]
+    for i in places:
+        rows[i][1] = training[1]
+    fer2013_csv.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    code, out, _ = fer("evaluate", "ckpt=r")
+    assert code == 0 and "21 faces of validation; 6 are exact copies of training faces" in out
+    fer("predict", "ckpt=r", "split=validation", "out=v.csv")
+    labels = [int(row[0]) for row in rows if row[2] == "PublicTest"]
+    hits = np.array(pd.read_csv("v.csv")["label"] == labels)
+    assert f"{hits.mean():.4f}" in out and f"{hits[6:].mean():.4f}" in out
+
+
+def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_path):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    code, out, _ = fer("evaluate", "ckpt=r")
+    assert code == 0 and not (tmp_path / "r" / "evaluations.csv").exists()
+    for look in (1, 2):
+        code, out, err = fer("evaluate", "ckpt=r", "split=private")
+        assert code == 0 and f"look number {look} at private" in out, err
+    noted = pd.read_csv("r/evaluations.csv")
+    assert list(noted["split"]) == ["private"] * 2 and f"{noted['accuracy'][0]:.4f}" in out
+    fer("report", "run=r")
+    page = (tmp_path / "r" / "report" / "index.html").read_text()
+    assert "PrivateTest was looked at 2 times" in page
+
+
+def test_a_split_without_labels_is_refused(fer, fer2013_csv):
+    text = fer2013_csv.read_text().splitlines()
+    train = [line.rsplit(",", 1)[0] for line in text if not line.endswith(("PublicTest", "PrivateTest"))]
+    (fer2013_csv.parent / "train.csv").write_text("\n".join(train))
+    (fer2013_csv.parent / "test.csv").write_text("pixels\n" + train[1].split(",")[1])
+    fer2013_csv.unlink()
+    assert fer("train", f"data.path={fer2013_csv.parent}", *TINY, "run=r")[0] == 0
+    code, _, err = fer("evaluate", "ckpt=r", "split=test")
+    assert code == 2 and "split=test: has no labels" in err

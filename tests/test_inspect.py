@@ -1,0 +1,284 @@
+"""fer inspect on drawn faces with planted copies: what is planted is found, and what is shut stays so."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from fer import CLASSES, inspect, plots
+from fer.data import copies
+from fer.data.demo import demo
+from fer.data.faces import Data, Faces
+
+PICTURES = {"counts.png", "mean_faces.png", "samples.png", "pixels.png", "duplicates.png"}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """120 drawn faces, uint8 N×1×48×48, and their labels."""
+    splits = demo(106, None, 0, "none").splits
+    pairs = [(splits[name].images, splits[name].labels) for name in ("train", "validation")]
+    return [torch.cat(column)[:120].numpy() for column in zip(*pairs, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def planted(drawn):
+    """100 training and 20 validation faces, images and labels, with copies of every kind among them."""
+    images, labels = (column.copy() for column in drawn)
+    noise = np.random.default_rng(0).normal(0, 3, images[0].shape)
+    for to, of in ((7, 5), (100, 3), (101, 4)):
+        images[to] = images[of]
+    labels[[5, 7, 3, 100, 4, 101]] = 0, 1, 2, 3, 4, 4
+    images[102] = np.clip(images[10] * 0.6 + 30, 0, 255)  # darker
+    images[103] = np.pad(images[11], ((0, 0), (1, 0), (0, 1)), mode="edge")[:, :48, 1:]  # down and to the left
+    images[13] = np.clip(images[12] + noise, 0, 255)
+    labels[[10, 102, 11, 103, 12, 13]] = 0, 0, 1, 2, 3, 3
+    images[[20, 21]], images[105] = 0, 126  # blank
+    images[105, 0, 0, 0] = 130
+    labels[[20, 21]] = 6
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def faces(planted):
+    images, labels = map(torch.from_numpy, planted)
+    splits = {
+        "train": Faces(images[:100], labels[:100], [str(i) for i in range(100)]),
+        "validation": Faces(images[100:], labels[100:], [f"v{i}" for i in range(20)]),
+    }
+    return inspect.describe(splits, images, 0.8)
+
+
+@pytest.fixture
+def csv(planted, tmp_path):
+    """Writes folder/fer2013.csv of the planted faces, with further rows (emotion, image, usage); returns the folder."""
+
+    def write(folder, more=()):
+        rows = [
+            (label, image, "Training" if i < 100 else "PublicTest")
+            for i, (image, label) in enumerate(zip(*planted, strict=True))
+        ]
+        lines = [f"{label},{' '.join(map(str, image.ravel()))},{usage}" for label, image, usage in [*rows, *more]]
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *lines, ""]))
+        return f"data.path={folder}"
+
+    return write
+
+
+def test_exact_copies_are_those_equal_in_every_byte(planted):
+    images = planted[0]
+    expected = [next(j for j in range(i + 1) if np.array_equal(images[i], images[j])) for i in range(len(images))]
+    assert copies.exact_copies(torch.from_numpy(images)).tolist() == expected
+    assert expected[7] == 5 and expected[100] == 3 and expected[21] == 20
+    mirrored = torch.from_numpy(images).flip(3)  # a view whose bytes lie in another order
+    assert copies.exact_copies(mirrored).tolist() == expected
+
+
+@pytest.mark.parametrize("block", [7, 256])
+def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, monkeypatch):
+    monkeypatch.setattr(copies, "BLOCK", block)
+    monkeypatch.setattr(copies, "SIMILAR", 0.6)  # so that there are many to look at
+    images = planted[0][:40]
+
+    def less_mean(image, window):
+        return image - sliding_window_view(np.pad(image, window // 2, mode="edge"), (window, window)).mean((2, 3))
+
+    def cosine(a, b):
+        return (a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-8)
+
+    outlines = [less_mean(image[0].reshape(8, 6, 8, 6).mean((1, 3)), 5) for image in images]
+    details = [less_mean(image[0].astype(float), 7) for image in images]
+    expected = set()
+    for i, a in enumerate(details):
+        for j in range(i + 1, len(details)):
+            if cosine(outlines[i], outlines[j]) > copies.SIMILAR:
+                padded = np.pad(details[j], 2, constant_values=np.nan)
+                moved = [padded[y : y + 48, x : x + 48] for y in range(5) for x in range(5)]
+                over = [np.isfinite(b) for b in moved]
+                if max(cosine(a[m], b[m]) for b, m in zip(moved, over, strict=True)) > 0.3:
+                    expected.add((i, j))
+    found = copies.near_copies(torch.from_numpy(images), 0.3)
+    assert 10 < len(expected) < 300 and set(map(tuple, found.tolist())) == expected and len(found) == len(expected)
+
+
+def test_planted_near_copies_are_found_and_no_others(planted):
+    images = torch.from_numpy(planted[0])
+    found = set(map(tuple, copies.near_copies(images, 0.8).tolist()))
+    assert found == {(5, 7), (3, 100), (4, 101), (10, 102), (11, 103), (12, 13)}  # nor blank ones, which lack detail
+
+
+def test_near_copies_may_be_displaced_by_two_pixels(drawn):
+    fine = copies.detail(torch.from_numpy(drawn[0][:2]).float(), 7)[:, 0].numpy()
+    for shift in ((0, 0), (1, -2), (-2, 2)):
+        assert copies.correlation(fine, np.roll(fine, shift, (1, 2))) == pytest.approx([1, 1], abs=1e-5)
+    assert copies.correlation(fine, np.roll(fine, 3, 2)).max() < 0.99
+    assert copies.correlation(fine, 0 * fine).tolist() == [0, 0]
+
+
+def test_merged_pairs_are_the_connected_components():
+    rng = np.random.default_rng(0)
+    for count, edges in ((30, 20), (200, 150), (50, 0), (1, 0)):
+        pairs = np.sort(rng.integers(0, count, (edges, 2)))
+        ones = np.ones(edges)
+        _, component = connected_components(coo_array((ones, tuple(pairs.T)), shape=(count, count)), directed=False)
+        expected = [np.flatnonzero(component == own)[0] for own in component]
+        assert copies.merge(count, pairs).tolist() == expected
+    chain = np.stack([np.arange(499), np.arange(1, 500)], 1)[::-1]
+    assert not copies.merge(500, chain).any()
+
+
+def test_every_face_is_described(faces, planted):
+    images = planted[0].reshape(120, -1)
+    np.testing.assert_allclose(faces["mean"], images.mean(1))
+    np.testing.assert_allclose(faces["deviation"], images.std(1), atol=1e-9)
+    assert faces["label"].tolist() == [CLASSES[label] for label in planted[1]]
+    assert faces["id"].tolist()[98:102] == ["98", "99", "v0", "v1"]
+    assert faces["kind"].tolist().count("exact") == 8 and faces["kind"][7] == "exact" and faces["kind"][13] == "near"
+    assert faces["group"][[100, 101, 102, 103, 13, 21, 50]].tolist() == [3, 4, 10, 11, 12, 20, 50]
+
+
+def test_counts_hold_every_class_and_the_statistics_of_its_pixels(faces, planted):
+    images, labels = planted
+    table = inspect.count(faces, ["split", "label"])
+    assert len(table) == 14 and table["faces"].sum() == 120 and table["blank"].sum() == 3
+    assert table["blank"]["train", "neutral"] == 2
+    own = images[:100][labels[:100] == 3]
+    row = table.loc["train", "happy"]
+    assert row.tolist() == pytest.approx([len(own), 0, own.mean(), own.std()])
+    assert inspect.count(faces, ["split"])["deviation"]["validation"] == pytest.approx(images[100:].std())
+
+
+def test_leaks_are_counted_once_a_face_with_those_under_another_label(faces):
+    assert inspect.leaked(faces, "same", "train", "validation") == (2, 1)
+    assert inspect.leaked(faces, "group", "train", "validation") == (4, 2)
+    assert inspect.leaked(faces, "same", "validation", "train") == (2, 1)
+
+
+def test_disputed_groups_begin_with_a_face_of_each_label(faces):
+    assert inspect.disputed(faces) == [[3, 100], [5, 7], [11, 103]]
+    many = pd.DataFrame({"group": [0, 1, 0, 0, 1, 0], "label": list("aabaac")})
+    assert inspect.disputed(many) == [[0, 2, 5, 3]]
+
+
+def test_splits_that_are_shut_or_unlabelled_are_not_chosen(planted, capsys):
+    images, labels = map(torch.from_numpy, planted)
+    split = Faces(images[:3], labels[:3], ["0", "1", "2"])
+    unlabelled = Faces(images[:2], labels[:2] * 0 - 1, ["0", "1"])
+    splits = {"train": split, "validation": split, "public": split.take([0]), "test": unlabelled, "private": split}
+    chosen = inspect.choose(Data(splits | {"private": split.take([0, 1])}, "none", frozenset({"private"})))
+    assert list(chosen) == ["train", "public"]
+    assert capsys.readouterr().out == (
+        "test: 2 faces, not looked at: it has no labels\n"
+        "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n"
+    )
+
+
+def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv, tmp_path):
+    code, out, err = fer("inspect", csv("data"), "out=o", "near=0.8", "samples=1")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert lines[0].startswith("train: 100 faces, 2 blank, gray values ")
+    assert lines[1].startswith("validation: 20 faces, 1 blank, gray values ")
+    assert lines[2:6] == [
+        "exact copies: 4 extra, in 4 groups, 2 of them with conflicting labels",
+        "  2 of 20 validation faces stand in train too, 1 of them only with another label",
+        "exact and near copies: 7 extra, in 7 groups, 3 of them with conflicting labels",
+        "  4 of 20 validation faces stand in train too, 2 of them only with another label",
+    ]
+    assert {path.name for path in (tmp_path / "o").iterdir()} == PICTURES | {
+        "counts.csv",
+        "duplicates.csv",
+        "blank.csv",
+    }
+    assert all(f"  o/{name}" in lines for name in PICTURES)
+    table = pd.read_csv("o/duplicates.csv")
+    assert list(table.columns) == ["group", "kind", "split", "id", "label"] and len(table) == 14
+    assert table["group"].tolist() == sorted([1, 2, 3, 4, 5, 6, 7] * 2)
+    assert table[:2].to_numpy().tolist() == [[1, "exact", "train", 3, "fear"], [1, "exact", "validation", 0, "happy"]]
+    assert pd.read_csv("o/counts.csv")["faces"].sum() == 120
+    assert pd.read_csv("o/blank.csv")[["split", "id"]].to_numpy().tolist() == [
+        ["train", 20],
+        ["train", 21],
+        ["validation", 5],
+    ]
+
+
+def test_private_faces_change_nothing_but_a_line(fer, csv, planted, tmp_path):
+    private = [(0, planted[0][3], "PrivateTest"), (1, planted[0][50], "PrivateTest")]
+    outputs = []
+    for data, out in ((csv("without"), "a"), (csv("with", private), "b")):
+        code, said, err = fer("inspect", data, f"out={out}", "samples=2")
+        assert code == 0, err
+        outputs.append(said.replace("b/", "a/"))
+    assert outputs[1] == "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n" + outputs[0]
+    files = [{path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("a", "b")]
+    assert len(files[0]) == 8 and files[0] == files[1]
+    fer("inspect", "data.path=with", "out=c", "samples=2", "seed=1")
+    changed = {name for name, content in files[0].items() if (tmp_path / "c" / name).read_bytes() != content}
+    assert changed == {"samples.png", "duplicates.png"}
+
+
+def test_near_null_looks_for_exact_copies_only(fer, csv, tmp_path):
+    code, out, err = fer("inspect", csv("data"), "near=null", "format=svg", "samples=1")
+    assert code == 0, err
+    assert "exact copies: 4 extra" in out and "near" not in out
+    assert set(pd.read_csv("inspection/duplicates.csv")["kind"]) == {"exact"}
+    assert {path.stem for path in (tmp_path / "inspection").glob("*.svg")} == {name[:-4] for name in PICTURES}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["near=2"], "near=2: should be less than 1"),
+        (["samples=0"], "samples=0"),
+        (["format=gif"], "format=gif"),
+        (["out=taken"], "taken"),
+        (["model=vgg13"], "model: no such key here"),
+        (["data.path=nowhere"], "no such folder"),
+    ],
+)
+def test_refusals(fer, tmp_path, args, words):
+    (tmp_path / "taken").write_text("")
+    data = ["data=demo", "data.images=70"] if "data.path=nowhere" not in args else []
+    code, _, err = fer("inspect", *data, *args)
+    assert code == 2 and words in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize("splits", [("train",), ("train", "validation", "public")])
+def test_figures_of_counts_and_gray_values(splits, planted, tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *args, **more: (figures.append(self), save(self, *args, **more))
+    )
+    counts = {name: [28709, 0, 1234, 5, 60, 700, 8999] for name in splits}
+    plots.class_counts(counts, CLASSES, tmp_path / "c.png")
+    images = dict.fromkeys(splits, planted[0][:, None])
+    rows = pd.DataFrame({"split": np.repeat(splits, 2), "mean": 100.0, "deviation": 50.0})
+    plots.gray_values(images, rows, tmp_path / "g.png")
+    assert Image.open(tmp_path / "c.png").size == (525 if len(splits) == 1 else 1050, 360)
+    bars, curves = figures
+    assert len(bars.axes) == len(splits)
+    heights = [bar.get_height() for bar in bars.axes[0].patches]
+    assert sum(heights) == pytest.approx(100) and heights[1] == 0
+    assert [bar.get_facecolor() for bar in bars.axes[0].patches] == [
+        matplotlib.colors.to_rgba(c) for c in plots.COLOURS
+    ]
+    assert "28,709" in {text.get_text() for text in bars.axes[0].texts}
+    values = curves.axes[0].patches[0].get_data().values
+    np.testing.assert_allclose(values, 100 * np.bincount(planted[0].ravel(), minlength=256) / planted[0].size)
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in curves.axes)
+    for figure in figures:
+        figure.set_dpi(150)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        box, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height  # nothing is clipped

@@ -1,0 +1,73 @@
+"""Test-time augmentation and ensembles, against the same by hand."""
+
+import pandas as pd
+import pytest
+import torch
+
+from fer import CLASSES
+from fer.models.convnet import ConvNet
+from fer.models.network import Network, Normalize
+from fer.predict import greedy, probabilities
+
+TINY = ["data=demo", "data.images=400", "model=dnn", "device=cpu", "train.epochs=2"]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return Network(ConvNet(features=[4, "pool"], head=[], size=40), Normalize("unit")).eval()
+
+
+def test_views_are_averaged_as_probabilities(network):
+    images = torch.randint(0, 256, (5, 1, 48, 48), dtype=torch.uint8)
+    alone = network.logits(images, 5).double().softmax(1)
+    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "none"), alone)
+    mirror = network.logits(images.flip(-1), 5).double().softmax(1)
+    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "flip"), (alone + mirror) / 2)
+    crops = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    views = [x[..., top : top + 40, left : left + 40] for x in (images, images.flip(-1)) for top, left in crops]
+    expected = torch.stack([network.logits(view, 5).double().softmax(1) for view in views]).mean(0)
+    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "tencrop"), expected)
+
+
+def test_greedy_selection_finds_the_pair_that_is_right_together():
+    labels = torch.arange(7).repeat(3)
+    truth = torch.nn.functional.one_hot(labels, 7).double()
+    half = torch.arange(21) < 12
+    first = torch.where(half[:, None], truth, torch.roll(truth, 1, 1) * 0.3 + 0.1)
+    second = torch.where(half[:, None], torch.roll(truth, 1, 1) * 0.3 + 0.1, truth)
+    noise = torch.full((21, 7), 1 / 7, dtype=torch.float64)
+    weights = greedy([noise, first, second], labels)
+    assert weights[0] == 0 and weights[1] and weights[2]
+    assert greedy([noise, first], labels).tolist() == [0, 1]
+
+
+def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(fer):
+    for seed in (0, 1, 2):
+        assert fer("train", *TINY, f"seed={seed}", f"run=runs/{seed}", "model.head=[16]")[0] == 0
+        fer("predict", f"ckpt=runs/{seed}", "split=validation", "out=x.csv", f"probs={seed}.csv")
+    code, out, err = fer("predict", "ckpt=runs/*/best.pt", "split=validation", "out=e.csv", "probs=e_probs.csv")
+    assert code == 0, err
+    mean = sum(pd.read_csv(f"{seed}.csv")[list(CLASSES)] for seed in (0, 1, 2)) / 3
+    assert (pd.read_csv("e_probs.csv")[list(CLASSES)] - mean).abs().to_numpy().max() < 2e-6
+    assert (pd.read_csv("e.csv")["label"] == mean.to_numpy().argmax(1)).all()
+    rows = [line.split() for line in out.splitlines() if line.lstrip().startswith("runs/")]
+    assert [row[0] for row in rows] == [f"runs/{seed}/best.pt" for seed in (0, 1, 2)]
+    for seed, row in enumerate(rows):
+        assert row[1] == "0.33"
+        assert float(row[2]) == pytest.approx(pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max(), abs=1e-4)
+
+    code, out, _ = fer("predict", "ckpt=[runs/0,runs/1]", "select=greedy", "tta=flip", "split=validation", "out=e.csv")
+    assert code == 0 and "without tta: " in out
+    code, _, err = fer("predict", "ckpt=runs/*/none.pt")
+    assert code == 2 and "matches no file" in err
+
+
+def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypatch):
+    fer("train", *TINY, "run=r", "model.head=[16]")
+    code, _, _ = fer("predict", "ckpt=r/last.pt", "split=validation", "out=a.csv", "probs=pa.csv", "data.images=401")
+    assert code == 0
+    monkeypatch.setattr("fer.predict.probabilities", lambda *_: pytest.fail("ran the network again"))
+    assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
+    with pytest.raises(pytest.fail.Exception, match="ran the network"):
+        fer("predict", "ckpt=r", "split=train", "out=c.csv")

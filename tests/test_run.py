@@ -1,0 +1,406 @@
+"""The run folder: saves that hold, a lock, the record of a run, checkpoints that are whole or refused."""
+
+import errno
+import os
+import pickle
+import resource
+import signal
+import stat
+import subprocess
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fer import UserError, __version__, run
+
+FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+def full_disk(folder, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    monkeypatch.callback(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard)))
+
+
+def full_at_the_flush(folder, monkeypatch):
+    def fsync(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def no_permission(folder, monkeypatch):  # root may write anywhere
+    def open_(*args, **more):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(run.tempfile, "mkstemp", open_)
+
+
+def vanished(folder, monkeypatch):
+    folder.rename(folder.with_name("kept"))
+
+
+def a_file_in_its_place(folder, monkeypatch):
+    vanished(folder, monkeypatch)
+    folder.write_text("")
+
+
+@pytest.fixture
+def undoing(monkeypatch):
+    """monkeypatch, with callbacks."""
+    undo = []
+    monkeypatch.callback = undo.append
+    yield monkeypatch
+    for step in undo:
+        step()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        (full_disk, "File too large"),
+        (full_at_the_flush, "No space left on device"),
+        (no_permission, "Permission denied"),
+        (vanished, "No such file or directory"),
+        (a_file_in_its_place, "Not a directory"),
+    ],
+)
+def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(tmp_path, undoing, trouble, words):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run.write(folder / "last.pt", lambda file: torch.save({"x": 1}, file))
+    before = (folder / "last.pt").read_bytes()
+    trouble(folder, undoing)
+    with pytest.raises(UserError) as error:
+        run.write(folder / "last.pt", lambda file: torch.save({"x": torch.ones(100_000)}, file))
+    assert f"{folder / 'last.pt'}: cannot be written ({words})" in str(error.value) and "\n" not in str(error.value)
+    folder = folder if folder.is_dir() else tmp_path / "kept"
+    assert [path.name for path in folder.iterdir()] == ["last.pt"] and (folder / "last.pt").read_bytes() == before
+
+
+def test_a_bug_in_a_save_is_no_full_disk(tmp_path):
+    def save(file):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run.write(tmp_path / "x", save)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_save_is_on_the_disk_before_its_name_and_its_name_after(tmp_path, monkeypatch):
+    path, flushed, fsync = tmp_path / "x", [], os.fsync
+    path.write_text("old")
+
+    def note(handle):
+        flushed.append((stat.S_ISDIR(os.fstat(handle).st_mode), path.read_text()))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", note)
+    run.write_text(path, "new")
+    assert flushed == [(False, "old"), (True, "new")]
+
+
+def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(tmp_path):
+    message = "another training writes there; name another, or wait"
+    with run.lock(tmp_path), pytest.raises(UserError, match=message), run.lock(tmp_path):
+        pass
+    with pytest.raises(KeyError), run.lock(tmp_path):
+        raise KeyError
+    with run.lock(tmp_path):
+        pass
+    with pytest.raises(UserError, match="nowhere: cannot be written in"), run.lock(tmp_path / "nowhere"):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_killed_training_leaves_no_lock(tmp_path):
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with run.lock(tmp_path):
+            os.write(told, b"x")
+            time.sleep(60)
+            os._exit(1)
+    assert os.read(ready, 1) == b"x"
+    with pytest.raises(UserError, match="another training"), run.lock(tmp_path):
+        pass
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    with run.lock(tmp_path):
+        pass
+
+
+def test_what_a_killed_save_left_goes_when_the_run_goes_on(tmp_path):
+    names = [".last.pt.x1.tmp", ".history.csv.x2.tmp", ".submission.csv.x3.tmp", "last.pt"]
+    for name in names:
+        (tmp_path / name).write_text("")
+    with run.lock(tmp_path):
+        assert {path.name for path in tmp_path.iterdir()} == {".lock", *names[2:]}
+
+
+def test_where_there_are_no_locks_training_goes_on_without(tmp_path, monkeypatch):
+    def unsupported(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(run.fcntl, "flock", unsupported)
+    with run.lock(tmp_path), run.lock(tmp_path):
+        pass
+    monkeypatch.setattr(run, "fcntl", None)  # Windows
+    with run.lock(tmp_path):
+        pass
+
+
+def test_a_running_training_holds_the_lock(fer, tmp_path):
+    tiny = ["data=demo", "data.images=70", "model=dnn", "model.head=[1]", "train.epochs=1", "device=cpu"]
+    assert fer("train", *tiny, "run=r")[0] == 0
+    with run.lock(tmp_path / "r"):
+        code, _, err = fer("train", "resume=r", "train.epochs=2")
+    assert code == 2 and "run folder r: another training writes there" in err and err.count("\n") == 1
+    assert fer("train", "resume=r", "train.epochs=2")[0] == 0
+    starts = list(yaml.safe_load_all((tmp_path / "r" / "environment.yaml").read_text()))
+    assert len(starts) == 2 and starts[0]["fer"] == __version__
+
+
+def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
+    path, ended = tmp_path / "best.pt", threading.Event()
+
+    def save(number):
+        model = {name: torch.full_like(value, number) for name, value in tiny_contents["model"].items()}
+        run.write(path, lambda file: torch.save(tiny_contents | {"model": model, "epoch": number}, file))
+        run.write_csv(tmp_path / "history.csv", ["epoch"], [[number]] * 2000)
+
+    def keep_saving():
+        number = 0
+        while not ended.is_set():
+            number += 1
+            save(number)
+
+    save(0)
+    writer = threading.Thread(target=keep_saving)
+    writer.start()
+    seen = set()
+    while len(seen) < 4:
+        contents = run.load_checkpoint(path)
+        seen.add(contents["epoch"])
+        assert all((value == contents["epoch"]).all() for value in contents["model"].values())
+        rows = (tmp_path / "history.csv").read_text().split()
+        assert len(rows) == 2001 and len(set(rows[1:])) == 1
+    ended.set()
+    writer.join()
+
+
+def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_SECRET", "hunter2")
+    for _ in range(2):  # a start, and a resume
+        run.write_environment(tmp_path, torch.device("cpu"), "ab" * 32)
+    text = (tmp_path / "environment.yaml").read_text()
+    first, second = yaml.safe_load_all(text)
+    assert list(first) == list(second) and "hunter2" not in text
+    assert (first["torch"], first["numpy"]) == (torch.__version__, np.__version__)
+    assert first["data_sha256"] == "ab" * 32 and first["device"] == "cpu" and first["cpu"]
+    assert "pytest" in first["command"]
+
+
+def test_the_record_names_commit_and_changes_of_a_checkout_alone(tmp_path):
+    def git(*words):
+        who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "x").write_text("1")
+    assert run.git_commit(tmp_path) is None
+    git("init")
+    git("add", "x")
+    git("commit", "-m", "x")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD").strip()
+    assert run.git_commit(tmp_path) == commit
+    (tmp_path / "x").write_text("2")
+    assert run.git_commit(tmp_path) == f"{commit}-dirty"
+    assert run.git_commit(tmp_path / "site-packages") is None  # inside a checkout, but not of this project
+
+
+# Written by version 0.1.0 and never again: fer train data=demo data.images=2100 model=compact_cnn
+#   'model.features=[8,pool,16,pool,16,pool]' 'model.head=[16,dropout]' ++model.norm=batch model.dropout=0.1
+#   augment=flip optim.lr=0.003 train.epochs=6 train.batch_size=32 train.precision=fp32 device=cpu name=tiny run=tiny
+FIXTURE = Path(__file__).parent / "fixtures" / "tiny-1.pt"
+LOGITS = [-0.508412, -3.444228, -1.036155, 1.399390, -1.156305, -1.610874, -0.867858]
+
+
+def test_a_checkpoint_of_an_earlier_version_loads_and_says_what_it_said(fer):
+    assert FIXTURE.stat().st_size < 200_000
+    contents = run.load_checkpoint(FIXTURE)
+    network = run.restore(contents, run.checkpoint_config(contents, FIXTURE), FIXTURE, torch.device("cpu"))
+    y, x = np.mgrid[:48, :48]
+    face = torch.from_numpy(((5 * x + 3 * y) % 256).astype(np.uint8))
+    assert network.logits(face[None, None], 1, "fp32")[0].tolist() == pytest.approx(LOGITS, abs=1e-4)
+    code, out, err = fer("predict", f"ckpt={FIXTURE}", "split=validation", "data.images=70", "device=cpu")
+    assert code == 0 and "accuracy 0." in out, err
+
+
+class RunsCode:
+    """A pickle that would make a folder."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def zipped(path, name, data):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+
+
+def bomb(path):
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, bytes(30 << 20) if "/data/" in name else data)
+
+
+def refused(path, words):
+    with pytest.raises(UserError) as error:
+        contents = run.load_checkpoint(path)
+        run.restore(contents, run.checkpoint_config(contents, path), path, torch.device("cpu"))
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value) and "\n" not in str(error.value)
+
+
+CONVNET = {"_target_": "fer.models.convnet.ConvNet", "features": [], "head": []}
+NO_CODE = "holds more than weights and plain values; not loaded, it could run code"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda p: p.write_bytes(b""), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[1000:]), "damaged or no checkpoint"),
+        (lambda p: p.write_text("{}"), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(pickle.dumps(RunsCode())), "damaged or no checkpoint"),
+        (lambda p: torch.save(RunsCode(), p, _use_new_zipfile_serialization=False), "damaged or no checkpoint"),
+        (lambda p: torch.save({"format": 1, "model": RunsCode()}, p), NO_CODE),
+        (lambda p: torch.save(torch.nn.Linear(1, 1), p), NO_CODE),
+        (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "no checkpoint"),
+        (lambda p: zipped(p, "x/data.pkl", b"cos\nmkdir\n(S'ran'\ntR."), "no checkpoint"),
+        (bomb, "damaged or no checkpoint"),
+        (lambda p: torch.save([1], p), "not one of fer's checkpoints"),
+        (lambda p: torch.save(torch.nn.Linear(1, 1).state_dict(), p), "not one of fer's checkpoints"),
+        (lambda p: torch.save({"format": 1}, p), "not one of fer's checkpoints"),
+        (lambda p: p.unlink(), "no such checkpoint"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeypatch, tiny, spoil, words):
+    monkeypatch.chdir(tmp_path)
+    path = tiny()
+    spoil(path)
+    refused(path, words)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"tiny.pt"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": run.FORMAT + 1, "version": "9.9"}, "written by fer 9.9, newer than this"),
+        ({"format": "1"}, "not one of fer's"),
+        ({"classes": ["<b>angry</b>", *"abcdef"]}, "trained for other classes than angry"),
+        ({"classes": "angry"}, "not one of fer's"),
+        ({"normalization": {"kind": "dataset", "mean": 0.0}}, "not one of fer's"),
+        ({"normalization": {"kind": "own", "mean": 0.0, "std": 1.0}}, "not one of fer's"),
+        ({"normalization": {"kind": "unit", "mean": 0.0, "std": 0.0}}, "not one of fer's"),
+        ({"normalization": {"kind": "unit", "mean": 0.0, "std": float("nan")}}, "not one of fer's"),
+        ({"normalization": {"kind": "unit", "mean": "0", "std": 1.0}}, "not one of fer's"),
+        ({"model": [1]}, "not one of fer's"),
+        ({"model": {}}, "weights do not fit"),
+        ({"model": {"x": 1}}, "weights do not fit"),
+        ({"model": {1: torch.zeros(1)}}, "weights do not fit"),
+        ({"validation": {"logits": torch.zeros(2, 7), "labels": torch.zeros(3)}}, "not one of fer's"),
+        ({"validation": {"logits": torch.zeros(1, 7), "labels": torch.tensor([7])}}, "not one of fer's"),
+        ({"config": 5}, "not one of fer's"),
+        ({"config": "5"}, "not a mapping of keys"),
+        ({"config": "a: [" * 5000}, "not valid YAML"),
+        ({"config": "- [" * 5000}, "not valid YAML"),
+        ({"config": "[" * 50_000}, "not valid YAML (it unfolds"),
+        ({"config": "a: " + "x" * (2 << 20)}, "not valid YAML (it unfolds"),
+        ({"config": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: [*c, *c]"}, "(it unfolds"),
+        ({"config": "seed: " + "9" * 5000}, "not valid YAML"),
+        ({"config": "seed: 2026-99-99"}, "not valid YAML"),
+        ({"config": "!!python/object/apply:os.mkdir [ran]"}, "not valid YAML"),
+        ({"config": {"model": {"_target_": "os.system", "command": "mkdir ran"}}}, "_target_=os.system: refused"),
+        ({"config": {"model": {"_target_": "fer.models.convnet.os.mkdir"}}}, "no such class"),
+        ({"config": {"model": {"_target_": "fer.models.network.Normalize", "kind": "unit"}}}, "it makes no model"),
+        ({"config": {"optim": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1}}}, "takes no params"),
+        ({"config": {"curves": {"x": {"_target_": "os.system"}}}}, "_target_=os.system: refused"),
+        ({"config": {"seed": "${oc.env:HOME}"}}, "seed=${oc.env:HOME}: should be"),
+        ({"config": {"name": "../../x"}}, "name=../../x: would name a folder elsewhere"),
+        ({"config": {"name": "\x1b[2J"}}, "characters that can be printed"),
+        ({"config": {"model": CONVNET | {"head": [2]}}}, "do not fit"),
+        ({"config": {"model": CONVNET | {"head": [10**15]}}}, "its config, model: "),
+        ({"config": {"model": CONVNET | {"classes": 9}}}, "model.classes=9"),
+        ({"config": {"odd": 1}}, "odd: no such key"),
+        ({"config": {1: 1}}, "1"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_with_foreign_contents_is_refused_by_name(tmp_path, monkeypatch, tiny, changes, words):
+    monkeypatch.chdir(tmp_path)
+    refused(tiny(**changes), words)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.pt"}
+
+
+def test_a_command_refuses_a_foreign_checkpoint_in_one_line_and_writes_nothing(fer, tmp_path, tiny):
+    for changes in ({"config": {"name": "\x1b[2J"}}, {"config": {"optim": {"_target_": "os.system"}}}, {"format": 99}):
+        code, out, err = fer("predict", f"ckpt={tiny(**changes)}", "split=validation")
+        assert (code, out, err.count("\n")) == (2, "", 1) and "tiny.pt: " in err and "\x1b" not in err
+    assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.pt"}
+
+
+def test_a_checkpoints_config_is_text_and_nothing_in_it_is_looked_up(tiny):
+    path = tiny(config={"name": "${oc.env:HOME} <b>"})
+    assert run.checkpoint_config(run.load_checkpoint(path), path).name == "${oc.env:HOME} <b>"
+
+
+@settings(max_examples=150, **FUZZ)
+@given(at=st.integers(0), near_the_end=st.booleans(), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_refused_or_changes_nothing(tiny, at, near_the_end, bit):
+    path = tiny()
+    whole, raw = run.load_checkpoint(path), bytearray(path.read_bytes())
+    at = len(raw) - 1 - at % 1500 if near_the_end else at % len(raw)  # the directory of the archive is at the end
+    raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+    try:
+        contents = run.load_checkpoint(path)
+    except UserError:
+        return
+    assert all(torch.equal(contents["model"][name], value) for name, value in whole["model"].items())
+    assert {k: v for k, v in contents.items() if k != "model"} == {k: v for k, v in whole.items() if k != "model"}
+
+
+@settings(max_examples=100, **FUZZ)
+@given(at=st.integers(0), cut=st.integers(0, 6), put=st.binary(max_size=6))
+def test_a_changed_pickle_is_refused_or_restored(tiny, at, cut, put):
+    path = tiny()
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in entries if name.endswith("data.pkl"))
+    at %= len(entries[name])
+    entries[name] = entries[name][:at] + put + entries[name][at + cut :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, data)
+    try:
+        contents = run.load_checkpoint(path)
+        cfg = run.checkpoint_config(contents, path)
+        network = run.restore(contents, cfg, path, torch.device("cpu"))
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert network.logits(torch.zeros(1, 1, 48, 48, dtype=torch.uint8), 1).shape == (1, 7)

@@ -1,0 +1,413 @@
+"""Files from others are data: configs, CSVs and images that lie, each refused in words or read right. No payload here
+does harm."""
+
+import csv
+import io
+import os
+import struct
+import time
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fer import CLASSES, UserError
+from fer.data import readers
+
+TRAIN = ["train", "data=demo", "data.images=70", "model=dnn", "model.head=[1]", "train.epochs=1", "device=cpu", "run=r"]
+FACES = np.random.default_rng(0).integers(0, 256, (4, 48, 48), dtype=np.uint8)
+FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+
+
+def refused(fer, *args):
+    """The line in which `fer ARGS` is refused."""
+    code, out, err = fer(*args)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "Traceback" not in err, out + err
+    return err
+
+
+def theirs(folder, files):
+    for name, text in files.items():
+        (folder / "theirs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "theirs" / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ["--config-dir", "theirs"]
+
+
+GLOBAL = "# @package _global_\n"
+CODE = "{_target_: os.mkdir, path: ran}"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GLOBAL + f"hydra:\n  callbacks:\n    x: {CODE}\n", "x.yaml: refused"),
+        (GLOBAL + f'"\\x68ydra":\n  callbacks:\n    x: {CODE}\n', "x.yaml: refused"),
+        (GLOBAL + 'hydra:\n  job_logging:\n    root: {handlers: [x]}\n    handlers: {x: {"()": os.mkdir, path: ran}}\n',
+         "x.yaml: refused"),
+        (f"# @package hydra.callbacks\nx: {CODE}\n", "x.yaml: refused"),
+        (GLOBAL + "defaults:\n  - override /hydra/callbacks: own\n", "x.yaml: refused"),
+        (GLOBAL + "defaults:\n  - /model@hydra.callbacks: own\n", "x.yaml: refused"),
+        (GLOBAL + "defaults:\n  - ../../elsewhere\n", "x.yaml: refused"),
+        (GLOBAL + "defaults:\n  - /${oc.decode:x}/callbacks: own\n", "x.yaml: refused"),
+        (GLOBAL + "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{f'*{b}, ' * 9}]\n" for b, c in zip("abcdefgh", "bcdefghi",
+         strict=True)), "x.yaml: refused"),
+        (GLOBAL + "name: ${oc.env:HOME}\n", "name: Unsupported interpolation type oc.env"),
+        (GLOBAL + "of: env\nname: ${oc.${of}:HOME}\n", "name: Unsupported interpolation type oc.env"),
+        (GLOBAL + f"optim: {CODE}\n", "optim._target_=os.mkdir: refused"),
+        (GLOBAL + f"curves:\n  dropout: {CODE}\n", "_target_=os.mkdir: refused"),
+        (GLOBAL + "name: [${\n", "theirs: a file there is no YAML (while parsing"),
+        (GLOBAL + "name: !!python/object/apply:os.mkdir [ran]\n", "theirs: a file there is no YAML (could not"),
+        (GLOBAL + "name: " + "[" * 50_000 + "\n", "x.yaml: refused"),
+        (GLOBAL + "name: " + "[" * 500 + "]" * 500 + "\n", "theirs: a file there is no YAML (maximum recursion"),
+        (GLOBAL + "# @package a b\nname: x\n", "theirs: a file there is no YAML (Too many components"),
+        ("5\n", "theirs: a file there is no YAML"),
+        ("- a\n", "experiment"),
+        (GLOBAL + f"base: &base {{hydra: {{callbacks: {{x: {CODE}}}}}}}\n<<: *base\n", "x.yaml: refused"),
+        (b"\xff\xfe\0", "theirs: a file there is no YAML ('utf-8' codec"),
+    ],
+)  # fmt: skip
+def test_a_config_from_others_chooses_values_and_does_nothing_else(fer, tmp_path, text, words):
+    args = theirs(tmp_path, {"experiment/x.yaml": text, "model/own.yaml": f"x: {CODE}\n"})
+    assert words in refused(fer, *TRAIN, *args, "experiment=x")
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs"}
+
+
+def test_a_link_leads_out_of_no_config_folder(fer, tmp_path):
+    args = theirs(tmp_path, {"../elsewhere/x.yaml": GLOBAL + f"hydra:\n  callbacks:\n    x: {CODE}\n", "a/b.yaml": ""})
+    (tmp_path / "theirs" / "experiment").symlink_to("../elsewhere")
+    assert "theirs/experiment: refused" in refused(fer, *TRAIN, *args, "experiment=x")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name=${oc.env:HOME}", "name: Unsupported interpolation type oc.env"),
+        ("train.epochs=${oc.env:HOME}", "train.epochs: Unsupported interpolation type oc.env"),
+        ("++model.x=${oc.env:HOME}", "model.x: Unsupported interpolation type oc.env"),
+        ("optim._target_=os.system", "optim._target_=os.system: refused"),
+        ("optim._target_=torch.optim._functional.os.system", "no such class"),
+        ("optim._target_=torch.optim.lr_scheduler.StepLR", "it takes no params"),
+        ("++data={_target_: fer.data.readers.available_memory}", "data"),
+        ("name=a\x1b[2Jb", "name=a\\x1b[2Jb"),
+        ("name=" + "x" * 101, "should be 1 to 100 characters"),
+        ("train.precision=\x9b2J", "\\x9b2J"),
+        ("run=\udcff", "an argument holds bytes that are no text"),
+        ("model.classes=5", "model.classes=5: the data has 7"),
+        ("model.head=[1000000000000000]", "model: "),
+    ],
+)
+def test_what_is_typed_reads_no_environment_and_runs_no_code(fer, tmp_path, override, words):
+    assert words in refused(fer, *TRAIN, override)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_does_not_lead_out_of_the_runs(fer, tmp_path):
+    assert "would name a folder elsewhere" in refused(fer, *TRAIN[:-1], "name=../../x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_look_like_an_interpolation(fer, tmp_path):
+    assert "${oc.env:HOME}/x.pt: no such checkpoint" in refused(fer, "predict", "ckpt=${oc.env:HOME}/x.pt")
+
+
+def test_an_error_is_one_line_and_with_fer_debug_its_traceback_too(fer, monkeypatch):
+    for args in (["predict", "ckpt=" + "x" * 5000], ["predict", "ckpt=/dev/null"], ["report", "run=/dev/null"],
+                 ["train", "resume=/dev/null"], ["train", "data.path=" + "x" * 5000], ["train", "data.path=/dev/null"],
+                 ["curves", "schedule=cosine", "out=no/where.png"], ["curves", "schedule=cosine", "out=x.exe"],
+                 ["summary", "models=[x]"]):  # fmt: skip
+        refused(fer, *args)
+    monkeypatch.setenv("FER_DEBUG", "1")
+    code, _, err = fer("predict", "ckpt=nowhere")
+    assert code == 2 and "Traceback" in err and err.endswith("fer: nowhere: no such checkpoint; a run folder holds "
+                                                             "best.pt and last.pt\n")  # fmt: skip
+
+
+def test_a_bug_shows_its_traceback(fer, monkeypatch):
+    from fer import summary
+
+    def broken(values, typed):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(summary, "run", broken)
+    for more in ([], ["--config-dir", "."]):
+        with pytest.raises(ZeroDivisionError):
+            fer("summary", *more)
+
+
+def test_what_the_system_refuses_is_one_line(fer, monkeypatch):
+    from fer import summary
+
+    def full(values, typed):
+        raise OSError(28, "No space left on device", "x.csv")
+
+    monkeypatch.setattr(summary, "run", full)
+    assert refused(fer, "summary") == "fer: x.csv: No space left on device\n"
+
+
+def pixels(image):
+    return " ".join(map(str, image.ravel()))
+
+
+def rows(*lines, header="emotion,pixels"):
+    return "\n".join([header, *lines, ""])
+
+
+FACE = pixels(FACES[0])
+GOOD = rows(f"0,{FACE}", f"1,{pixels(FACES[1])}")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        GOOD.encode(),
+        GOOD.encode("utf-8-sig"),
+        GOOD.replace("\n", "\r\n").encode(),
+        GOOD.replace("\n", "\r\n").encode("utf-8-sig"),
+        GOOD.replace(FACE, f'"{FACE}"').encode(),
+        GOOD.replace("emotion,pixels", '"emotion","pixels"').encode("utf-8-sig"),
+        GOOD.replace("\n1", "\n\n \n1").encode(),
+        b"\n" + GOOD.encode().rstrip(b"\n"),
+        rows(f"0,=1+1,{FACE}", f"1,a\0b,{pixels(FACES[1])}", header="emotion,note,pixels").encode(),  # not looked at
+    ],
+)
+def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
+    (tmp_path / "x.csv").write_bytes(raw)
+    table = readers.read_csv(tmp_path / "x.csv")
+    assert np.array_equal(table.images, FACES[:2]) and table.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (GOOD.encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        (GOOD.encode("utf-32"), "is UTF-16; save it as UTF-8"),
+        (GOOD.encode("utf-16-le"), "line 1: no column pixels"),
+        (GOOD.replace("\n", "\r").encode(), "line 1: "),
+        (b"\0" * 70_000, "line 1: is over 65536 bytes long"),
+        (b"\0" * 7, "line 1: no column pixels"),
+        (GOOD.replace("\n1,", "\n1\0,").encode(), "line 3: '1\\x00' is not a label"),
+        (GOOD.replace("\n1,", "\n=1,").encode(), "line 3: '=1' is not a label"),
+        (GOOD.replace(FACE, FACE + "\0").encode(), "line 2: "),
+        (GOOD.replace(FACE, f'{FACE}"').encode(), "line 2: "),
+        (GOOD.replace(FACE, f'"{FACE}').encode(), "line 2: its quotes do not close"),
+        (GOOD.replace("pixels", "pixels\0").encode(), "line 1: no column pixels"),
+        (b'"' * 1000, "line 1: "),
+        (b"," * 1000, "line 1: no column pixels"),
+        (b"PK\3\4" + bytes(range(256)), "line "),
+        (b"\x1f\x8b" + bytes(range(256)), "line "),
+    ],
+)
+def test_a_csv_that_lies_is_refused_with_its_line(tmp_path, raw, words):
+    (tmp_path / "x.csv").write_bytes(raw)
+    with pytest.raises(UserError) as error:
+        readers.read_csv(tmp_path / "x.csv")
+    assert str(error.value).startswith(f"{tmp_path / 'x.csv'}") and words in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_long_line_takes_no_memory(tmp_path, monkeypatch):
+    (tmp_path / "x.csv").write_bytes(b"pixels\n" + b"7 " * (20 << 20))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
+        readers.read_csv(tmp_path / "x.csv")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.slow
+def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path):
+    with (tmp_path / "x.csv").open("wb") as file:
+        file.write(b"pixels\n")
+        for _ in range(1024):
+            file.write(b"7 " * (512 << 10))
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
+        readers.read_csv(tmp_path / "x.csv")
+    assert time.monotonic() - begin < 2
+
+
+def test_a_csv_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    assert 100e6 < readers.available_memory() < 1e15
+    with (tmp_path / "fer2013.csv").open("wb") as file:
+        file.truncate(1 << 40)
+    monkeypatch.setattr(readers, "blocks", None)
+    monkeypatch.setattr(readers, "available_memory", lambda: 8e9)
+    with pytest.raises(UserError, match=r"fer2013.csv: is 1099.5 GB .* take 769.7 GB of memory, where 8.0 GB are free"):
+        readers.read_csv(tmp_path / "fer2013.csv")
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max\n", 4e9), ("1000000000\n", 1e9), (None, 4e9)])
+def test_the_memory_there_is_knows_a_containers_limit(monkeypatch, limit, expected):
+    def read_text(self):
+        text = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    3906250 kB\n", "/sys/fs/cgroup/memory.max": limit}
+        if text.get(str(self)) is None:
+            raise FileNotFoundError
+        return text[str(self)]
+
+    monkeypatch.setattr(readers.Path, "read_text", read_text)
+    monkeypatch.setattr(readers.os, "sysconf", lambda name: 1 << 20)
+    assert readers.available_memory() == expected
+
+
+IDS = ["=cmd|' /C calc'!A1", "+1", "-1", "@SUM(1)", 'a"b', "a,b", "<b>", "é", "0"]
+
+
+def test_ids_are_copied_as_they_are(fer, tmp_path, tiny):
+    faces = [pixels(FACES[i % 4]) for i in range(len(IDS))]
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "train.csv").write_text(rows(*(f"{i % 7},{face}" for i, face in enumerate(faces * 2))))
+    with (tmp_path / "d" / "test.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "pixels"], *zip(IDS, faces, strict=True)])
+    code, _, err = fer("predict", f"ckpt={tiny()}", "data=fer2013", "data.path=d", "data.fraction=0.5")
+    assert code == 0, err
+    written = list(csv.reader(io.StringIO((tmp_path / "submission.csv").read_text())))
+    assert [row[0] for row in written] == ["id", *IDS]
+
+
+def png(width, height, depth=8, colour=0, data=b""):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def saved(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+GRAY = Image.fromarray(FACES[0])
+GRADIENT = Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48, 1)))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected", "within"),
+    [
+        (saved(GRAY, "PNG"), FACES[0], 0),
+        (saved(GRAY.convert("RGB"), "PNG"), FACES[0], 0),
+        (saved(GRAY.convert("RGBA"), "PNG"), FACES[0], 0),
+        (saved(GRAY.convert("LA"), "PNG"), FACES[0], 0),
+        (saved(GRAY.convert("P"), "PNG"), FACES[0], 0),
+        (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "PNG"), FACES[0], 0),
+        (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "TIFF"), FACES[0], 0),
+        (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "PPM"), FACES[0], 0),
+        (png(48, 48, 16, 2, b"".join(b"\0" + bytes(np.repeat(row, 6)) for row in FACES[0])), FACES[0], 0),  # 16-bit RGB
+        (saved(GRAY.convert("CMYK"), "TIFF"), FACES[0], 0),
+        (saved(GRADIENT.convert("CMYK"), "JPEG", quality=95), np.asarray(GRADIENT), 4),
+        (saved(GRAY, "GIF", save_all=True, append_images=[GRAY.rotate(90)] * 9), FACES[0], 0),
+        (saved(GRAY, "WEBP", lossless=True, save_all=True, append_images=[GRAY.rotate(90)]), FACES[0], 1),
+        (saved(GRAY, "PNG", save_all=True, append_images=[GRAY.rotate(90)]), FACES[0], 0),
+        (saved(Image.new("L", (1, 1), 9), "PNG"), np.full((48, 48), 9), 0),
+        (saved(Image.new("L", (7000, 7000), 9), "PNG"), np.full((48, 48), 9), 0),
+        (saved(Image.new("1", (1, 4000), 1), "PNG"), np.full((48, 48), 255), 0),
+    ],
+)  # fmt: skip
+def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
+    (tmp_path / "x.png").write_bytes(raw)
+    read = readers.read_image(tmp_path / "x.png")
+    assert read.dtype == np.uint8 and np.abs(read.astype(int) - expected).max() <= within
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (png(8000, 8000), "has 8000×8000 pixels; make it smaller"),
+        (png(100_000, 100_000), "not a readable image"),
+        (png(2**31 - 1, 1), "not a readable image"),
+        (png(0, 0), "not a readable image"),
+        (png(48, 48), "not a readable image"),
+        (png(48, 48, data=bytes(100)), "not a readable image"),
+        (saved(GRAY, "PNG")[:-500], "not a readable image"),
+        (saved(GRAY, "JPEG")[:-500], "not a readable image"),
+        (saved(GRAY, "GIF")[:-500], "not a readable image"),
+        (saved(GRAY, "BMP")[:-500], "not a readable image"),
+        (saved(GRAY, "WEBP")[:-500], "not a readable image"),
+        (saved(GRAY, "TIFF")[:-500], "not a readable image"),
+        (saved(GRAY, "PPM")[:-500], "not a readable image"),
+        (saved(Image.fromarray(FACES[0].astype(np.float32)), "TIFF"), "mode F; save it with 8 or 16 bits"),
+        (saved(GRAY, "EPS"), "not a readable image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable image"),
+        (b"", "not a readable image"),
+    ],
+)
+def test_an_image_that_lies_is_refused_by_name(tmp_path, raw, words):
+    (tmp_path / "x.png").write_bytes(raw)
+    with pytest.raises(UserError) as error:
+        readers.read_image(tmp_path / "x.png")
+    assert str(error.value).startswith(f"{tmp_path / 'x.png'}: ") and words in str(error.value)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "y.png").mkdir()
+    for name in ("x.png", "y.png"):
+        with pytest.raises(UserError, match="not a readable image"):
+            readers.read_image(tmp_path / name)
+
+
+def changed(raw, changes):
+    raw = bytearray(raw)
+    for at, cut, put in changes:
+        at %= len(raw) or 1
+        raw[at : at + cut] = put
+    return bytes(raw)
+
+
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 5000) | st.integers(0, 80), st.integers(0, 8), st.binary(max_size=8)),
+    min_size=1,
+    max_size=5,
+)
+IMAGES = [saved(GRAY, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")]
+IMAGES += [saved(GRAY, "TIFF", compression="tiff_lzw"), saved(Image.fromarray(FACES[0].astype(np.uint16)), "PNG")]
+
+
+@settings(max_examples=200, **FUZZ)
+@given(image=st.sampled_from(IMAGES), changes=CHANGES)
+def test_a_changed_image_is_read_or_refused(tmp_path, image, changes):
+    file = tmp_path / "x.png"
+    file.write_bytes(changed(image, changes))
+    try:
+        read = readers.read_image(file)
+    except UserError as error:
+        assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
+    else:
+        assert read.shape == (48, 48) and read.dtype == np.uint8
+
+
+@settings(max_examples=120, **FUZZ)
+@given(raw=st.binary(max_size=300) | CHANGES.map(lambda changes: changed(GOOD.encode(), changes)))
+def test_noise_and_changed_csvs_give_whole_faces_or_a_line(tmp_path, raw):
+    file = tmp_path / "x.csv"
+    file.write_bytes(raw)
+    try:
+        table = readers.read_csv(file)
+    except UserError as error:
+        assert str(error).startswith(str(file)) and "\n" not in str(error)
+    else:
+        assert table.images.shape == (len(table.labels), 48, 48) and set(table.labels) <= {-1, *range(7)}
+
+
+@settings(max_examples=20, **FUZZ)
+@given(names=st.lists(st.text(max_size=8), max_size=3), raw=st.binary(max_size=60))
+def test_a_folder_of_anything_is_read_or_refused(tmp_path_factory, names, raw):
+    folder = tmp_path_factory.mktemp("d") / "train"
+    for number, name in enumerate([*CLASSES[:2], *names]):
+        place = folder / name.replace("/", "_").replace("\0", "_")
+        if place.name in ("", ".", ".."):
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "1.png").write_bytes(saved(GRAY, "PNG") if number < 4 else raw)
+    try:
+        table = readers.read_folder(folder)
+    except UserError as error:
+        assert str(folder) in str(error)
+    else:
+        assert all(np.array_equal(image, FACES[0]) for image in table.images)
