@@ -17,7 +17,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 os.environ.pop("FER_DEBUG", None)
-torch.set_num_threads(2)
+os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: two workers share two cores
+torch.set_num_threads(1)
 
 
 def pytest_generate_tests(metafunc):

@@ -6,6 +6,7 @@ import pickle
 import resource
 import signal
 import stat
+import shlex
 import subprocess
 import threading
 import time
@@ -206,7 +207,7 @@ def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monke
     assert list(first) == list(second) and "hunter2" not in text
     assert (first["torch"], first["numpy"]) == (torch.__version__, np.__version__)
     assert first["data_sha256"] == "ab" * 32 and first["device"] == "cpu" and first["cpu"]
-    assert "pytest" in first["command"]
+    assert first["command"] == shlex.join(sys.orig_argv)
 
 
 def test_the_record_names_commit_and_changes_of_a_checkout_alone(tmp_path):
