@@ -176,13 +176,14 @@ def ten_crop_rows(ours: Trainer) -> None:
     ours.val_labels = ours.targets[:512].argmax(1)
     size = ours.network.model.size
     pictures = [Image.fromarray(image[0].numpy()) for image in ours.val_images.cpu()]
-    crop = v2.Compose([v2.TenCrop(size), v2.Lambda(lambda c: torch.stack([v2.functional.pil_to_tensor(x) for x in c]))])
+    crop = v2.TenCrop(size)
 
     @torch.inference_mode()
     def by_pil():
         ours.network.eval()
         for picture in pictures:
-            ours.network(crop(picture).to(ours.device)).softmax(1).mean(0).argmax().item()
+            views = torch.stack([v2.functional.pil_to_tensor(view) for view in crop(picture)])
+            ours.network(views.to(ours.device)).softmax(1).mean(0).argmax().item()
 
     views = [view.contiguous() for view in ten_crops(ours.val_images, size)]
 

@@ -4,10 +4,11 @@ import errno
 import os
 import pickle
 import resource
+import shlex
 import signal
 import stat
-import shlex
 import subprocess
+import sys
 import threading
 import time
 import zipfile
