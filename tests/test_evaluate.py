@@ -69,6 +69,11 @@ def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_p
     assert "PrivateTest was looked at 2 times" in page
 
 
+def test_a_model_typed_for_a_checkpoint_is_refused(fer):
+    code, _, err = fer("evaluate", "ckpt=r", "model=vgg13")
+    assert code == 2 and "comes from the checkpoint" in err
+
+
 def test_a_split_without_labels_is_refused(fer, fer2013_csv):
     text = fer2013_csv.read_text().splitlines()
     train = [line.rsplit(",", 1)[0] for line in text if not line.endswith(("PublicTest", "PrivateTest"))]

@@ -67,6 +67,9 @@ def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypat
     fer("train", *TINY, "run=r", "model.head=[16]")
     code, _, _ = fer("predict", "ckpt=r/last.pt", "split=validation", "out=a.csv", "probs=pa.csv", "data.images=401")
     assert code == 0
+    calls = []
+    monkeypatch.setattr("fer.predict.probabilities", lambda *args: calls.append(args[-1]) or probabilities(*args))
+    assert fer("predict", "ckpt=r/last.pt", "out=t.csv")[0] == 0 and calls == ["none"]  # once
     monkeypatch.setattr("fer.predict.probabilities", lambda *_: pytest.fail("ran the network again"))
     assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
     with pytest.raises(pytest.fail.Exception, match="ran the network"):

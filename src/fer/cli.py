@@ -185,7 +185,7 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
             raise UserError(f"{override}: no such choice; {nearest(value, groups[bare])}")
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
-        from_run = command in ("predict", "report", "explain")
+        from_run = command in ("predict", "evaluate", "report", "explain")
         raise UserError(f"{bare}: {'comes from the checkpoint' if from_run else 'no such key here'}; leave it out")
     if bare in PATHS and value not in ("null", "") and not (value.startswith("[") and value.endswith("]")):
         parts = value.split(",") if sweep else [value]

@@ -43,11 +43,11 @@ def run(values: dict, typed: list[str]) -> None:
     if len(members) > 1:
         weights = weigh(members, data.open("validation"), cfg)
     members = [member for member, weight in zip(members, weights, strict=True) if weight]
-    plain, views = (average([label(m, faces, cfg, tta) for m in members], weights[weights > 0])
-                    for tta in ("none", cfg.tta))  # fmt: skip
-    labels = views.argmax(1)
+    weights = weights[weights > 0]
+    means = average([label(member, faces, cfg, cfg.tta) for member in members], weights)
+    labels = means.argmax(1)
     if cfg.probs:
-        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, views.tolist(), strict=True))
+        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, means.tolist(), strict=True))
         write_csv(cfg.probs, [header[0], *CLASSES], rows)
     write_csv(cfg.out, header, zip(ids, labels.tolist(), strict=True))
 
@@ -59,6 +59,7 @@ def run(values: dict, typed: list[str]) -> None:
         matrix = metrics.confusion(labels, faces.labels)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
         if cfg.tta != "none":
+            plain = average([label(member, faces, cfg, "none") for member in members], weights)
             print(f"without tta: {metrics.accuracy(metrics.confusion(plain.argmax(1), faces.labels)):.4f}")
 
 

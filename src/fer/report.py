@@ -102,7 +102,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
         bins = metrics.reliability(probabilities, labels)
         panels.append((f"{name}: ECE {100 * metrics.ece(probabilities, labels):.1f} %", *bins))
         rows += [(scale, *row) for row in zip(*bins, strict=True)]
-    line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, and are about as sure as right."
+    line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, which also chose the number."
     data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
     return Part("Calibration", (line,), "calibration", partial(plots.reliability, *panels), data)
 
