@@ -39,6 +39,8 @@ def test_the_demo_and_the_readme_commands_can_be_run_again(tmp_path):
         done = subprocess.run([ROOT / "scripts" / "demo"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         opened = [Path(line.strip()) for line in done.stdout.split("open:")[1].split("\n") if line.strip()]
-        assert len(opened) == 6 and all((ROOT / path).is_file() for path in opened)
+        assert [path.name for path in opened] == ["index.html", "submission.csv"]
+        assert all((ROOT / path).is_file() for path in opened)
+        assert len(list((ROOT / opened[0].parent).glob("*.png"))) == 8
     accuracy = float(done.stdout.split("best validation accuracy ")[1].split()[0])
     assert accuracy > 0.6  # chance is 0.25: the share of happy
