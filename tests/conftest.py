@@ -73,7 +73,7 @@ def tiny_contents(tmp_path_factory):
     torch.manual_seed(0)
     network = Network(config.build("model", cfg.model), Normalize("dataset", 120.0, 60.0))
     path = tmp_path_factory.mktemp("tiny") / "best.pt"
-    save_checkpoint(path, config.dump(cfg), network, epoch=1, val_accuracy=0.5)
+    save_checkpoint(path, cfg, network, epoch=1, val_accuracy=0.5)
     return torch.load(path, weights_only=True)
 
 

@@ -80,6 +80,15 @@ def test_a_checkpoint_without_predictions_is_refused(fer, run):
     assert code == 2 and "holds no validation predictions" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["", "epoch,lr\n1,0.1\n", "{words}"])
+def test_a_foreign_history_is_refused(fer, run, text):
+    words = re.sub(r"(?m)^1,[^,]*", "1,fast", (run / "history.csv").read_text())
+    (run / "history.csv").write_text(text.format(words=words))
+    for runs in ("r", "[r,r]"):
+        code, _, err = fer("report", f"run={runs}")
+        assert code == 2 and "r/history.csv: " in err and err.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_pages_without_an_error(fer, run, tmp_path):
     """Headless Chromium: no console message, every picture loaded, the table sorts, nothing wider than a phone."""

@@ -10,6 +10,11 @@ __version__ = "0.1.0"
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
+def class_names(count: int) -> tuple[str, ...]:
+    """Of 7 classes, or of FER+'s 8."""
+    return (*CLASSES, "contempt")[:count]
+
+
 class UserError(Exception):
     """Something the user can mend: one line that says what was wrong, where, and what to do. Exit code 2."""
 

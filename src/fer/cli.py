@@ -21,7 +21,7 @@ COMMANDS = {
     "summary": "show networks layer by layer, or side by side",
 }
 # Their values are quoted before Hydra parses them: a path may hold anything.
-PATHS = {"run", "resume", "ckpt", "out", "sample", "probs", "image", "data.path", "model.weights"}
+PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "image", "data.path", "model.weights"}
 USAGE = """usage: fer COMMAND [KEY=VALUE ...]
 
 {commands}
@@ -70,6 +70,7 @@ def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
     import math
     from importlib import import_module
+    from traceback import walk_tb
 
     import hydra
     from hydra._internal.utils import get_args_parser
@@ -83,14 +84,12 @@ def launch(command: str, args: list[str]) -> int:
     from fer.runtime import Interrupted
 
     failures: list[UserError] = []
-    started = []  # not empty once a task has run: what is raised then is a bug
     sweeps: set[Path] = set()
 
     def refuse(message: str):
         raise UserError(f"{message}; see fer {command} --help")
 
     def task(composed) -> float | None:
-        started.append(True)
         settings = HydraConfig.get()
         overrides = OmegaConf.to_container(settings.overrides.task, resolve=False)
         typed = [override_key(override) for override in overrides]
@@ -150,8 +149,8 @@ def launch(command: str, args: list[str]) -> int:
         cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
         raise UserError(first_line(cause)) from error
     except Exception as error:
-        if started or not user_dir:
-            raise
+        if not user_dir or any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__)):
+            raise  # a bug of ours
         raise UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})") from error
     finally:
         sys.argv = saved

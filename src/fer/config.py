@@ -59,6 +59,7 @@ class TrainConfig(Strict):
     name: str
     run: str | None
     resume: str | None
+    start: str | None
     seed: Seed
     deterministic: bool
     device: Device
@@ -112,7 +113,7 @@ class ExplainConfig(Strict):
     ckpt: str | None
     image: str | list[int | str] | None
     split: str
-    target: Annotated[Literal["predicted", "true", *CLASSES], BeforeValidator(lambda v: "true" if v is True else v)]
+    target: Annotated[str, BeforeValidator(lambda v: "true" if v is True else v)]
     threshold: Annotated[float, Field(ge=0, le=1)]
     layers: str | list[str] | None
     out: str | None
@@ -176,8 +177,11 @@ def check(command: str, values: dict) -> Any:
             raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
         if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
             raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
-        if config.model.get("classes", len(CLASSES)) != len(CLASSES):
-            raise UserError(f"model.classes={config.model['classes']}: the data has {len(CLASSES)}; leave it out")
+        classes = config.data.get("classes", len(CLASSES))
+        if config.model.get("classes") not in (None, len(CLASSES), classes):
+            raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
+        if "classes" in config.model:
+            config.model["classes"] = classes
         if config.run and config.resume:
             raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
     return config

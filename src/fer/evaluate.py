@@ -34,7 +34,7 @@ def run(values: dict, typed: list[str]) -> None:
         predicted = probabilities.argmax(1)
         right[name] = predicted == faces.labels
         low, high = metrics.interval(int(right[name].sum()), len(faces))
-        macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels))
+        macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
         accuracy, alone = (f"{hits.double().mean():.4f}" for hits in (right[name], right[name][fresh]))
         rows.append([name, accuracy, f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
     looks = [record(member.path, cfg, data.hash, len(faces), row[1]) for member, row in

@@ -13,7 +13,7 @@ from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from fer import CLASSES, UserError, config, nearest, plots
+from fer import UserError, class_names, config, nearest, plots
 from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
@@ -145,7 +145,7 @@ def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Net
     order, predicted = torch.randperm(len(faces)), logits.argmax(1)
     truth = torch.where(faces.labels < 0, predicted, faces.labels)
     kinds = (2 * truth + (predicted != truth))[order]  # a right and a wrong face of each class
-    chosen = torch.cat([order[kinds == kind][:1] for kind in range(2 * len(CLASSES))])
+    chosen = torch.cat([order[kinds == kind][:1] for kind in range(2 * logits.shape[1])])
     return faces.take(chosen), logits[chosen]
 
 
@@ -160,7 +160,10 @@ def run(values: dict, typed: list[str]) -> None:
     faces, logits = choose(cfg, settings, network)
     images = fit(faces.images, network.model.size).float().to(device)  # what the network sees of them
     known = {"predicted": logits.argmax(1), "true": faces.labels}
-    classes = known[cfg.target] if cfg.target in known else torch.full_like(faces.labels, CLASSES.index(cfg.target))
+    names = class_names(logits.shape[1])
+    if cfg.target not in (*known, *names):
+        raise UserError(f"target={cfg.target}: not a class of this network; {nearest(cfg.target, names)}")
+    classes = known[cfg.target] if cfg.target in known else torch.full_like(faces.labels, names.index(cfg.target))
     if (classes < 0).any():
         raise UserError(f"target=true: of {faces.ids[0]} no truth is known or shown; name a class or target=predicted")
     shapes = layer_shapes(network, images[:1])
@@ -198,17 +201,17 @@ def run(values: dict, typed: list[str]) -> None:
         title = f"{name}, all {len(found)}: what excites each"
         print(draw_ascent(cfg, network, modules[name], len(found), title, out / f"{name}_ascent"))
     title = "The ideal face of each class"
-    print(draw_ascent(cfg, network, network, len(CLASSES), title, out / "ideal_faces", CLASSES))
+    print(draw_ascent(cfg, network, network, len(names), title, out / "ideal_faces", names))
 
 
 def draw_faces(cfg, faces: Faces, logits: Tensor, classes: Tensor, images: Tensor, maps: dict, out: Path) -> Path:
     """saliency.png and its CSV: a row a face, a column a map, and the face where saliency reaches the threshold."""
-    names = [*CLASSES, ""]  # -1 is no truth
+    names = [*class_names(logits.shape[1]), ""]  # -1 is no truth
     rows = [
         [face, names[truth], names[row.argmax()], names[target], *(f"{p:.6f}" for p in row.softmax(0).tolist())]
         for face, truth, target, row in zip(faces.ids, faces.labels, classes, logits, strict=True)
     ]
-    write_csv(out / "saliency.csv", ["face", "truth", "prediction", "target", *CLASSES], rows)
+    write_csv(out / "saliency.csv", ["face", "truth", "prediction", "target", *names[:-1]], rows)
     captions = [(face, truth, predicted, max(map(float, p))) for face, truth, predicted, _, *p in rows]
     near = gaussian_blur(maps["saliency"], 9, 2.0)  # of single pixels, hardly any would be left
     shown = images.where(near >= cfg.threshold * near.amax((1, 2, 3), keepdim=True), torch.nan)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fer import CLASSES, config, plots
+from fer import config, plots
 from fer.data.copies import BLOCK, exact_copies, merge, near_copies
 from fer.data.faces import SIZE, Data, Faces
 from fer.run import make_folder, write_text
@@ -23,10 +23,11 @@ GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("inspect", values)
-    splits = choose(config.build("data", cfg.data))
+    data = config.build("data", cfg.data)
+    splits = choose(data)
     out = make_folder(Path(cfg.out))
     images = torch.cat([split.images for split in splits.values()])
-    faces = describe(splits, images, cfg.near)
+    faces = describe(splits, images, data.classes, cfg.near)
     counts = count(faces, ["split", "label"])
     write_text(out / "counts.csv", counts.round(4).to_csv())
     blank = faces[faces["deviation"] < BLANK]
@@ -36,7 +37,7 @@ def run(values: dict, typed: list[str]) -> None:
     write_text(out / "duplicates.csv", table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]))
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
-    classes = {name: np.flatnonzero(faces["label"] == name) for name in CLASSES if name in set(faces["label"])}
+    classes = {name: np.flatnonzero(faces["label"] == name) for name in data.classes if name in set(faces["label"])}
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
     means = 255 * (means - means.min()) / max(np.ptp(means), 1)  # of little contrast as they are; all stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
@@ -44,7 +45,9 @@ def run(values: dict, typed: list[str]) -> None:
     groups = disputed(copies)
     groups = [groups[i][:GRID] for i in generator.permutation(len(groups))[:GRID]]
     pictures = [
-        plots.class_counts({name: counts.loc[name, "faces"] for name in splits}, CLASSES, out / f"counts.{suffix}"),
+        plots.class_counts(
+            {name: counts.loc[name, "faces"] for name in splits}, data.classes, out / f"counts.{suffix}"
+        ),
         plots.faces(means, captions, [None] * len(means), out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
         plots.gray_values({n: split.images.numpy() for n, split in splits.items()}, faces, out / f"pixels.{suffix}"),
@@ -65,7 +68,7 @@ def choose(data: Data) -> dict[str, Faces]:
     return chosen
 
 
-def describe(splits: dict[str, Faces], images: Tensor, near: float | None) -> pd.DataFrame:
+def describe(splits: dict[str, Faces], images: Tensor, classes, near: float | None) -> pd.DataFrame:
     """A row a face, of all splits: split, id, label; mean and deviation of its gray values; `same` and `group`, the
     first row equal to it and the first of its group of copies; kind, `exact` where another row equals it, else `near`.
     """
@@ -78,7 +81,7 @@ def describe(splits: dict[str, Faces], images: Tensor, near: float | None) -> pd
         {
             "split": pd.Categorical([name for name, split in splits.items() for _ in split.ids], list(splits)),
             "id": [name for split in splits.values() for name in split.ids],
-            "label": pd.Categorical.from_codes(labels, list(CLASSES)),
+            "label": pd.Categorical.from_codes(labels, list(classes)),
             "mean": np.concatenate([part.mean((1, 2, 3)) for part in parts]),
             "deviation": np.concatenate([part.std((1, 2, 3)) for part in parts]),
             "same": same,

@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fer import UserError
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-BLUE, VERMILION, _, _, ORANGE, SKY, BLACK = COLOURS
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
 GRAY = "#555555"
 LOOKS = {"gray": "gray", "texture": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
 MASKED = "#cfe3f5"

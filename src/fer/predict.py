@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fer import CLASSES, UserError, config, metrics
+from fer import UserError, class_names, config, metrics
 from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
@@ -44,11 +44,12 @@ def run(values: dict, typed: list[str]) -> None:
         weights = weigh(members, data.open("validation"), cfg)
     members = [member for member, weight in zip(members, weights, strict=True) if weight]
     weights = weights[weights > 0]
-    means = average([label(member, faces, cfg, cfg.tta) for member in members], weights)
+    known = len(data.classes)  # of 8 classes the last is left out where the data has 7
+    means = average([label(member, faces, cfg, cfg.tta) for member in members], weights)[:, :known]
     labels = means.argmax(1)
     if cfg.probs:
         rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, means.tolist(), strict=True))
-        write_csv(cfg.probs, [header[0], *CLASSES], rows)
+        write_csv(cfg.probs, [header[0], *class_names(means.shape[1])], rows)
     write_csv(cfg.out, header, zip(ids, labels.tolist(), strict=True))
 
     by = str(members[0].path) if len(members) == 1 else f"{len(members)} checkpoints"
@@ -56,11 +57,11 @@ def run(values: dict, typed: list[str]) -> None:
     if split in data.shut:
         print(f"no accuracy is shown: {split} holds, or may hold, PrivateTest")
     elif faces.labelled:
-        matrix = metrics.confusion(labels, faces.labels)
+        matrix = metrics.confusion(labels, faces.labels, known)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
         if cfg.tta != "none":
-            plain = average([label(member, faces, cfg, "none") for member in members], weights)
-            print(f"without tta: {metrics.accuracy(metrics.confusion(plain.argmax(1), faces.labels)):.4f}")
+            plain = average([label(member, faces, cfg, "none") for member in members], weights)[:, :known]
+            print(f"without tta: {(plain.argmax(1) == faces.labels).double().mean():.4f}")
 
 
 def open_members(named: str | list[str] | None) -> list[Member]:
@@ -77,6 +78,8 @@ def open_members(named: str | list[str] | None) -> list[Member]:
     for path in paths:
         contents = load_checkpoint(path)
         members.append(Member(path, contents, checkpoint_config(contents, path)))
+        if contents["classes"] != members[0].contents["classes"]:
+            raise UserError(f"{path}: has {len(contents['classes'])} classes, {paths[0]} another number; leave one out")
     return members
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer import CLASSES, UserError, config, metrics, plots
+from fer import CLASSES, UserError, class_names, config, metrics, plots
 from fer.run import checkpoint_config, load_checkpoint, make_folder, newest, open_data, write_text
 from fer.summary import build, table_text, totals
 
@@ -46,22 +46,23 @@ def run(values: dict, typed: list[str]) -> None:
     contents = load_checkpoint(folder / "best.pt")
     settings = checkpoint_config(contents, folder / "best.pt")
     history, logits, labels = read_history(folder), *validation(contents, folder)
-    matrix = metrics.confusion(logits.argmax(1), labels)
+    classes = class_names(logits.shape[1])
+    matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
-    table = metrics.report_text(matrix, CLASSES)
+    table = metrics.report_text(matrix, classes)
     out = make_folder(Path(cfg.out) if cfg.out else folder / "report")
     write_text(out / "classification_report.txt", table)
 
     values = [name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))]
     recalls = history[["epoch", *(name for name in history if name.startswith("val_recall_"))]]
-    report = metrics.classification_report(matrix, CLASSES)
+    report = metrics.classification_report(matrix, classes)
     parts = [
         Part("Loss and accuracy", (), "curves", partial(plots.curves, history), history),
-        Part("Confusion", confused(matrix), "confusion", lambda path: plots.confusion(matrix, CLASSES, path, title),
-             pd.DataFrame(matrix.numpy(), CLASSES, CLASSES).rename_axis("truth").reset_index()),
+        Part("Confusion", confused(matrix), "confusion", lambda path: plots.confusion(matrix, classes, path, title),
+             pd.DataFrame(matrix.numpy(), classes, classes).rename_axis("truth").reset_index()),
         Part("Precision, recall and F1", (), "per_class", partial(plots.per_class_bars, report),
              pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
-        Part("Recall over time", (), "recalls", partial(plots.recalls, history, CLASSES), recalls),
+        Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
         calibration(logits, labels),
         *faces_parts(settings, cfg, logits, labels),
         Part("Schedules", (), "schedules", partial(plots.schedules, history, values), history[["epoch", *values]]),
@@ -81,16 +82,16 @@ def run(values: dict, typed: list[str]) -> None:
 
 
 def validation(contents: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits N×7 and labels N that the best weights had on the validation faces."""
+    """Logits N×classes and labels N that the best weights had on the validation faces."""
     found = contents.get("validation")
-    if not found:
+    if not found or type(contents.get("epoch")) is not int:
         raise UserError(f"{folder / 'best.pt'}: holds no validation predictions; use a best.pt written by fer train")
     return found["logits"].float(), found["labels"].long()
 
 
 def confused(matrix: torch.Tensor) -> tuple[str, ...]:
     """The likeliest mistakes, in words."""
-    pairs = metrics.top_confusions(matrix, CLASSES, 5)
+    pairs = metrics.top_confusions(matrix, class_names(len(matrix)), 5)
     return ("; ".join(f"{truth} → {said} {share:.0%} ({count})" for truth, said, share, count in pairs),)
 
 
@@ -119,11 +120,11 @@ def faces_parts(settings, cfg, logits: torch.Tensor, labels: torch.Tensor) -> li
     wrong = torch.where(predicted != labels, confidence, -1).argsort(descending=True, stable=True)
     mistakes = wrong[: min(cfg.samples, int((predicted != labels).sum()))]
     chosen = samples(predicted.numpy(), labels.numpy(), cfg.samples, cfg.seed)
-    parts = []
+    parts, names = [], class_names(logits.shape[1])
     for title, name, places in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
         said, truth, sure = ([*x[places].tolist()] for x in (predicted, labels, confidence))
         captions = [
-            f"{CLASSES[p]} {s:.0%}" + (f"\nis {CLASSES[t]}" if p != t else "")
+            f"{names[p]} {s:.0%}" + (f"\nis {names[t]}" if p != t else "")
             for p, t, s in zip(said, truth, sure, strict=True)
         ]
         right = [p == t for p, t in zip(said, truth, strict=True)]
@@ -207,7 +208,13 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
 
 
 def read_history(folder: Path) -> pd.DataFrame:
+    path = folder / "history.csv"
     try:
-        return pd.read_csv(folder / "history.csv")
+        history = pd.read_csv(path)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / 'history.csv'}: cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    needed = {*TIMES, "lr", *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy"))}
+    needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
+    if missing := needed - {*history.select_dtypes("number")}:
+        raise UserError(f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of this run")
+    return history

@@ -26,7 +26,7 @@ import torch
 import yaml
 from torch import nn
 
-from fer import CLASSES, UserError, __version__, config
+from fer import UserError, __version__, class_names, config
 from fer.models.network import Network, Normalization, Normalize
 
 try:
@@ -176,13 +176,13 @@ def find_checkpoint(path: str | None) -> Path:
     return Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
 
 
-def save_checkpoint(path: Path, settings: str, network: Network, **more) -> None:
+def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more) -> None:
     """A self-describing checkpoint that torch.load(weights_only=True) reads: plain values and tensors only."""
     contents = {
         "format": FORMAT,
         "version": __version__,
-        "config": settings,
-        "classes": list(CLASSES),
+        "config": config.dump(settings),
+        "classes": list(class_names(settings.model.get("classes", 7))),
         "normalization": network.normalize.state(),
         "model": network.model.state_dict(),
         **more,
@@ -217,11 +217,12 @@ def load_checkpoint(path: str | Path) -> dict:
             "classes": list(classes),
             "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
             "model": dict(),
-            "validation": {"logits": torch.Tensor(shape=(n, 7)), "labels": torch.Tensor(shape=(m,)) as labels},
-        } if kind in get_args(Normalization) and std > 0 and not more and n == m and {*labels.tolist()} <= {*range(7)}:
-            if classes != list(CLASSES):
-                raise UserError(f"{path}: trained for other classes than {', '.join(CLASSES)}; of no use here")
-            return contents
+            "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
+        } if kind in get_args(Normalization) and std > 0 and not more and n == m and {*labels.tolist()} <= {*range(c)}:
+            if classes not in (list(class_names(7)), list(class_names(8))):
+                raise UserError(f"{path}: trained for other classes than {', '.join(class_names(8))}; of no use here")
+            if n == 0 or c == len(classes):
+                return contents
     raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
 
 
@@ -253,11 +254,13 @@ def restore(contents: dict, settings: config.TrainConfig, path: str | Path, devi
     return network.eval()
 
 
-def load_weights(model: nn.Module, weights: dict, path: str | Path) -> None:
+def load_weights(
+    model: nn.Module, weights: dict, path: str | Path, to: str = "the model of its config; the file was changed"
+) -> None:
     try:
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError):
-        raise UserError(f"{path}: its weights do not fit the model of its config; the file was changed") from None
+        raise UserError(f"{path}: its weights do not fit {to}") from None
 
 
 def open_data(settings: config.TrainConfig, typed: dict | None):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fer import CLASSES, UserError, config, metrics
+from fer import UserError, config, metrics
 from fer.augment import STRENGTHS, Augment
 from fer.models.network import Network, Normalize
 from fer.predict import probabilities
@@ -45,6 +45,8 @@ class Trainer:
             be_deterministic()
         seed_everything(cfg.seed)
         model = config.build("model", cfg.model).to(device)
+        if cfg.start and not cfg.resume:
+            start_from(model, cfg.start)
         if cfg.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
@@ -65,7 +67,10 @@ class Trainer:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
             self.judged = Network(self.average.module, self.network.normalize)
         self.images = faces.images.to(device)
-        self.targets = F.one_hot(faces.labels, len(CLASSES)).float().to(device)
+        own = F.one_hot(faces.labels, len(data.classes)).float() if faces.targets is None else faces.targets
+        self.targets, self.mode, self.classes = own.to(device), data.mode, data.classes
+        if self.mode == "multi" and (cfg.train.label_smoothing or cfg.train.class_weights != "none"):
+            raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
         self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
         self.val_images, self.val_labels = held_out.images.to(device), held_out.labels.to(device)
         self.val_hash = held_out.hash
@@ -94,12 +99,10 @@ class Trainer:
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
             strength, side = self.follow_curves()
-            images, targets = self.augment(self.images[batch], self.targets[batch], strength)
+            images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
             with autocast(self.device, self.cfg.train.precision):
                 logits = network(images, side)
-                loss = F.cross_entropy(
-                    logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing
-                )
+                loss = self.loss(logits, targets)
             self.optimizer.zero_grad()
             loss.backward()
             if self.cfg.train.clip:
@@ -118,6 +121,18 @@ class Trainer:
             if signals.caught:
                 raise Interrupted(signals.caught)
         progress.close()
+
+    def draw(self, targets: torch.Tensor) -> torch.Tensor:
+        """FER+'s mode `probability`: one class by the votes for each face, anew each time."""
+        if self.mode != "probability":
+            return targets
+        return F.one_hot(torch.multinomial(targets, 1)[:, 0], targets.shape[1]).float()
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy; in FER+'s mode `multi` that of the likeliest of the right classes."""
+        if self.mode == "multi":
+            return -(logits.log_softmax(1) + targets.log()).amax(1).mean()
+        return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing)
 
     def batches(self) -> list[torch.Tensor]:
         """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one joins the batch
@@ -155,7 +170,7 @@ class Trainer:
         self.check_finite()
         start = time.perf_counter()
         logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
-        matrix = metrics.confusion(logits.argmax(1), self.val_labels).cpu()
+        matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
         loss, right, _ = (self.sums / len(self.images)).tolist()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
         crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop else {}
@@ -174,7 +189,7 @@ class Trainer:
                 **crops,
                 **{
                     f"val_recall_{name}": r
-                    for name, r in zip(CLASSES, metrics.per_class(matrix)[1].tolist(), strict=True)
+                    for name, r in zip(self.classes, metrics.per_class(matrix)[1].tolist(), strict=True)
                 },
             }
         )
@@ -215,7 +230,7 @@ class Trainer:
             state, network = {name: getattr(self, name) for name in self.STATE}, self.network
             state |= {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}
             more = {"training": state | ({"average": self.average.state_dict()} if self.average else {})}
-        save_checkpoint(self.run / file, config.dump(self.cfg), network, **more)
+        save_checkpoint(self.run / file, self.cfg, network, **more)
 
     def load(self, contents: dict, path: Path) -> None:
         """Go on where the checkpoint `contents` of a last.pt stopped."""
@@ -234,6 +249,16 @@ class Trainer:
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
+
+
+def start_from(model: nn.Module, path: str) -> None:
+    """Copy the weights of the checkpoint at `path`; the last layer keeps its own where its classes are others."""
+    contents = load_checkpoint(path)
+    weights, own = contents["model"], model.state_dict()
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    if len(contents["classes"]) != len(own[f"{last}.weight"]):
+        weights |= {name: value for name, value in own.items() if name.startswith(f"{last}.")}
+    load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
 
 
 def balanced_weights(targets: torch.Tensor) -> torch.Tensor:

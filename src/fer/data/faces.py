@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fer import UserError
+from fer import CLASSES, UserError
 
 SIZE = 48
 
@@ -14,13 +14,15 @@ SIZE = 48
 class Faces:
     """One split.
 
-    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6, -1 where unlabelled.
-    ids: N strings, the file's own where it has them, else "0" … "n-1".
+    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6 (7 is FER+'s contempt), -1 where unlabelled.
+    ids: N strings, the file's own where it has them, else "0" … "n-1". targets: float N×classes that sum to 1, where
+    training is to learn more than the labels.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     ids: list[str]
+    targets: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -28,7 +30,8 @@ class Faces:
     def take(self, index) -> "Faces":
         """The faces at `index` (int64 positions), in that order."""
         index = torch.as_tensor(index, dtype=torch.int64)
-        return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()])
+        targets = None if self.targets is None else self.targets[index]
+        return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets)
 
     def among(self, others: "Faces") -> torch.Tensor:
         """Bool N: is the same image, pixel for pixel, in `others` too?"""
@@ -52,13 +55,16 @@ class Data:
     splits: by name; "train" and "validation" always, others as the source has them ("test", "private").
     shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and only
     fer evaluate prints an accuracy on them. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
-    hash: SHA-256 of what was read, the file's own where it is one file.
+    hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode: what training does
+    with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`; see configs/data/ferplus.yaml.
     """
 
     splits: dict[str, Faces]
     normalize: str
     shut: frozenset[str] = frozenset()
     hash: str = ""
+    classes: tuple[str, ...] = CLASSES
+    mode: str = "majority"
 
     def open(self, name: str) -> Faces:
         if name not in self.splits:

@@ -1,0 +1,108 @@
+"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each, which stand in
+fer2013new.csv, row by row as the pixels."""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from annotated_types import Ge
+
+from fer import UserError, class_names
+from fer.data.faces import Data, Faces
+from fer.data.readers import USAGES, Table, faces, find, first
+
+EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
+Mode = Literal["majority", "probability", "crossentropy", "multi"]
+
+
+def ferplus(
+    path: str,
+    votes: str | None,
+    mode: Mode,
+    classes: Literal[7, 8],
+    score: Literal["majority", "original"],
+    limit: Annotated[int, Ge(1)] | None,
+    normalize: Literal["none", "unit", "dataset", "image"],
+) -> Data:
+    """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
+    try:
+        table, test, _ = find(path)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
+    if test is not None or not table.usage.size:
+        raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
+    place = Path(path).expanduser()
+    file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
+    counts = read_votes(file, table.usage)
+    by_majority, to_train = shares(counts, "majority", classes), shares(counts, mode, classes)
+    scored = by_majority if score == "majority" else np.eye(classes)[table.labels]
+
+    splits = {}
+    for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
+        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
+        if rows.size or number < 2:
+            splits[name] = first(cut(table, rows, targets), limit or len(rows), spread=False)
+    for name, usage in (("train", "Training"), ("validation", "PublicTest")):
+        if not len(splits[name]):
+            raise UserError(f"data.path={path}: FER+ keeps none of its {usage} rows, and some are needed")
+    splits["public"] = splits["validation"]
+    content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
+    return Data(splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode)
+
+
+def cut(table: Table, rows: np.ndarray, targets: np.ndarray) -> Faces:
+    """The faces of `rows`, labelled by the largest of their `targets`."""
+    chosen = torch.from_numpy(targets[rows]).float()
+    whole = faces(table, rows)
+    return Faces(whole.images, chosen.argmax(1), whole.ids, chosen)
+
+
+def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
+    """Votes, float64 N×10: EMOTIONS, unknown, no face; none at all for images without a name, which FER+ removed."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: cannot be read ({reason}); get fer2013new.csv from github.com/microsoft/FERPlus"
+        ) from None
+    columns = [*EMOTIONS, "unknown", "NF"]
+    if missing := [name for name in ("Usage", "Image name", *columns) if name not in table]:
+        raise UserError(f"{path}: has no column {missing[0]}; get it again from github.com/microsoft/FERPlus")
+    if len(table) != len(usage):
+        raise UserError(f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data set")
+    if (other := np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])).size:
+        raise UserError(f"{path}, line {other[0] + 2}: is of another Usage than its face; use both files whole")
+    counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    if (bad := np.flatnonzero(~((counts >= 0) & (counts <= 1000) & (counts % 1 == 0)).all(1))).size:
+        raise UserError(f"{path}, line {bad[0] + 2}: its votes are no counts; mend or remove the line in both files")
+    return counts * table["Image name"].notna().to_numpy()[:, None]
+
+
+def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
+    """Targets, float64 N×classes that sum to 1, or 0 where the mode keeps no such face, by FER+'s rules.
+
+    A single vote for anything counts as none. majority: the emotion with over half of the votes. probability and
+    crossentropy: the largest ones until there are three or they have three quarters, none with fewer votes than
+    `unknown` or `no face`; together over half. multi: those with 30 % each, together over half, `unknown` and `no face`
+    counted. Faces that are first of all neither of the classes, such as contempt of 7, are left out.
+    """
+    votes = np.where(votes > 1, votes, 0)
+    total = votes.sum(1, keepdims=True)
+    if mode == "majority":
+        taken = votes > total / 2
+    elif mode == "multi":
+        taken = votes >= 0.3 * total
+    else:
+        ahead = votes[:, None, :] > votes[:, :, None]  # [face, emotion, one with more votes]
+        taken = ((ahead * votes[:, None, :]).sum(2) < 0.75 * total) & (ahead.sum(2) < 3)
+        taken[:, :8] &= votes[:, :8] >= votes[:, 8:].max(1, keepdims=True)
+        taken[:, 8:] &= ~taken[:, :8].any(1, keepdims=True)
+    taken = votes * taken
+    kept = (taken.sum(1) > total[:, 0] / 2) & (taken.argmax(1) < classes)
+    own = taken[:, :classes] * kept[:, None]
+    own = (own > 0).astype(float) if mode == "multi" else own
+    return own / own.sum(1, keepdims=True).clip(min=1)
