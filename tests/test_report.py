@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -64,6 +65,13 @@ def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tm
     assert "left out: " in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
 
 
+def test_what_explain_has_made_stands_on_the_page_too(fer, run):
+    assert fer("explain", "ckpt=r", "image=0", "layers=[]", "device=cpu")[0] == 0
+    assert fer("report", "run=r", "format=svg")[0] == 0
+    assert (run / "report" / "explain_saliency.png").read_bytes() == (run / "explain" / "saliency.png").read_bytes()
+    assert "Explained: ideal_faces" in (run / "report" / "index.html").read_text()
+
+
 def test_html_in_names_is_shown_not_obeyed(fer, tmp_path):
     name = "<script>alert(1)</script>"
     assert fer("train", *TINY, "run=r", f'name="{name}"')[0] == 0
@@ -87,6 +95,23 @@ def test_a_foreign_history_is_refused(fer, run, text):
     for runs in ("r", "[r,r]"):
         code, _, err = fer("report", f"run={runs}")
         assert code == 2 and "r/history.csv: " in err and err.count("\n") == 1
+
+
+def test_a_sweep_is_told_by_what_differs_and_seeds_by_their_mean(fer, tmp_path):
+    sweep = ["-m", "hydra.sweep.dir=s", "seed=0,1", "optim.lr=0.01,0.001"]
+    assert fer("train", *TINY, *sweep)[0] == 0
+    code, out, err = fer("report", "run=s", "out=c")
+    assert code == 0, err
+    table = pd.read_csv("c/comparison.csv")
+    assert list(table["run"]) == [
+        *("0: dnn, lr=0.01, seed=0", "1: dnn, lr=0.001, seed=0", "2: dnn, lr=0.01, seed=1", "3: dnn, lr=0.001, seed=1")
+    ]
+    best = [pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in (0, 2)]
+    assert (
+        f"2 seeds: {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} (sd) of 0: dnn, lr=0.01, seed=0, 2: dnn, lr=0.01"
+        in out
+    )
+    assert "Over seeds" in (tmp_path / "c" / "index.html").read_text()
 
 
 @pytest.mark.slow

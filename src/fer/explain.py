@@ -17,7 +17,7 @@ from fer import UserError, class_names, config, nearest, plots
 from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
-from fer.run import checkpoint_config, find_checkpoint, load_checkpoint, make_folder, open_data, restore, write_csv
+from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, make_folder, open_data, restore, write_csv
 from fer.runtime import pick_device, seed_everything
 
 BATCH = 128  # images in one pass with gradients
@@ -151,7 +151,7 @@ def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Net
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("explain", values)
-    path = find_checkpoint(cfg.ckpt)
+    path = find_checkpoints(cfg.ckpt)[0]
     contents = load_checkpoint(path)
     settings = checkpoint_config(contents, path)
     device = pick_device(cfg.device)

@@ -65,7 +65,7 @@ def curves(history, path: str | Path) -> Path:
 
 
 def compare(histories: dict, path: str | Path) -> Path:
-    """The panels of `curves` for several runs, {name: history}: train dashed, validation solid."""
+    """The panels of `curves` for several runs, {name: history}: validation solid, train dashed, where they are few."""
     names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
     tops = [100 * history["val_accuracy"].max() for history in histories.values()]
     labels = [f"{n}, best {top:.2f} %" if top == top else n for n, top in zip(names, tops, strict=True)]
@@ -77,10 +77,13 @@ def compare(histories: dict, path: str | Path) -> Path:
         panels = _panels(figure, *histories.values())
         for axes, what, scale in panels:
             for history, look in zip(histories.values(), looks, strict=True):
-                _line(axes, history, f"train_{what}", scale, **look, linestyle="--", linewidth=0.8, alpha=0.8)
+                if len(histories) < 8:  # of more, a tangle
+                    _line(axes, history, f"train_{what}", scale, **look, linestyle="--", linewidth=0.8, alpha=0.8)
                 _line(axes, history, f"val_{what}", scale, **look)
         splits = [Line2D([], [], color=GRAY, linestyle=s, linewidth=w) for s, w in (("--", 0.8), ("-", 1.3))]
-        panels[0][0].legend(splits, ["train", "validation"])
+        panels[0][0].legend(
+            *([splits, ["train", "validation"]] if len(histories) < 8 else [splits[1:], ["validation"]])
+        )
         place = {"loc": "outside lower center", "ncols": columns} if outside else {"loc": "best"}
         runs = [Line2D([], [], **look) for look in looks]
         legend = (figure if outside else panels[1][0]).legend(runs, ["-"] * len(labels), **place)

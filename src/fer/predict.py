@@ -1,7 +1,6 @@
 """fer predict: checkpoints and a split of faces in, a submission out; and what evaluate shares with it: test-time
 augmentation and ensembles."""
 
-import glob
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from fer import UserError, class_names, config, metrics
 from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.run import checkpoint_config, find_checkpoint, load_checkpoint, open_data, restore, write_csv
+from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore, write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
@@ -65,16 +64,8 @@ def run(values: dict, typed: list[str]) -> None:
 
 
 def open_members(named: str | list[str] | None) -> list[Member]:
-    """The checkpoints that `ckpt=` names: one, a list, or a pattern with *; a run folder stands for its best.pt."""
-    names = named if isinstance(named, list) else [named]
-    paths: list[Path] = []
-    for name in names:
-        pattern = name and "*" in name and not Path(name).exists()
-        found = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
-        if not found:
-            raise UserError(f"ckpt={name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        paths += [path for path in map(find_checkpoint, found) if path not in paths]
-    members = []
+    """The checkpoints that `ckpt=` names, with the same classes all."""
+    members, paths = [], find_checkpoints(named)
     for path in paths:
         contents = load_checkpoint(path)
         members.append(Member(path, contents, checkpoint_config(contents, path)))

@@ -5,10 +5,12 @@ show faces need the data, and are left out without it.
 """
 
 import base64
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 import jinja2
 import numpy as np
@@ -16,7 +18,7 @@ import pandas as pd
 import torch
 
 from fer import CLASSES, UserError, class_names, config, metrics, plots
-from fer.run import checkpoint_config, load_checkpoint, make_folder, newest, open_data, write_text
+from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, make_folder, open_data, write_text
 from fer.summary import build, table_text, totals
 
 TIMES = ("epoch", "seconds", "images_per_second")
@@ -39,10 +41,11 @@ class Part:
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("report", values)
-    if isinstance(cfg.run, list):
-        compare([Path(name) for name in cfg.run], make_folder(Path(cfg.out or "comparison")), cfg.format)
+    folders = [path.parent for path in find_checkpoints(cfg.run)]
+    if len(folders) > 1 or isinstance(cfg.run, list):
+        compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
         return
-    folder = Path(cfg.run) if cfg.run else newest("best.pt")
+    folder = folders[0]
     contents = load_checkpoint(folder / "best.pt")
     settings = checkpoint_config(contents, folder / "best.pt")
     history, logits, labels = read_history(folder), *validation(contents, folder)
@@ -65,6 +68,8 @@ def run(values: dict, typed: list[str]) -> None:
         Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
         calibration(logits, labels),
         *faces_parts(settings, cfg, logits, labels),
+        *(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
+          for file in sorted((folder / "explain").glob("*.png"))),
         Part("Schedules", (), "schedules", partial(plots.schedules, history, values), history[["epoch", *values]]),
         Part("Layers", text=table_text(settings.name, build(settings.model)), folded=True),
         Part("Settings", text=config.dump(settings), folded=True),
@@ -79,6 +84,11 @@ def run(values: dict, typed: list[str]) -> None:
     write_page(out, title, lead, parts, cfg.format)
     print(f"{title}, macro F1 {metrics.macro_f1(matrix):.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
     print(f"open:\n  {out / 'index.html'}")
+
+
+def copy(file: Path, path: Path) -> Path:
+    """A picture that fer explain has made, of one kind whatever the report's is."""
+    return Path(shutil.copyfile(file, path.with_suffix(file.suffix)))
 
 
 def validation(contents: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,43 +156,69 @@ def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) ->
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    names, histories, rows, settings = [], {}, [], []
+    settings = []
     for folder in folders:
-        contents = load_checkpoint(folder / "best.pt")
-        own = checkpoint_config(contents, folder / "best.pt")
+        own = checkpoint_config(load_checkpoint(folder / "best.pt"), folder / "best.pt")
+        settings.append(own.model_dump(exclude={"run", "resume"}))
+    keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
+    differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
+    names = labels(folders, [own["name"] for own in settings], differing)
+    histories, rows, groups = {}, [], {}
+    for folder, name, own in zip(folders, names, settings, strict=True):
         history = read_history(folder)
         best = history.loc[history["val_accuracy"].idxmax()]
-        size = totals(config.build("model", own.model))
-        names.append(own.name if own.name not in names else str(folder))
-        histories[names[-1]] = history
-        settings.append(own.model_dump(exclude={"run", "name"}))
+        size = totals(config.build("model", own["model"]))
+        histories[name] = history
+        groups.setdefault(str(own | {"seed": 0}), []).append((name, best["val_accuracy"]))
         rows.append(
             {
-                "run": names[-1],
-                "parameters": size["parameters"],
-                "multiply_adds": size["multiply-adds"],
-                "seconds_per_epoch": round(history["seconds"].median(), 1),
-                "epochs": len(history),
-                "best_epoch": int(best["epoch"]),
+                "run": name,
                 "val_accuracy": round(best["val_accuracy"], 4),
                 "val_macro_f1": round(best["val_macro_f1"], 4),
+                "best_epoch": int(best["epoch"]),
+                "epochs": len(history),
+                "seconds_per_epoch": round(history["seconds"].median(), 1),
+                "parameters": size["parameters"],
+                "multiply_adds": size["multiply-adds"],
             }
         )
     table = pd.DataFrame(rows)
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)})
-    differing = [[name, *(str(pick(own, key)) for key in keys)] for name, own in zip(names, settings, strict=True)]
-    cells = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row.values()] for row in rows]
+    seeds = [
+        [", ".join(name for name, _ in group), str(len(group)), f"{mean(values):.4f}", f"{stdev(values):.4f}"]
+        for group in groups.values()
+        if len(values := [value for _, value in group]) > 1
+    ]
+    cells = [[f"{c:.4f}" if "val_" in k else f"{c:,}" if k != "run" else c for k, c in row.items()] for row in rows]
     parts = [
         Part("Runs", table=[list(table.columns), *cells]),
         Part("Loss and accuracy", (), "curves", partial(plots.compare, histories)),
-        Part("Where their settings differ", table=[["run", *keys], *differing]),
-    ]
+        Part("Where their settings differ",
+             table=[["run", *keys], *([name, *own.values()] for name, own in zip(names, differing, strict=True))]),
+    ]  # fmt: skip
+    if seeds:
+        parts.insert(1, Part("Over seeds", table=[["runs that differ in nothing else", "seeds", "mean val_accuracy",
+                                                   "standard deviation"], *seeds]))  # fmt: skip
     write_page(out, f"{len(names)} runs", (), parts, kind)
     print(table.to_string(index=False))
-    for name, other in zip(names[1:], settings[1:], strict=True):
-        print(f"{name} differs from {names[0]} in {', '.join(config.difference(settings[0], other)) or 'nothing'}")
+    for group, count, middle, deviation in seeds:
+        print(f"{count} seeds: {middle} ± {deviation} (sd) of {group}")
+    print(f"they differ in {', '.join(keys) or 'nothing'}")
     print(f"open:\n  {out / 'index.html'}\n  {out / 'comparison.csv'}")
+
+
+def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list[str]:
+    """A run's name, where it is its own; else, as in a sweep, its folder's and the few settings that set it apart."""
+    if len({*names}) == len(names):
+        return names
+    places = [folder.name for folder in folders]
+    places = places if len({*places}) == len(places) else [str(folder) for folder in folders]
+    keys = [key for key in differing[0] if not key.startswith("model.")]  # its name says enough
+    found = []
+    for place, name, own in zip(places, names, differing, strict=True):
+        text = ", ".join([name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in keys)])
+        found.append(f"{place}: {text if len(text) < 60 else name}")
+    return found
 
 
 def pick(settings: dict, key: str):

@@ -5,6 +5,7 @@ Every file is written beside its name, flushed and renamed: a reader sees the ol
 
 import contextlib
 import csv
+import glob
 import io
 import os
 import pickle
@@ -169,11 +170,23 @@ def newest(file: str) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def find_checkpoint(path: str | None) -> Path:
-    """The checkpoint file that `ckpt=` names: a file, a run folder's best.pt, or the newest run's."""
-    if path is None:
-        return newest("best.pt") / "best.pt"
-    return Path(path) / "best.pt" if Path(path).is_dir() else Path(path)
+def find_checkpoints(named: str | list[str] | None) -> list[Path]:
+    """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
+    those of all runs, patterns with *; none: the newest run's."""
+    found: list[Path] = []
+    for name in named if isinstance(named, list) else [named]:
+        if name is None:
+            found.append(newest("best.pt") / "best.pt")
+            continue
+        pattern = "*" in name and not Path(name).exists()
+        matches = [Path(p) for p in sorted(glob.glob(name))] if pattern else [Path(name)]  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not matches:
+            raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
+        for place in matches:
+            inside = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
+            alone = [place / "best.pt" if place.is_dir() else place]
+            found += inside if inside and not (place / "best.pt").exists() else alone
+    return list(dict.fromkeys(found))
 
 
 def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more) -> None:
