@@ -29,7 +29,7 @@ from torchvision.transforms import InterpolationMode, v2
 from fer import config, config_dir
 from fer.augment import ten_crops
 from fer.data.readers import fer2013, read_csv
-from fer.runtime import Signals, autocast
+from fer.runtime import CPU_BF16, Signals, autocast
 from fer.train import EVAL_BATCH, Trainer
 
 BATCHES, BATCH = 50, 128
@@ -217,12 +217,16 @@ def host_syncs(ours: Trainer) -> int:
 
 
 def training_rows(device: torch.device, model: str, folder: Path, counts: list[int], *overrides: str) -> None:
-    ours, bare, theirs = (trainer(device, f"model={model}", *overrides) for _ in range(3))
-    what = f"epoch of {BATCHES} batches of {model} on {device.type}"
-    compare(f"{what}, against its bare steps", partial(epoch, ours), bare_steps(bare), 7)
+    usual = "fp32" if device == CPU else "bf16"
+    theirs = trainer(device, f"model={model}", f"train.precision={usual}", *overrides)
     batches = best_loader(folder, counts)
+    for precision in dict.fromkeys([usual, "bf16"] if CPU_BF16 else [usual]):
+        ours, bare = (trainer(device, f"model={model}", f"train.precision={precision}", *overrides) for _ in range(2))
+        what = f"epoch of {BATCHES} batches of {model} on {device.type} in {precision}"
+        compare(f"{what}, against its bare steps", partial(epoch, ours), bare_steps(bare), 7)
+        rival = f"torchvision's pipeline in {usual}"
+        compare(f"{what}, against {rival}", partial(epoch, ours), pipeline_epoch(theirs, batches), 7)
     compare(f"augmentation on {device.type}, against torchvision's", augmentation(ours), partial(consume, batches), 5)
-    compare(f"{what}, against torchvision's pipeline", partial(epoch, ours), pipeline_epoch(theirs, batches), 5)
     if device == CUDA:
         print(f"waits for the GPU in an epoch of {BATCHES} batches: {host_syncs(ours)}")
 

@@ -20,13 +20,13 @@ def network():
 
 def test_views_are_averaged_as_probabilities(network):
     images = torch.randint(0, 256, (5, 1, 48, 48), dtype=torch.uint8)
-    alone = network.logits(images, 5).double().softmax(1)
+    alone = network.logits(images, 5, "fp32").double().softmax(1)
     torch.testing.assert_close(probabilities(network, images, 2, "fp32", "none"), alone)
-    mirror = network.logits(images.flip(-1), 5).double().softmax(1)
+    mirror = network.logits(images.flip(-1), 5, "fp32").double().softmax(1)
     torch.testing.assert_close(probabilities(network, images, 2, "fp32", "flip"), (alone + mirror) / 2)
     crops = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
     views = [x[..., top : top + 40, left : left + 40] for x in (images, images.flip(-1)) for top, left in crops]
-    expected = torch.stack([network.logits(view, 5).double().softmax(1) for view in views]).mean(0)
+    expected = torch.stack([network.logits(view, 5, "fp32").double().softmax(1) for view in views]).mean(0)
     torch.testing.assert_close(probabilities(network, images, 2, "fp32", "tencrop"), expected)
 
 

@@ -71,7 +71,7 @@ def test_the_loss_is_torchs_cross_entropy(trainer, weights):
 
 def test_one_step_is_torchs(trainer):
     t = trainer("train.epochs=1", "optim=sgd", "optim.lr=0.1", "train.batch_size=141", "augment=none",
-                "schedule=constant", "model.dropout=0.0")  # fmt: skip
+                "schedule=constant", "model.dropout=0.0", "train.precision=fp32")  # fmt: skip
     twin = trainer("model.dropout=0.0")
     optimizer = torch.optim.SGD(twin.network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     order = t.batches()[0]

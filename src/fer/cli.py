@@ -18,6 +18,8 @@ COMMANDS = {
     "report": "turn a run into pictures and tables",
     "explain": "show what a network looks at in a face, and what its filters respond to",
     "inspect": "look at the data: counts, mean faces, copies within and across splits",
+    "mislabels": "find the training faces that are likeliest labelled wrong",
+    "selftrain": "measure what unlabelled faces add",
     "summary": "show networks layer by layer, or side by side",
 }
 # Their values are quoted before Hydra parses them: a path may hold anything.

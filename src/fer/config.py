@@ -76,6 +76,22 @@ class CurvesConfig(TrainConfig):
     out: str
 
 
+class SelftrainConfig(TrainConfig):
+    out: str
+    shares: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
+    rounds: Count
+    portion: Annotated[float, Field(gt=0, le=1)]
+    clusters: Count
+    format: Literal["png", "svg", "pdf"]
+
+
+class MislabelsConfig(TrainConfig):
+    out: str
+    folds: Annotated[int, Field(ge=2)]
+    samples: Count
+    format: Literal["png", "svg", "pdf"]
+
+
 class PredictConfig(Strict):
     ckpt: str | list[str] | None
     tta: Literal["none", "flip", "tencrop"]
@@ -142,6 +158,8 @@ class SummaryConfig(Strict):
 SCHEMAS = {
     "train": TrainConfig,
     "curves": CurvesConfig,
+    "selftrain": SelftrainConfig,
+    "mislabels": MislabelsConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
     "report": ReportConfig,

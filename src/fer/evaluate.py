@@ -10,6 +10,7 @@ from pathlib import Path
 from fer import UserError, config, metrics
 from fer.predict import average, label, open_members, weigh
 from fer.run import open_data, write_text
+from fer.runtime import pick_device
 from fer.summary import aligned
 
 RECORD = "evaluations.csv"  # in the run folder
@@ -23,8 +24,9 @@ def run(values: dict, typed: list[str]) -> None:
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
+    device = pick_device(cfg.device)
     fresh = ~faces.among(data.open("train"))
-    found = {str(member.path): label(member, faces, cfg, cfg.tta) for member in members}
+    found = {str(member.path): label(member, faces, cfg.batch_size, device, cfg.tta) for member in members}
     if cfg.select and len(members) > 1:
         weights = weigh(members, data.open("validation"), cfg)
         found[f"ensemble, {cfg.select}"] = average(list(found.values()), weights)

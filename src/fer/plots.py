@@ -328,6 +328,24 @@ def gray_values(images: dict, faces, path: str | Path) -> Path:
     return Path(path)
 
 
+def shares(table, path: str | Path) -> Path:
+    """Accuracy, with its 95 % interval, against the share of labels, a line a method: columns share, method, accuracy,
+    low, high."""
+    with _figure(path, 4.5, 3) as figure:
+        axes = figure.add_subplot()
+        for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
+            x, middle = 100 * rows["share"] * 1.02**i, 100 * rows["accuracy"]  # beside each other, not over
+            spread = abs(100 * rows[["low", "high"]].T.to_numpy() - middle.to_numpy())
+            axes.errorbar(x, middle, spread, color=COLOURS[i % 7], marker=MARKERS[1 + i % 5], capsize=2, label=method)
+        axes.set(xlabel="training faces with labels, %", ylabel="accuracy, %", xscale="log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        ticks = sorted(100 * table["share"].unique())
+        axes.set_xticks(ticks)
+        axes.legend()
+    return Path(path)
+
+
 @contextmanager
 def _figure(path: str | Path, width: float, height: float, layout: str | None = "constrained"):
     """A styled Figure of so many inches, which becomes `path` when the block ends: whole, or not at all."""

@@ -43,8 +43,9 @@ def run(values: dict, typed: list[str]) -> None:
         weights = weigh(members, data.open("validation"), cfg)
     members = [member for member, weight in zip(members, weights, strict=True) if weight]
     weights = weights[weights > 0]
+    how = cfg.batch_size, pick_device(cfg.device)
     known = len(data.classes)  # of 8 classes the last is left out where the data has 7
-    means = average([label(member, faces, cfg, cfg.tta) for member in members], weights)[:, :known]
+    means = average([label(member, faces, *how, cfg.tta) for member in members], weights)[:, :known]
     labels = means.argmax(1)
     if cfg.probs:
         rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, means.tolist(), strict=True))
@@ -59,7 +60,7 @@ def run(values: dict, typed: list[str]) -> None:
         matrix = metrics.confusion(labels, faces.labels, known)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
         if cfg.tta != "none":
-            plain = average([label(member, faces, cfg, "none") for member in members], weights)[:, :known]
+            plain = average([label(member, faces, *how, "none") for member in members], weights)[:, :known]
             print(f"without tta: {(plain.argmax(1) == faces.labels).double().mean():.4f}")
 
 
@@ -74,16 +75,15 @@ def open_members(named: str | list[str] | None) -> list[Member]:
     return members
 
 
-def label(member: Member, faces: Faces, cfg, tta: str) -> Tensor:
+def label(member: Member, faces: Faces, batch_size: int, device: torch.device, tta: str) -> Tensor:
     """Probabilities, float64 N×7 on the CPU. What the best weights said of these very validation faces in training is
     taken from the checkpoint."""
     saved = member.contents.get("validation")
     if tta == "none" and saved and saved.get("images") == faces.hash:
         return saved["logits"].double().softmax(1)
-    device = pick_device(cfg.device)
     network = restore(member.contents, member.settings, member.path, device)
-    with memory_named(device, f"batch_size={cfg.batch_size}"):
-        return probabilities(network, faces.images, cfg.batch_size, member.settings.train.precision, tta)
+    with memory_named(device, f"batch_size={batch_size}"):
+        return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
 
 
 @torch.no_grad()
@@ -111,7 +111,7 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
 
 def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
     """How much each member counts, chosen on the validation faces, and a table of what each adds."""
-    parts = [label(member, faces, cfg, cfg.tta) for member in members]
+    parts = [label(member, faces, cfg.batch_size, pick_device(cfg.device), cfg.tta) for member in members]
     right = lambda weights: (average(parts, weights).argmax(1) == faces.labels).double().mean().item()  # noqa: E731
     weights = greedy(parts, faces.labels) if cfg.select == "greedy" else torch.ones(len(parts), dtype=torch.float64)
     rows = []

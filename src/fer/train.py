@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from fer import UserError, config, metrics
 from fer.augment import STRENGTHS, Augment
+from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.predict import probabilities
 from fer.run import (
@@ -39,7 +40,7 @@ class Trainer:
 
     STATE = ("epoch", "step", "seconds", "best", "best_epoch", "history")
 
-    def __init__(self, cfg: config.TrainConfig, device: torch.device):
+    def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
         self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
         if cfg.deterministic:
             be_deterministic()
@@ -54,7 +55,7 @@ class Trainer:
         self.curves = build_curves(cfg, self.augment, model)
         self.dropouts = [(module, module.p) for module in dropouts(model)]
 
-        data = config.build("data", cfg.data)  # last: all that is quick to refuse has been checked
+        data = data or config.build("data", cfg.data)  # last: all that is quick to refuse has been checked
         self.data_hash = data.hash
         faces, held_out = data.open("train"), data.open("validation")
         if cfg.train.copies == "drop":
@@ -369,8 +370,24 @@ def run(values: dict, typed: list[str]) -> float:
     device = pick_device(cfg.device)
     trainer = Trainer(cfg, device)
     folder = resume or create(cfg.run, cfg.name)
+    try:
+        fit(trainer, folder, contents if resume else None)
+    except Interrupted:
+        print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={quote(folder)}")
+        raise
+    print(
+        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
+        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(folder / 'best.pt')} out=submission.csv\n"
+        f"  fer report run={quote(folder)}"
+    )
+    return trainer.best
+
+
+def fit(trainer: Trainer, folder: Path, contents: dict | None) -> None:
+    """Train in a run folder that exists, going on from the `contents` of its last.pt if there are any."""
+    cfg, device = trainer.cfg, trainer.device
     with lock(folder):
-        if resume:
+        if contents:
             trainer.load(contents, folder / "last.pt")
             write_history(folder, trainer.history)
             print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
@@ -383,18 +400,23 @@ def run(values: dict, typed: list[str]) -> float:
             f"to validate, {device.type}, {folder}",
             flush=True,
         )
-        try:
-            with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-                trainer.fit()
-        except Interrupted:
-            print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={quote(folder)}")
-            raise
-    print(
-        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(folder / 'best.pt')} out=submission.csv\n"
-        f"  fer report run={quote(folder)}"
-    )
-    return trainer.best
+        with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+            trainer.fit()
+
+
+def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> Trainer:
+    """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
+    own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
+    own.run, contents = str(folder), None
+    if (folder / "last.pt").is_file():
+        contents = load_checkpoint(folder / "last.pt")
+        saved = config.parse(contents["config"], str(folder / "last.pt"))
+        if changed := list(config.difference(saved, config.plain(own.model_dump())).values()):
+            raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
+        own.resume = str(folder)
+    trainer = Trainer(own, device, data)
+    fit(trainer, folder if contents else create(str(folder), own.name), contents)
+    return trainer
 
 
 def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:

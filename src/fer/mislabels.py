@@ -1,0 +1,51 @@
+"""fer mislabels: the training faces that are likeliest labelled wrong, by networks that have not seen them.
+
+Confident learning (Northcutt et al. 2021, arXiv:1911.00068), by cleanlab, on predictions out of fold. Copies of a face
+stay in one fold, or a network would have seen what it is asked about. A fold's training has its folder under `out`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from cleanlab.filter import find_label_issues
+from cleanlab.rank import get_label_quality_scores
+from sklearn.model_selection import StratifiedGroupKFold
+
+from fer import config, plots
+from fer.data.copies import exact_copies
+from fer.run import load_checkpoint, make_folder, write_text
+from fer.runtime import pick_device
+from fer.train import train_in
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("mislabels", values)
+    data, device, out = config.build("data", cfg.data), pick_device(cfg.device), make_folder(Path(cfg.out))
+    faces = data.open("train")
+    labels, probabilities = faces.labels.numpy(), np.zeros((len(faces), len(data.classes)))
+    folds = StratifiedGroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed % 2**32)
+    for number, (seen, unseen) in enumerate(folds.split(labels, labels, exact_copies(faces.images))):
+        parts = {"train": faces.take(seen), "validation": faces.take(unseen)}
+        folder = out / f"fold{number}"
+        trainer = train_in(folder, cfg, device, replace(data, splits=parts))
+        print(f"fold {number + 1} of {cfg.folds}: accuracy {trainer.best:.4f} on faces not seen", flush=True)
+        logits = load_checkpoint(folder / "best.pt")["validation"]["logits"]
+        probabilities[unseen] = logits.double().softmax(1).numpy()
+
+    table = pd.DataFrame({"id": faces.ids, "label": np.array(data.classes)[labels],
+                          "prediction": np.array(data.classes)[probabilities.argmax(1)],
+                          "confidence": probabilities.max(1).round(4),
+                          "quality": get_label_quality_scores(labels, probabilities).round(4),
+                          "suspect": find_label_issues(labels, probabilities, n_jobs=1)})  # fmt: skip
+    order = np.lexsort((table["quality"], ~table["suspect"]))
+    write_text(out / "mislabels.csv", table.iloc[order].to_csv(index=False))
+    shown = order[: min(cfg.samples, int(table["suspect"].sum()))]
+    captions = [f"{row.prediction} {row.confidence:.0%}\nis {row.label}" for row in table.iloc[shown].itertuples()]
+    picture = plots.faces(faces.images[torch.from_numpy(shown)].numpy(), captions, [None] * len(shown),
+                          out / f"mislabels.{cfg.format}", columns=7)  # fmt: skip
+    count = int(table["suspect"].sum())
+    print(f"{count:,} of {len(faces):,} labels are likely wrong ({count / len(faces):.1%}), the likeliest first")
+    print(f"open:\n  {picture}\n  {out / 'mislabels.csv'}")

@@ -1,0 +1,95 @@
+"""fer selftrain: what unlabelled faces add. Keeps the labels of a share of the training faces, and compares a network
+trained on these alone with one that learns its own predictions too, round by round, and with clusters of pixels.
+
+Every training has a folder of its own under `out`; one that was interrupted goes on, one that is done is only read.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
+from torch import Tensor
+
+from fer import UserError, config, metrics, plots
+from fer.data.faces import Faces
+from fer.predict import label, open_members
+from fer.run import make_folder, write_text
+from fer.runtime import pick_device
+from fer.train import train_in
+
+COMPONENTS = 50  # of the pixels, for the clusters
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("selftrain", values)
+    data, device, out = config.build("data", cfg.data), pick_device(cfg.device), make_folder(Path(cfg.out))
+    train, held_out = (replace(data.open(name), targets=None) for name in ("train", "validation"))
+    rows = []
+
+    def note(share: float, method: str, accuracy: float, taken: int = 0, right: float = np.nan) -> None:
+        low, high = metrics.interval(round(accuracy * len(held_out)), len(held_out))
+        rows.append([share, method, accuracy, low, high, taken, right])
+        extra = f", {taken} predictions learned, {right:.1%} of them right" if taken else ""
+        print(f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f}){extra}", flush=True)
+
+    for share in cfg.shares:
+        known = keep(train.labels, share, cfg.seed)
+        note(share, "clusters", clusters(train, known, held_out, cfg.clusters, cfg.seed))
+        labelled, others = train.take(known.nonzero()[:, 0]), train.take((~known).nonzero()[:, 0])
+        faces, taken, right = labelled, torch.empty(0, dtype=torch.int64), np.nan
+        for number in range(cfg.rounds + 1):
+            name = f"round {number}" if number else "supervised only"
+            folder = out / f"{share:g} {name}".replace(" ", "_")
+            seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
+            note(share, name, train_in(folder, cfg, device, seen).best, len(taken), right)
+            if number < cfg.rounds:
+                (teacher,) = open_members(str(folder))
+                found = label(teacher, others, cfg.train.batch_size, device, "none")
+                taken, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
+                right = (said == others.labels[taken]).double().mean().item()
+                own = replace(others.take(taken), labels=said)
+                faces = Faces(*(torch.cat(pair) for pair in ((labelled.images, own.images), (labelled.labels, said))),
+                              labelled.ids + own.ids)  # fmt: skip
+    table = pd.DataFrame(rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"])
+    write_text(out / "selftrain.csv", table.to_csv(index=False))
+    print(f"open:\n  {plots.shares(table, out / f'selftrain.{cfg.format}')}\n  {out / 'selftrain.csv'}")
+
+
+def keep(labels: Tensor, share: float, seed: int) -> Tensor:
+    """Bool N: the faces that keep their labels, the share of every class, but one at least."""
+    known, generator = torch.zeros(len(labels), dtype=torch.bool), np.random.default_rng(seed)
+    for number in labels.unique():
+        rows = (labels == number).nonzero()[:, 0]
+        known[rows[generator.permutation(len(rows))[: max(1, round(share * len(rows)))]]] = True
+    return known
+
+
+def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
+    """Positions and labels of the surest predictions, float N×C, that portion of those of every class (class-balanced
+    self-training, Zou et al. 2018, arXiv:1810.07911): by confidence alone, the common classes would take all."""
+    confidence, said = probabilities.max(1)
+    taken = [torch.empty(0, dtype=torch.int64)]
+    for number in range(probabilities.shape[1]):
+        rows = (said == number).nonzero()[:, 0]
+        taken.append(rows[confidence[rows].argsort(descending=True, stable=True)[: round(portion * len(rows))]])
+    chosen = torch.cat(taken).sort().values
+    return chosen, said[chosen]
+
+
+def clusters(train: Faces, known: Tensor, held_out: Faces, count: int, seed: int) -> float:
+    """Validation accuracy when every face gets the commonest known label of its cluster, by k-means on the principal
+    components of all pixels; that of all known labels where a cluster has none."""
+    if count > len(train):
+        raise UserError(f"clusters={count}: more than the {len(train)} faces to train on; set it lower")
+    pixels = [faces.images.flatten(1).numpy().astype(np.float32) / 255 for faces in (train, held_out)]
+    components = PCA(min(COMPONENTS, len(train)), random_state=seed).fit(pixels[0])
+    points, others = (components.transform(part) for part in pixels)
+    found = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(points)
+    votes = np.zeros((count, int(train.labels.max()) + 1), int)
+    np.add.at(votes, (found.labels_[known.numpy()], train.labels[known].numpy()), 1)
+    votes[votes.sum(1) == 0] = votes.sum(0)
+    return float((votes.argmax(1)[found.predict(others)] == held_out.labels.numpy()).mean())

@@ -1,0 +1,92 @@
+"""Self-training and the search for wrong labels: what is chosen, and that work done is not done again."""
+
+from pathlib import Path
+
+import cleanlab
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import make_blobs
+
+from fer import mislabels, selftrain
+from fer.data.faces import Faces
+
+TINY = ["data=demo", "data.images=210", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
+
+
+def test_a_share_of_every_class_keeps_its_labels():
+    labels = torch.tensor([0] * 40 + [1] * 10 + [2])
+    known = selftrain.keep(labels, 0.2, seed=3)
+    assert torch.bincount(labels[known]).tolist() == [8, 2, 1]
+    assert torch.equal(known, selftrain.keep(labels, 0.2, seed=3))
+    assert not torch.equal(known, selftrain.keep(labels, 0.2, seed=4))
+
+
+def test_the_surest_predictions_of_every_class_are_learned():
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3], [0.45, 0.55]])
+    chosen, said = selftrain.choose(probabilities, 0.5)
+    assert chosen.tolist() == [0, 2, 3] and said.tolist() == [0, 0, 1]
+    assert selftrain.choose(probabilities, 1.0)[0].tolist() == [*range(6)]
+
+
+def test_clusters_that_are_classes_give_them_from_few_labels():
+    points, labels = make_blobs(300, centers=[[60] * 4, [200] * 4, [60, 200, 60, 200]], cluster_std=4, random_state=0)
+    images = torch.from_numpy(np.tile(points, 576).round().astype(np.uint8).reshape(-1, 1, 48, 48))
+    faces = Faces(images, torch.from_numpy(labels), [str(i) for i in range(300)])
+    known = selftrain.keep(faces.labels, 0.05, seed=0)
+    assert selftrain.clusters(faces, known, faces, 3, seed=0) == 1
+    wrong = Faces(images, (faces.labels + 1) % 3, faces.ids)
+    assert selftrain.clusters(faces, known, wrong, 3, seed=0) == 0
+
+
+def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer, tmp_path):
+    args = ["selftrain", *TINY, "shares=[0.3,0.6]", "rounds=1", "clusters=10", "out=s"]
+    code, _, err = fer(*args)
+    assert code == 0, err
+    table = pd.read_csv("s/selftrain.csv")
+    assert table["method"].tolist() == ["clusters", "supervised only", "round 1"] * 2
+    assert (table["low"] < table["accuracy"]).all() and (table["accuracy"] < table["high"]).all()
+    assert table["predictions"][2] > 0 and 0 <= table["right"][2] <= 1 and (tmp_path / "s" / "selftrain.png").is_file()
+    trained = torch.load("s/0.3_round_1/best.pt", weights_only=True)
+    assert table["accuracy"][2] == pytest.approx(trained["val_accuracy"])
+
+    before = Path("s/0.3_supervised_only/best.pt").stat().st_mtime_ns
+    for path in Path("s/0.6_round_1").iterdir():
+        path.unlink()
+    assert fer(*args)[0] == 0
+    pd.testing.assert_frame_equal(pd.read_csv("s/selftrain.csv"), table)
+    assert Path("s/0.3_supervised_only/best.pt").stat().st_mtime_ns == before
+    code, _, err = fer(*args, "optim.lr=0.5")
+    assert code == 2 and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.001 → 0.5)" in err
+
+
+def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
+    code, out, err = fer("mislabels", *TINY, "folds=2", "out=m")
+    assert code == 0, err
+    table = pd.read_csv("m/mislabels.csv")
+    folds = [torch.load(f"m/fold{i}/best.pt", weights_only=True)["validation"] for i in (0, 1)]
+    assert len(table) == sum(len(fold["labels"]) for fold in folds) and table["id"].is_unique
+    quality = np.concatenate([f["logits"].double().softmax(1)[range(len(f["labels"])), f["labels"]] for f in folds])
+    np.testing.assert_allclose(np.sort(table["quality"]), np.sort(quality), atol=1e-4)
+    labels = torch.cat([fold["labels"] for fold in folds]).numpy()
+    probabilities = torch.cat([fold["logits"] for fold in folds]).double().softmax(1).numpy()
+    assert table["suspect"].sum() == cleanlab.filter.find_label_issues(labels, probabilities, n_jobs=1).sum()
+    suspects = table["suspect"].to_numpy()
+    assert (np.diff(suspects.astype(int)) <= 0).all() and (np.diff(table["quality"][suspects]) >= 0).all()
+    assert f"{suspects.sum():,} of {len(table):,} labels are likely wrong" in out
+
+
+def test_copies_of_a_face_are_judged_together(fer, fer2013_csv, monkeypatch):
+    rows = fer2013_csv.read_text().splitlines()
+    fer2013_csv.write_text("\n".join([*rows, *rows[1:50]]) + "\n")
+    seen = []
+
+    def note(folder, cfg, device, data):
+        seen.append(data.splits)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mislabels, "train_in", note)
+    assert fer("mislabels", f"data.path={fer2013_csv}", "model=dnn", "device=cpu", "folds=2", "out=m")[0] == 130
+    assert not seen[0]["validation"].among(seen[0]["train"]).any() and len(seen[0]["validation"]) > 40
+    assert seen[0]["train"].labels.unique().tolist() == [*range(7)]
