@@ -415,7 +415,10 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
             raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
         own.resume = str(folder)
     trainer = Trainer(own, device, data)
-    fit(trainer, folder if contents else create(str(folder), own.name), contents)
+    if contents and contents["training"]["epoch"] == own.train.epochs:
+        trainer.load(contents, folder / "last.pt")
+    else:
+        fit(trainer, folder if contents else create(str(folder), own.name), contents)
     return trainer
 
 
