@@ -110,7 +110,16 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
 
 
 def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
-    """How much each member counts, chosen on the validation faces, and a table of what each adds."""
+    """How much each member counts, chosen on the validation faces, and a table of what each adds. Of other data than
+    the trainings' nothing is chosen or shown: its validation faces may be ones that they learned."""
+    if cfg.data and any(member.contents.get("validation", {}).get("images") != faces.hash for member in members):
+        if cfg.select == "greedy":
+            raise UserError(
+                "select=greedy: with other data than the trainings' it would choose on faces that they may have learned; "
+                "leave data out, or take select=uniform"
+            )
+        print("the ensemble's accuracy is not shown: the validation faces of this data may be ones that it learned")
+        return torch.ones(len(members), dtype=torch.float64)
     parts = [label(member, faces, cfg.batch_size, pick_device(cfg.device), cfg.tta) for member in members]
     right = lambda weights: (average(parts, weights).argmax(1) == faces.labels).double().mean().item()  # noqa: E731
     weights = greedy(parts, faces.labels) if cfg.select == "greedy" else torch.ones(len(parts), dtype=torch.float64)
