@@ -115,7 +115,7 @@ def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
     if cfg.data and any(member.contents.get("validation", {}).get("images") != faces.hash for member in members):
         if cfg.select == "greedy":
             raise UserError(
-                "select=greedy: with other data than the trainings' it would choose on faces that they may have learned; "
+                "select=greedy: with other data than the trainings' it would choose on faces that they learned; "
                 "leave data out, or take select=uniform"
             )
         print("the ensemble's accuracy is not shown: the validation faces of this data may be ones that it learned")
