@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         if "--help" in rest or "-h" in rest:
             print(help_text(command))
             return 0
+        if command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(f"{command}: only fer train runs in several processes; leave torchrun out")
         return launch(command, rest)
     except KeyboardInterrupt:
         print("fer: interrupted", file=sys.stderr)
@@ -64,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FER_DEBUG"):
             sys.excepthook(type(error), error, error.__traceback__)
         words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))  # no terminal codes
-        print(f"fer: {words}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or "another process" in words:  # of several processes one speaks
+            print(f"fer: {words}", file=sys.stderr)
         return 2
 
 

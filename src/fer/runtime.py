@@ -2,15 +2,20 @@
 
 import contextlib
 import os
+import re
 import signal
+from datetime import timedelta
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from fer import UserError
 
 # Without these instructions a CPU is slower in bf16 than in fp32. torch tells of them in no public function.
 CPU_BF16 = any(getattr(torch.cpu, f"_is_{kind}_supported", bool)() for kind in ("avx512_bf16", "amx_tile"))
+
+WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,7 +25,31 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+
+
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """The rank of this process and how many there are, joined where torchrun started several; 0, 1 otherwise."""
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    return dist.get_rank(), dist.get_world_size()
+
+
+@contextlib.contextmanager
+def others_named():
+    """Within the context the end of another process is a UserError, as far as it can be told."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError and what gloo raises
+        if not dist.is_initialized() or not re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)):
+            raise
+        raise UserError(
+            "another process of this training has ended; see what it said, then go on with resume="
+        ) from None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -27,7 +29,17 @@ from fer.run import (
     write_environment,
     write_text,
 )
-from fer.runtime import Interrupted, Signals, autocast, be_deterministic, memory_named, pick_device, seed_everything
+from fer.runtime import (
+    Interrupted,
+    Signals,
+    autocast,
+    be_deterministic,
+    join_processes,
+    memory_named,
+    others_named,
+    pick_device,
+    seed_everything,
+)
 from fer.schedule import Curve
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
@@ -42,6 +54,7 @@ class Trainer:
 
     def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
         self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
+        self.rank, self.world = join_processes(device)
         if cfg.deterministic:
             be_deterministic()
         seed_everything(cfg.seed)
@@ -63,6 +76,7 @@ class Trainer:
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
         self.network = Network(model, Normalize.fit(data.normalize, faces.images))
+        self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.average, self.judged = None, self.network  # what is validated and kept as best
         if cfg.train.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
@@ -96,32 +110,53 @@ class Trainer:
                 self.save("last.pt")
 
     def train_epoch(self, signals: Signals) -> None:
-        network, batches, progress = self.network.train(), self.batches(), Progress(self)
+        network, batches, progress = self.several.train(), self.batches(), Progress(self)
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
             strength, side = self.follow_curves()
             images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
+            if self.world > 1:  # the same faces as one process augments, of which each takes its part
+                images, targets = images[self.rank :: self.world], targets[self.rank :: self.world]
+                seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)  # of dropout
             with autocast(self.device, self.cfg.train.precision):
                 logits = network(images, side)
                 loss = self.loss(logits, targets)
             self.optimizer.zero_grad()
-            loss.backward()
+            (loss * (len(images) * self.world / len(batch)) if self.world > 1 else loss).backward()
             if self.cfg.train.clip:
                 nn.utils.clip_grad_norm_(network.parameters(), self.cfg.train.clip)
             self.optimizer.step()
             if self.average:
-                self.average.update_parameters(network.model)
+                self.average.update_parameters(self.network.model)
 
             right = (logits.argmax(1) == targets.argmax(1)).sum()
-            total = self.sums[0] + loss.detach() * len(batch)
+            total = self.sums[0] + loss.detach() * len(images)
             self.sums = torch.stack([total, self.sums[1] + right, self.sums[2] + total.isfinite()])
             self.step += 1
             progress.update(len(batch))
-            if signals.caught or progress.save_due():
+            caught, due = self.agree(signals.caught or 0, progress.save_due())
+            if caught or due:
                 self.save("last.pt")
-            if signals.caught:
-                raise Interrupted(signals.caught)
+            if caught:
+                raise Interrupted(caught)
         progress.close()
+
+    def agree(self, *numbers: int) -> list[int]:
+        """The largest that any process has of each number."""
+        if self.world > 1:
+            both = torch.tensor(numbers)
+            dist.all_reduce(both, dist.ReduceOp.MAX)
+            return both.tolist()
+        return [*numbers]
+
+    def whole_sums(self) -> torch.Tensor:
+        """The sums over all processes, steps until a NaN those of the first to have one."""
+        if self.world == 1:
+            return self.sums
+        found, steps = self.sums[:2].clone(), self.sums[2:].clone()
+        dist.all_reduce(found)
+        dist.all_reduce(steps, dist.ReduceOp.MIN)
+        return torch.cat([found, steps])
 
     def draw(self, targets: torch.Tensor) -> torch.Tensor:
         """FER+'s mode `probability`: one class by the votes for each face, anew each time."""
@@ -136,8 +171,8 @@ class Trainer:
         return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing)
 
     def batches(self) -> list[torch.Tensor]:
-        """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one joins the batch
-        before it: BatchNorm cannot learn from one face."""
+        """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one, or of fewer than
+        two a process, joins the batch before it: BatchNorm cannot learn from one face."""
         seed_everything(self.cfg.seed, self.epoch)
         if self.cfg.train.sampling == "balanced":
             weights = balanced_weights(self.targets.cpu())[self.targets.argmax(1).cpu()]
@@ -145,7 +180,7 @@ class Trainer:
         else:
             order = torch.randperm(len(self.images))
         parts = list(order.split(self.cfg.train.batch_size))
-        if len(parts) > 1 and len(parts[-1]) == 1:
+        if len(parts) > 1 and len(parts[-1]) < max(2, 2 * self.world):
             parts[-2:] = [torch.cat(parts[-2:])]
         return [part.to(self.device) for part in parts]
 
@@ -168,13 +203,19 @@ class Trainer:
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
-        self.check_finite()
+        sums = self.whole_sums()
+        self.check_finite(sums)
         start = time.perf_counter()
-        logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        if self.rank == 0:
+            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        else:
+            logits = torch.empty(len(self.val_images), len(self.classes), device=self.device)
+        if self.world > 1:  # one judges, all know: they must stop together
+            dist.broadcast(logits, 0)
         matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
-        loss, right, _ = (self.sums / len(self.images)).tolist()
+        loss, right, _ = (sums / len(self.images)).tolist()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
-        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop else {}
+        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
         self.history.append(
             {
                 "epoch": self.epoch + 1,
@@ -212,8 +253,8 @@ class Trainer:
         patience = self.cfg.train.patience
         return patience is not None and self.epoch - self.best_epoch >= patience
 
-    def check_finite(self) -> None:
-        finite = int(self.sums[2])
+    def check_finite(self, sums: torch.Tensor) -> None:
+        finite = int(sums[2])
         if finite < self.step:
             rate = self.cfg.optim["lr"] * self.factors(finite)["lr"]
             raise UserError(
@@ -223,13 +264,13 @@ class Trainer:
 
     def save(self, file: str, **more) -> None:
         """last.pt with all that a resume needs; best.pt with the weights and `more`."""
+        network, sums = self.judged, self.whole_sums() if file == "last.pt" else None
         if not self.run:
             return
-        self.check_finite()
-        network = self.judged
-        if file == "last.pt":
+        if sums is not None:
+            self.check_finite(sums)
             state, network = {name: getattr(self, name) for name in self.STATE}, self.network
-            state |= {"sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict()}
+            state |= {"sums": sums.cpu(), "optimizer": self.optimizer.state_dict()}
             more = {"training": state | ({"average": self.average.state_dict()} if self.average else {})}
         save_checkpoint(self.run / file, self.cfg, network, **more)
 
@@ -246,6 +287,7 @@ class Trainer:
                     raise TypeError
                 setattr(self, name, state[name])
             self.sums = state["sums"].to(self.device).reshape(3)
+            self.sums[:2] *= self.rank == 0  # they are added up
             if not (self.epoch == len(self.history) and 0 <= self.step <= self.steps):
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
@@ -368,10 +410,17 @@ def run(values: dict, typed: list[str]) -> float:
         with contextlib.suppress(RuntimeError):  # ~ of nobody
             cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
     device = pick_device(cfg.device)
-    trainer = Trainer(cfg, device)
+    with others_named():
+        trainer = Trainer(cfg, device)
+        if trainer.rank:  # the first process has the run folder, and speaks
+            if resume:
+                trainer.load(contents, resume / "last.pt")
+            trainer.fit()
+            return trainer.best
     folder = resume or create(cfg.run, cfg.name)
     try:
-        fit(trainer, folder, contents if resume else None)
+        with others_named():
+            fit(trainer, folder, contents if resume else None)
     except Interrupted:
         print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={quote(folder)}")
         raise

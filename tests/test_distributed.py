@@ -1,0 +1,94 @@
+"""Several processes train as one does: real ones, started by torchrun, over gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+# 211 faces in batches of 64: the last batch is uneven, and no number of processes divides it
+SETTINGS = [
+    *("data=demo", "data.images=211", "model=compact_cnn", "model.dropout=0", "device=cpu", "train.precision=fp32"),
+    *("train.batch_size=64", "optim=sgd", "optim.lr=0.01", "schedule=constant", "train.epochs=2"),
+]
+LOSSES = ["train_loss", "val_loss"]
+
+
+def start(folder, processes, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([*command, "-m", "fer", "train", *args], cwd=folder, **pipes)
+
+
+def torchrun(folder, processes, *args):
+    process = start(folder, processes, *args)
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, out
+
+
+def same(folder, *runs):
+    one, other = (pd.read_csv(folder / run / "history.csv") for run in runs)
+    np.testing.assert_allclose(other[LOSSES], one[LOSSES], rtol=2e-4)
+    np.testing.assert_allclose(other["train_accuracy"], one["train_accuracy"], atol=1.01 / 211)
+    assert len(one) == len(other) == 2
+
+
+def test_two_processes_give_the_losses_of_one_and_one_goes_on_from_two(fer, tmp_path):
+    assert fer("train", *SETTINGS, "run=one")[0] == 0
+    code, out = torchrun(tmp_path, 2, *SETTINGS, "run=two", "train.epochs=1")
+    assert code == 0, out
+    assert out.count("epoch 1/1") == 1 and out.count("best validation accuracy") == 1  # one process speaks
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+    code, out, err = fer("train", "resume=two", "train.epochs=2")
+    assert code == 0, err
+    same(tmp_path, "one", "two")
+
+
+@pytest.mark.slow
+def test_four_processes_give_the_losses_of_one_and_two_go_on_from_a_signal(fer, tmp_path):
+    assert fer("train", *SETTINGS, "run=one")[0] == 0
+    code, out = torchrun(tmp_path, 4, *SETTINGS, "run=four")
+    assert code == 0, out
+    same(tmp_path, "one", "four")
+    process = start(tmp_path, 3, *SETTINGS, "run=torn", "train.epochs=60")
+    wait(tmp_path / "torn" / "history.csv")
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert "go on with" in out
+    done = torch.load(tmp_path / "torn" / "last.pt", weights_only=True)["training"]["epoch"]
+    assert 0 < done < 60
+    code, out = torchrun(tmp_path, 2, "resume=torn", f"train.epochs={done + 1}")
+    assert code == 0 and "goes on at epoch" in out
+    assert len(pd.read_csv(tmp_path / "torn" / "history.csv")) == done + 1
+
+
+def wait(path):
+    for _ in range(600):
+        if path.is_file():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} was not written")
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+    process = start(tmp_path, 2, *SETTINGS, "run=r", "train.epochs=500")
+    wait(tmp_path / "r" / "history.csv")
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and "SIGKILL" in out
+    assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["training"]["epoch"] > 0
+
+
+def test_a_refusal_is_said_once_and_other_commands_do_not_run_in_several_processes(fer, tmp_path, monkeypatch):
+    code, out = torchrun(tmp_path, 2, *SETTINGS, "run=r", "optim.lr=-1")
+    assert code and out.count("fer: optim") == 1 and not list(tmp_path.iterdir())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = fer("report")
+    assert code == 2 and "only fer train runs in several processes" in err
