@@ -89,6 +89,7 @@ def launch(command: str, args: list[str]) -> int:
     from fer.runtime import Interrupted
 
     failures: list[UserError] = []
+    own = os.getpid()
     sweeps: set[Path] = set()
 
     def refuse(message: str):
@@ -112,6 +113,8 @@ def launch(command: str, args: list[str]) -> int:
             return import_module(f"fer.{command}").run(values, typed)
         except (UserError, OmegaConfBaseException) as error:  # kept until the sweep's other jobs are done
             failures.append(error if isinstance(error, UserError) else UserError(first_line(error)))
+            if os.getpid() != own:  # a launcher's process, whose failures reach us only so
+                raise failures[-1] from None
             return math.nan
         except BrokenPipeError:  # fer … | head: the reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
