@@ -63,6 +63,7 @@ class TrainConfig(Strict):
     seed: Seed
     deterministic: bool
     device: Device
+    tensorboard: bool
     train: Training
     data: dict
     model: dict

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer import CLASSES, UserError, class_names, config, metrics, plots
+from fer import CLASSES, UserError, class_names, config, metrics, plots, tensorboard
 from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, make_folder, open_data, write_text
 from fer.summary import build, table_text, totals
 
@@ -82,6 +82,7 @@ def run(values: dict, typed: list[str]) -> None:
     private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
     lead = (macro, f"These faces chose the epoch too, so their accuracy is a little too good. {private}")
     write_page(out, title, lead, parts, cfg.format)
+    tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
     print(f"{title}, macro F1 {metrics.macro_f1(matrix):.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
     print(f"open:\n  {out / 'index.html'}")
 

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from fer import UserError, config, metrics
+from fer import UserError, config, metrics, tensorboard
 from fer.augment import STRENGTHS, Augment
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
@@ -55,6 +55,7 @@ class Trainer:
     def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
         self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
         self.rank, self.world = join_processes(device)
+        self.writer = None  # of TensorBoard
         if cfg.deterministic:
             be_deterministic()
         seed_everything(cfg.seed)
@@ -242,6 +243,8 @@ class Trainer:
                 found = {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash}
                 self.save("best.pt", epoch=self.best_epoch, val_accuracy=self.best, validation=found)
             write_history(self.run, self.history)
+            if self.writer:
+                tensorboard.note(self.writer, self.history[-1])
             print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
 
     def tencrop_accuracy(self) -> float:
@@ -410,6 +413,8 @@ def run(values: dict, typed: list[str]) -> float:
         with contextlib.suppress(RuntimeError):  # ~ of nobody
             cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
     device = pick_device(cfg.device)
+    if cfg.tensorboard:
+        tensorboard.require()
     with others_named():
         trainer = Trainer(cfg, device)
         if trainer.rank:  # the first process has the run folder, and speaks
@@ -441,6 +446,9 @@ def fit(trainer: Trainer, folder: Path, contents: dict | None) -> None:
             write_history(folder, trainer.history)
             print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
         trainer.run, cfg.run, cfg.resume = folder, str(folder), None
+        if cfg.tensorboard:
+            trainer.writer = tensorboard.open_writer(folder, trainer.epoch + 1)
+            trainer.writer.add_text("config", f"```\n{config.dump(cfg)}```")
         write_text(folder / "config.yaml", config.dump(cfg))
         write_environment(folder, device, trainer.data_hash)
         parameters = sum(p.numel() for p in trainer.network.parameters())

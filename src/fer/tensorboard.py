@@ -1,0 +1,49 @@
+"""TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures, in a run folder's
+tensorboard/."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fer import UserError
+
+FOLDER = "tensorboard"
+
+
+def require() -> type:
+    """The class SummaryWriter."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError("tensorboard=true: a package is missing; pip install 'fer-trainer[tensorboard]'") from None
+    return SummaryWriter
+
+
+def open_writer(run: Path, epoch: int | None = None):
+    """A writer; what an interrupted training wrote from `epoch` on is forgotten."""
+    return require()(str(run / FOLDER), purge_step=epoch)
+
+
+def note(writer, row: dict) -> None:
+    """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as schedule/lr."""
+    for name, value in row.items():
+        part, _, what = name.partition("_")
+        if name.startswith("val_recall_"):
+            name = name.removeprefix("val_").replace("_", "/", 1)
+        elif part in ("train", "val"):
+            name = f"{what}/{part}"
+        elif name not in ("seconds", "images_per_second"):
+            name = f"schedule/{name}"
+        if name != "schedule/epoch":
+            writer.add_scalar(name, value, row["epoch"])
+    writer.flush()
+
+
+def show(run: Path, pictures: list[Path]) -> None:
+    """Add pictures, where the run has a TensorBoard."""
+    if (run / FOLDER).is_dir():
+        with open_writer(run) as writer:
+            for path in pictures:
+                with Image.open(path) as image:
+                    writer.add_image(f"report/{path.stem}", np.asarray(image.convert("RGB")), dataformats="HWC")
