@@ -11,6 +11,7 @@ from pathlib import Path
 from fer import UserError, __version__, config_dir, nearest
 
 COMMANDS = {
+    "download": "get FER2013 from Kaggle through your own account",
     "train": "train a network and write a run folder",
     "predict": "label the faces of a split, write a submission",
     "evaluate": "measure on a labelled split, with intervals and paired tests",

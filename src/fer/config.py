@@ -149,6 +149,11 @@ class InspectConfig(Strict):
     format: Literal["png", "svg", "pdf"]
 
 
+class DownloadConfig(Strict):
+    source: Annotated[str, Field(pattern=r"^(competition|[\w-]+/[\w-]+)$")]
+    out: str
+
+
 class SummaryConfig(Strict):
     name: str
     model: dict
@@ -166,6 +171,7 @@ SCHEMAS = {
     "report": ReportConfig,
     "explain": ExplainConfig,
     "inspect": InspectConfig,
+    "download": DownloadConfig,
     "summary": SummaryConfig,
 }
 

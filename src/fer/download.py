@@ -1,0 +1,42 @@
+"""fer download: FER2013 from Kaggle, through the user's own account."""
+
+import shutil
+from pathlib import Path
+
+from fer import UserError, config
+from fer.run import make_folder
+
+COMPETITION = "challenges-in-representation-learning-facial-expression-recognition-challenge"
+ACCOUNT = (
+    "make a token at kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or put its kaggle.json into ~/.kaggle"
+)
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("download", values)
+    try:
+        import kagglehub
+        from kagglehub.exceptions import CredentialError, KaggleApiHTTPError, UnauthenticatedError
+    except ImportError:
+        raise UserError("download: a package is missing; pip install 'fer-trainer[download]'") from None
+    out = make_folder(Path(cfg.out))
+    competition = cfg.source == "competition"
+    fetch, handle = (
+        (kagglehub.competition_download, COMPETITION) if competition else (kagglehub.dataset_download, cfg.source)
+    )
+    try:
+        found = Path(fetch(handle))
+    except (UnauthenticatedError, CredentialError):
+        raise UserError(f"download: Kaggle does not know you; {ACCOUNT}") from None
+    except KaggleApiHTTPError as error:
+        rules = f"accept the rules at kaggle.com/c/{COMPETITION} first, and " if competition else ""
+        raise UserError(f"download: Kaggle refused ({str(error).splitlines()[0][:100]}); {rules}{ACCOUNT}") from None
+    except OSError as error:
+        raise UserError(f"download: Kaggle cannot be reached ({type(error).__name__}); try again later") from None
+    names = sorted(entry.name for entry in found.iterdir())
+    if there := [name for name in names if (out / name).exists()]:
+        raise UserError(f"{out / there[0]}: exists already; move it away, or choose another folder with out=")
+    shutil.copytree(found, out, dirs_exist_ok=True)
+    print(
+        f"{', '.join(sorted(entry.name for entry in found.iterdir()))} in {out}\nnext:\n  fer inspect data.path={out}"
+    )

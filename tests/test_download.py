@@ -1,0 +1,56 @@
+"""Getting the data: kagglehub is asked, and what it raises is told in words."""
+
+import sys
+
+import kagglehub
+import pytest
+import requests
+from kagglehub.exceptions import KaggleApiHTTPError, UnauthenticatedError
+
+from fer.download import COMPETITION
+
+
+@pytest.fixture
+def kaggle(monkeypatch, tmp_path):
+    """Stands in for Kaggle, which no test asks; notes what was asked for."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "train.csv").write_text("emotion,pixels\n")
+    asked = []
+    for name in ("competition_download", "dataset_download"):
+        monkeypatch.setattr(kagglehub, name, lambda handle: asked.append(handle) or str(tmp_path / "cache"))
+    return asked
+
+
+def test_files_are_put_where_train_looks_for_them_and_nothing_is_replaced(fer, kaggle, tmp_path):
+    code, out, err = fer("download")
+    assert code == 0 and "train.csv in data" in out, err
+    assert (tmp_path / "data" / "train.csv").read_text() == "emotion,pixels\n"
+    code, _, err = fer("download", "source=msambare/fer2013")
+    assert code == 2 and "data/train.csv: exists already" in err
+    assert kaggle == [COMPETITION, "msambare/fer2013"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (UnauthenticatedError(), "Kaggle does not know you; make a token"),
+        (requests.ConnectionError("x"), "cannot be reached (ConnectionError)"),
+        (
+            KaggleApiHTTPError("403 Client Error", response=None),
+            "accept the rules at kaggle.com/c/",
+        ),
+    ],
+)
+def test_what_kaggle_refuses_is_told_in_a_line(fer, monkeypatch, error, words):
+    def refuse(handle):
+        raise error
+
+    monkeypatch.setattr(kagglehub, "competition_download", refuse)
+    code, _, err = fer("download")
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(fer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    code, _, err = fer("download")
+    assert code == 2 and "pip install 'fer-trainer[download]'" in err
