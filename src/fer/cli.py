@@ -18,6 +18,7 @@ COMMANDS = {
     "curves": "plot what a training would change over time",
     "report": "turn a run into pictures and tables",
     "explain": "show what a network looks at in a face, and what its filters respond to",
+    "export": "write a network for other programs, ONNX or torch.export",
     "inspect": "look at the data: counts, mean faces, copies within and across splits",
     "mislabels": "find the training faces that are likeliest labelled wrong",
     "selftrain": "measure what unlabelled faces add",
@@ -193,7 +194,7 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
             raise UserError(f"{override}: no such choice; {nearest(value, groups[bare])}")
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
-        from_run = command in ("predict", "evaluate", "report", "explain")
+        from_run = command in ("predict", "evaluate", "report", "explain", "export")
         raise UserError(f"{bare}: {'comes from the checkpoint' if from_run else 'no such key here'}; leave it out")
     if bare in PATHS and value not in ("null", "") and not (value.startswith("[") and value.endswith("]")):
         parts = value.split(",") if sweep else [value]

@@ -149,6 +149,12 @@ class InspectConfig(Strict):
     format: Literal["png", "svg", "pdf"]
 
 
+class ExportConfig(Strict):
+    ckpt: str | None
+    format: Literal["onnx", "torch_export"]
+    out: str | None
+
+
 class DownloadConfig(Strict):
     source: Annotated[str, Field(pattern=r"^(competition|[\w-]+/[\w-]+)$")]
     out: str
@@ -171,6 +177,7 @@ SCHEMAS = {
     "report": ReportConfig,
     "explain": ExplainConfig,
     "inspect": InspectConfig,
+    "export": ExportConfig,
     "download": DownloadConfig,
     "summary": SummaryConfig,
 }

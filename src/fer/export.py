@@ -1,0 +1,116 @@
+"""fer export: a checkpoint in, a file for other programs out: ONNX or torch.export, normalization included, checked
+against PyTorch before it is written."""
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fer import UserError, __version__, config
+from fer.data.faces import SIZE
+from fer.models.network import Network
+from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore, write
+
+TOLERANCE = 1e-3  # of logits, fp32 both
+BATCH = 64
+
+
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("export", values)
+    path = find_checkpoints(cfg.ckpt)[0]
+    contents = load_checkpoint(path)
+    settings = checkpoint_config(contents, path)
+    network = restore(contents, settings, path, torch.device("cpu")).requires_grad_(False)
+    network = network.to(memory_format=torch.contiguous_format)
+    notes = {
+        "classes": json.dumps(contents["classes"]),
+        "input": f"faces: float32, N×1×{SIZE}×{SIZE}, gray values 0 (black) to 255 (white), cropped as FER2013's faces",
+        "output": "logits: float32, N×classes; softmax makes probabilities of them",
+        "fer": __version__,
+        "val_accuracy": str(contents.get("val_accuracy", "")),
+    }
+    try:
+        found = open_data(settings, None).open("validation").images
+        source = "validation faces"
+    except UserError:  # the data is not at hand
+        generator = torch.Generator().manual_seed(0)
+        found, source = torch.randint(0, 256, (256, 1, SIZE, SIZE), generator=generator), "random images"
+    faces = found[: 4 * BATCH].float()
+    exported, call = (onnx if cfg.format == "onnx" else torch_export)(network, notes)
+
+    parts = [(part, call(part)) for part in (faces[:1], *faces.split(BATCH))]
+    off = max((network(part) - logits).abs().max().item() for part, logits in parts)
+    other = sum(int((network(part).argmax(1) != logits.argmax(1)).sum()) for part, logits in parts[1:])
+    if not off <= TOLERANCE:
+        raise UserError(f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other format=")
+    out = Path(cfg.out) if cfg.out else path.with_name("model.onnx" if cfg.format == "onnx" else "model.pt2")
+    write(out, lambda file: file.write(exported))
+    print(f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} of {len(faces)} "
+          f"{source} labelled otherwise")  # fmt: skip
+    if cfg.format == "onnx":
+        ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])
+        print(f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of {len(faces[:BATCH])}, fp32, this CPU")
+
+
+def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """The file's bytes, and what onnxruntime makes of them."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise UserError("format=onnx: a package is missing; pip install 'fer-trainer[export]'") from None
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        shapes, names = ({0: torch.export.Dim("batch")},), {"input_names": ["faces"], "output_names": ["logits"]}
+        program = torch.onnx.export(network, (example(),), dynamo=True, verbose=False, dynamic_shapes=shapes, **names)
+        program.model.metadata_props.update(notes)
+        program.save(Path(folder) / "model.onnx", external_data=False)
+        made = (Path(folder) / "model.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+    return made, lambda faces: torch.from_numpy(session.run(None, {"faces": np.ascontiguousarray(faces)})[0])
+
+
+def torch_export(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+    """The file's bytes, and what torch makes of them; the notes are its extra file notes.json."""
+    file = io.BytesIO()
+    with quiet():
+        program = torch.export.export(network, (example(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})
+        file.seek(0)
+        return file.getvalue(), torch.export.load(file).module()
+
+
+def example() -> Tensor:
+    return torch.zeros(2, 1, SIZE, SIZE)  # of one face, a dynamic batch would be taken for a constant
+
+
+@contextlib.contextmanager
+def quiet():
+    """Within the context the exporters, which are chatty, say nothing."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def speed(call: Callable[[Tensor], Tensor], faces: Tensor) -> float:
+    """Images a second, the median of seven calls."""
+    call(faces)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        call(faces)
+        times.append(time.perf_counter() - start)
+    return len(faces) / median(times)

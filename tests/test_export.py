@@ -1,0 +1,58 @@
+"""Exports, loaded by those who are to use them."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from fer.run import checkpoint_config, load_checkpoint, restore
+
+DATA = ["data=demo", "data.images=141", "device=cpu", "train.epochs=1", "run=r"]
+
+
+def pytorch(faces):
+    contents = load_checkpoint("r/best.pt")
+    network = restore(contents, checkpoint_config(contents, "r/best.pt"), "r/best.pt", torch.device("cpu"))
+    with torch.no_grad():
+        return network(torch.from_numpy(faces)).numpy()
+
+
+@pytest.mark.parametrize("model", [["model=bn_cnn_small"], ["model=dnn", "model.head=[8]"], ["model=vgg_4x2"]])
+def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
+    small = ["model.features=[8,pool,norm,pool]", "model.head=[8]"] if model != ["model=dnn", "model.head=[8]"] else []
+    assert fer("train", *DATA, *model, *small)[0] == 0
+    code, out, err = fer("export", "ckpt=r")
+    assert code == 0 and err == "" and "onnxruntime" in out and "0 of 23 validation faces labelled otherwise" in out
+    session = onnxruntime.InferenceSession("r/model.onnx")
+    for count in (1, 3, 17):
+        faces = np.random.default_rng(count).integers(0, 256, (count, 1, 48, 48)).astype(np.float32)
+        np.testing.assert_allclose(session.run(None, {"faces": faces})[0], pytorch(faces), atol=1e-4)
+    notes = session.get_modelmeta().custom_metadata_map
+    assert json.loads(notes["classes"])[3] == "happy" and "0 (black) to 255 (white)" in notes["input"]
+
+
+def test_torch_export_gives_them_too(fer):
+    assert fer("train", *DATA, "model=dnn", "model.head=[8]")[0] == 0
+    code, out, err = fer("export", "ckpt=r", "format=torch_export", "out=x.pt2")
+    assert code == 0 and err == "" and "x.pt2: " in out
+    notes = {"notes.json": ""}
+    module = torch.export.load("x.pt2", extra_files=notes).module()
+    faces = np.random.default_rng(0).integers(0, 256, (5, 1, 48, 48)).astype(np.float32)
+    np.testing.assert_allclose(module(torch.from_numpy(faces)).detach(), pytorch(faces), atol=1e-5)
+    assert json.loads(json.loads(notes["notes.json"])["classes"])[6] == "neutral"
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(fer, tmp_path, tiny, monkeypatch):
+    path = tiny()
+    monkeypatch.setattr("fer.export.TOLERANCE", -1)
+    code, _, err = fer("export", f"ckpt={path}")
+    assert code == 2 and "differs from PyTorch by" in err
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    code, _, err = fer("export", f"ckpt={path}")
+    assert code == 2 and "pip install 'fer-trainer[export]'" in err
+    (tmp_path / "no.pt").write_text("no")
+    assert fer("export", "ckpt=no.pt")[0] == 2
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny.pt", "no.pt"}
