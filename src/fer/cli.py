@@ -25,7 +25,7 @@ COMMANDS = {
     "summary": "show networks layer by layer, or side by side",
 }
 # Their values are quoted before Hydra parses them: a path may hold anything.
-PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "image", "data.path", "model.weights"}
+PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image", "data.path", "model.weights"}
 USAGE = """usage: fer COMMAND [KEY=VALUE ...]
 
 {commands}

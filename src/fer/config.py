@@ -98,6 +98,7 @@ class PredictConfig(Strict):
     tta: Literal["none", "flip", "tencrop"]
     select: Literal["uniform", "greedy"]
     split: str | None
+    input: str | None
     out: str
     columns: Annotated[list[str], Field(min_length=2, max_length=2)]
     sample: str | None

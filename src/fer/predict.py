@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fer import UserError, class_names, config, metrics
+from fer import UserError, class_names, config, metrics, photos
 from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
@@ -33,6 +33,9 @@ def run(values: dict, typed: list[str]) -> None:
     for target in filter(None, (cfg.out, cfg.probs)):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
+    if cfg.input:
+        photos.run(cfg, typed, members[0].contents["classes"], lambda faces: label_photos(members, faces, cfg))
+        return
     data = open_data(members[0].settings, cfg.data)
     split, faces = choose_split(data, cfg.split)
     header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
@@ -84,6 +87,16 @@ def label(member: Member, faces: Faces, batch_size: int, device: torch.device, t
     network = restore(member.contents, member.settings, member.path, device)
     with memory_named(device, f"batch_size={batch_size}"):
         return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
+
+
+def label_photos(members: list[Member], faces: Faces, cfg) -> Tensor:
+    """Probabilities, as label's, of faces that are of no split; only select=greedy needs the members' data."""
+    weights = torch.ones(len(members), dtype=torch.float64)
+    if len(members) > 1 and cfg.select == "greedy":
+        weights = weigh(members, open_data(members[0].settings, None).open("validation"), cfg)
+    chosen = [member for member, weight in zip(members, weights, strict=True) if weight]
+    how = cfg.batch_size, pick_device(cfg.device), cfg.tta
+    return average([label(member, faces, *how) for member in chosen], weights[weights > 0])
 
 
 @torch.no_grad()
