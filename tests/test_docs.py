@@ -1,17 +1,228 @@
-"""What the README says is true of the code."""
+"""What the pages say is true of the code: each command in them is taken by fer as it stands and, by `scripts/test all`,
+run on small data; the diffs of CONTRIBUTING.md apply and do what it says."""
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+from fer import cli, config
 
 ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "data" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+
+# Commands that no test runs, by how they start, and why.
+NOT_RUN = {
+    "fer download": "asks Kaggle, with an account; tests/test_download.py",
+    "fer --help": "tests/test_cli.py",
+    "scripts/demo": "tests/test_packaging.py runs it",
+    "scripts/test": "runs this",
+    "scripts/bench": "takes many minutes of a machine to itself",
+    "scripts/ablation": "21 trainings of 8 epochs",
+    "tensorboard --logdir": "a server; tests/test_tensorboard.py",
+    "pip install": "downloads",
+    "source .venv/bin/activate": "a shell's own",
+}
+# What stands in the pages → what a test has in its folder, or what makes it short.
+SUBSTITUTES = [
+    ("runs/<sweep>", "runs/sweep"),
+    ("runs/2026-01-31_09-00-00/", "runs/sweep/"),
+    (r"runs/(…|2026-01-31_09-00-00_vgg13)", "runs/a"),
+    ("/elsewhere/fer2013", "archive"),
+    ("/the/competition", "competition"),
+    (r"train\.epochs=\d+", "train.epochs=2"),
+    (r"n_trials=\d+", "n_trials=2"),
+    ("--nproc_per_node=4", "--standalone --nproc_per_node=2"),
+    ("submitit_slurm hydra.launcher.partition=gpu", "submitit_local"),  # no Slurm here
+    ("split=private", "split=private data=fer2013 data.path=archive"),
+    ("data=ferplus", "data=ferplus data.path=archive"),
+]
+TRAINS = ("train", "mislabels", "selftrain")
+SMALL = ["data=demo", "data.images=210"]
 
 
-def test_every_promise_of_the_readme_names_tests_that_exist():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    promises = text.partition("## What it promises")[2].partition("\n## ")[0]
-    rows = [line for line in promises.splitlines() if line.startswith("| ") and "held by" not in line]
+def blocks(page: Path) -> list[tuple[str, str, str]]:
+    """(kind, text, the line before) of each code block: kind is a fence's language, "sh" where it has none or where
+    the block is indented."""
+    found, kind, text, before = [], None, [], ""
+    for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
+        if kind is None and (line.startswith("```") or (line.startswith("    ") and not before.startswith("-"))):
+            kind, text = (line[3:].strip() or "sh", []) if line.startswith("`") else ("indented", [line[4:]])
+        elif kind == "indented" and not line.startswith("    "):
+            found.append(("sh", "\n".join(text), before))
+            kind = None
+        elif kind not in (None, "indented") and line.startswith("```"):
+            found.append((kind, "\n".join(text), before))
+            kind = None
+        elif kind is not None:
+            text.append(line[4:] if kind == "indented" else line)
+        elif line:
+            before = line
+    assert kind is None, f"{page}: a block that does not end"
+    return found
+
+
+def commands(page: Path) -> list[str]:
+    lines = "\n".join(text for kind, text, _ in blocks(page) if kind == "sh").replace("\\\n", " ").splitlines()
+    return [line for line in lines if line.strip()]
+
+
+FIRST = {line: name for name, page in reversed([*zip(NAMES, PAGES, strict=True)]) for line in commands(page)}
+
+
+def excused(command: str) -> bool:
+    return command.startswith(tuple(NOT_RUN))
+
+
+def fer_words(command: str) -> list[str] | None:
+    """The arguments that a command line hands to fer, None if it does not call it."""
+    words = shlex.split(command, comments=True)
+    if words[0] == "torchrun":
+        return words[words.index("fer") + 1 :]
+    return words[1:] if words[0] == "fer" else None
+
+
+def write_configs(page: Path, folder: Path) -> None:
+    """The YAML that a page shows, under the path that it is given."""
+    for kind, text, before in blocks(page):
+        if kind == "yaml" and (path := re.match(r"`([\w/]+\.yaml)`", before)):
+            (folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path[1]).write_text(text + "\n")
+
+
+def test_every_promise_names_tests_that_exist():
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "held by" not in line]
     defined = set(re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))))
     assert len(rows) > 10
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row)
         assert named and not set(named) - defined, row
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_somewhere(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        path, _, heading = link.partition("#")
+        if not path.startswith("http"):
+            target = page.parent / path if path else page
+            assert target.is_file(), link
+            titles = re.findall(r"^#+ (.+)", target.read_text(encoding="utf-8"), re.M) if heading else []
+            assert not heading or heading in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles], link
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypatch):
+    """As it stands, through Hydra and all checks of keys and values, up to where the command would begin."""
+    monkeypatch.chdir(tmp_path)
+    write_configs(ROOT / name, tmp_path)
+
+    def begin(command):
+        return lambda values, typed: float(config.check(command, values) is not None)
+
+    for command in cli.COMMANDS:
+        monkeypatch.setitem(sys.modules, f"fer.{command}", SimpleNamespace(run=begin(command)))
+    for line in commands(ROOT / name):
+        if FIRST[line] != name:
+            continue
+        words = fer_words(line)
+        if words is None:
+            assert excused(line), f"{line}: no test runs it; if none can, say why in NOT_RUN"
+            continue
+        if launcher := [word for word in words if word.startswith(("hydra/launcher", "hydra.launcher"))]:
+            words = [word for word in words if word not in launcher]  # its processes would not know of begin()
+            with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+                hydra.compose("train", launcher, return_hydra_config=True)
+        words = [re.sub("(?<=seed=0),.*|(?<=n_trials=).*", "1" * word.startswith("hydra"), word) for word in words]
+        assert cli.main(words) == 0, line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_else_a_page_names_is_there(name):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert set(re.findall(r"fer-trainer\[(\w+)\]", text)) <= set(extras)
+    for script in re.findall(r"scripts/\w+", text):
+        assert os.access(ROOT / script, os.X_OK), script
+    for command in re.findall(r"`fer ([a-z]+)", text):
+        assert command in cli.COMMANDS, command
+    for path in re.findall(r"`((?:src|configs|tests)/[\w/.]+)`", text):
+        assert (ROOT / path).exists() or path in re.findall(r"^\+\+\+ b/(.+)", text, re.M), path
+    for kind, block, _ in blocks(ROOT / name):  # no command hides in a block of output
+        assert kind == "sh" or not re.search(r"^(fer|scripts/|pip|torchrun) ?", block, re.M), block
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder that has what the pages name: two runs, a sweep, photos, a competition's files."""
+    place = tmp_path_factory.mktemp("prepared")
+    train = [sys.executable, "-m", "fer", "train", *SMALL, "train.epochs=1", "augment=none"]
+    for args in (
+        ["run=runs/a"],
+        ["run=runs/b", "seed=1"],
+        ["-m", "seed=0,1", "hydra.sweep.dir=runs/sweep", "model=dnn"],
+    ):
+        subprocess.run([*train, *args], cwd=place, check=True, stdout=subprocess.DEVNULL)
+    (place / "photos").mkdir()
+    for name in ("photo.jpg", "me.jpg", "photos/one.jpg"):
+        Image.fromarray(astronaut()).save(place / name)
+    return place
+
+
+@pytest.fixture
+def stage(prepared, fer2013_csv, tmp_path):
+    """tmp_path with all of that, and small FER2013 files made of noise."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    _, *rows = fer2013_csv.read_text().splitlines()
+    columns = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    votes = [",".join("8" if (int(row[0]) + 4) % 7 == i else "0" for i in range(10)) for row in rows]
+    lines = [
+        f"{row.rsplit(',', 1)[1]},fer{i:07}.png,{vote}" for i, (row, vote) in enumerate(zip(rows, votes, strict=True))
+    ]
+    (fer2013_csv.parent / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{columns}", *lines]) + "\n")
+    (tmp_path / "competition").mkdir()
+    pairs = [row.split(",")[:2] for row in rows]
+    (tmp_path / "competition" / "train.csv").write_text("\n".join(["emotion,pixels", *map(",".join, pairs)]) + "\n")
+    (tmp_path / "competition" / "test.csv").write_text("\n".join(["pixels", *(p for _, p in pairs[:9])]) + "\n")
+    (tmp_path / "sample_submission.csv").write_text("id,emotion\n" + "".join(f"{i},0\n" for i in range(35)))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "CONTRIBUTING.md"])
+def test_the_commands_of_a_page_run(name, stage):
+    """In their order, in one folder, on small data and for few epochs."""
+    write_configs(ROOT / name, stage)
+    for line in commands(ROOT / name):
+        if excused(line):
+            continue
+        short = line
+        for what, instead in SUBSTITUTES:
+            short = re.sub(what, instead, short)
+        words = fer_words(short)
+        start = [sys.executable, "-m"]
+        if line.startswith("torchrun"):
+            start += ["torch.distributed.run", *short.split()[1:3], "-m"]
+        if words[0] in TRAINS and "--help" not in words and not any(word.startswith("resume=") for word in words):
+            words += [] if "train.epochs" in short else ["train.epochs=1"]
+        if words[0] in (*TRAINS, "inspect") and not re.search(r"data=|data\.path=|resume=|--help", short):
+            words += SMALL
+        done = subprocess.run([*start, "fer", *words], cwd=stage, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
