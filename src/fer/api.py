@@ -1,0 +1,81 @@
+"""The same from Python: train, load, label faces and photos in a notebook. docs/api.md shows it in ten lines.
+
+Errors that a user can mend are fer.UserError, in the words of the command line.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from fer import UserError, cli, config, photos, predict
+from fer.data.faces import Faces
+from fer.models.network import Network
+from fer.report import read_history
+from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore
+from fer.runtime import pick_device
+
+__all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network with all it needs: normalization is inside, `classes` names the columns of its answers."""
+
+    path: Path
+    classes: tuple[str, ...]
+    network: Network
+    settings: config.TrainConfig
+
+    def probabilities(
+        self, images: ArrayLike, tta: Literal["none", "flip", "tencrop"] = "none", batch_size: int = 512
+    ) -> np.ndarray:
+        """float64 N×classes, each row sums to 1, of gray faces 0..255 (not 0..1), of any real type, that fill the
+        picture as FER2013's do: N×48×48, N×1×48×48 or one alone. tta: views that are averaged, as in fer predict."""
+        found = torch.as_tensor(np.asarray(images))
+        if found.ndim not in (2, 3, 4) or found.shape[-2:] != (48, 48) or (found.ndim == 4 and found.shape[1] != 1):
+            raise UserError(f"images: of shape {'×'.join(map(str, found.shape))}; should be N×48×48")
+        low, high = (found.min(), found.max()) if found.numel() else (0, 255)
+        if low < 0 or high > 255 or 0 < high <= 1:
+            raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
+        precision = self.settings.train.precision
+        return predict.probabilities(self.network, found.reshape(-1, 1, 48, 48), batch_size, precision, tta).numpy()
+
+    def faces(self, split: str = "validation") -> Faces:
+        """A split of the data that it was trained with: images uint8 N×1×48×48, labels int64 N, ids."""
+        return open_data(self.settings, None).open(split)
+
+
+def train(run: str | Path, *overrides: str) -> Path:
+    """`fer train run=RUN OVERRIDES…`; returns the run folder, which must be new. Raises KeyboardInterrupt when it was
+    interrupted, everything saved; `resume=` goes on then, on the command line."""
+    if cli.launch("train", [*overrides, f"run={run}"]):
+        raise KeyboardInterrupt
+    return Path(run)
+
+
+def history(run: str | Path) -> pd.DataFrame:
+    """A row an epoch: losses, accuracies (0 to 1), recalls, seconds, the learning rate and all that changed."""
+    return read_history(Path(run))
+
+
+def load(ckpt: str | Path, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Classifier:
+    """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is executed."""
+    path = find_checkpoints(str(ckpt))[0]
+    contents = load_checkpoint(path)
+    settings = checkpoint_config(contents, path)
+    return Classifier(
+        path, tuple(contents["classes"]), restore(contents, settings, path, pick_device(device)), settings
+    )
+
+
+def find_faces(photo: str | Path | Image.Image) -> list[tuple[tuple[int, int, int], np.ndarray]]:
+    """The upright faces in a photo from left to right: x, y and side of their square in pixels, and what is in it as
+    uint8 48×48, ready for probabilities(). Needs pip install 'fer-trainer[photos]'."""
+    image = photo if isinstance(photo, Image.Image) else photos.read_photo(Path(photo))
+    return [(box, face[0].numpy()) for box, face in photos.find_faces(image.convert("L"), photos.cascade())]
