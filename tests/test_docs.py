@@ -26,6 +26,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its diffs
 
 # Commands that no test runs, by how they start, and why.
 NOT_RUN = {
@@ -38,6 +39,8 @@ NOT_RUN = {
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "pip install": "downloads",
     "source .venv/bin/activate": "a shell's own",
+    ".venv/bin/ruff": "scripts/test runs it",
+    ".venv/bin/mypy": "checks the types of all modules, which takes a minute",
 }
 # What stands in the pages → what a test has in its folder, or what makes it short.
 SUBSTITUTES = [
@@ -128,7 +131,7 @@ def test_links_lead_somewhere(name):
             assert not heading or heading in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles], link
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
 def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypatch):
     """As it stands, through Hydra and all checks of keys and values, up to where the command would begin."""
     monkeypatch.chdir(tmp_path)
@@ -206,7 +209,7 @@ def stage(prepared, fer2013_csv, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
 def test_the_commands_of_a_page_run(name, stage):
     """In their order, in one folder, on small data and for few epochs."""
     write_configs(ROOT / name, stage)
@@ -226,3 +229,50 @@ def test_the_commands_of_a_page_run(name, stage):
             words += SMALL
         done = subprocess.run([*start, "fer", *words], cwd=stage, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{' '.join(words)}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+
+
+def patched(folder: Path) -> None:
+    """What the diffs of CONTRIBUTING.md change, in `folder`, with them applied."""
+    for part in ("src", "configs", "tests", "pyproject.toml"):
+        take = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
+        take(ROOT / part, folder / part)
+    diffs = [text for kind, text, _ in blocks(ROOT / CONTRIBUTING) if kind == "diff"]
+    assert len(diffs) >= 4
+    for diff in diffs:
+        command = ["git", "apply", "--whitespace=nowarn", "-"]
+        env = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}  # or a repository around it would be asked
+        done = subprocess.run(command, input=diff + "\n", cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, diff + done.stderr
+
+
+def test_the_diffs_of_contributing_apply_and_are_in_the_house_style(tmp_path):
+    patched(tmp_path)
+    for args in (["check"], ["format", "--check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *args, "src", "tests"], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stdout.decode()
+
+
+@pytest.mark.slow
+def test_the_commands_of_contributing_run_on_its_diffs(tmp_path):
+    patched(tmp_path)
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    for line in commands(ROOT / CONTRIBUTING):
+        if excused(line):
+            continue
+        words = shlex.split(line, comments=True)
+        assert words[0] in ("fer", ".venv/bin/python"), line
+        words = ["-m", *words] if words[0] == "fer" else words[1:]
+        words += ["-n", "0"] if "pytest" in words else []
+        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert (tmp_path / "runs" / "little" / "report" / "seconds.png").is_file()
+
+
+def test_the_architecture_names_every_module_and_the_rows_of_the_contract():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = [line.split("|")[1] for line in text.partition("## The rooms")[2].splitlines() if line.startswith("| `")]
+    rows = [re.findall(r"`(\w+)`", room) for room in rooms]
+    linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    assert rows == [re.findall(r"fer\.(\w+)", layer) for layer in linter["contracts"][0]["layers"]]
+    modules = {path.stem for path in (ROOT / "src" / "fer").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert not {name for name in modules if not name.startswith("_") and f"`{name}`" not in text}
