@@ -233,4 +233,4 @@ def draw_ascent(cfg, network: Network, layer: nn.Module, count: int, title: str,
     images = torch.cat(images)[:, 0].cpu()
     images[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
     title += f", {(reached == 0).sum()} stayed silent" if (reached == 0).any() else ""
-    return plots.mosaic(images, title, f"{stem}.{cfg.format}", "texture", names)
+    return plots.mosaic(images, title, f"{stem}.{cfg.format}", texture=True, names=names)
