@@ -201,13 +201,14 @@ def run(values: dict, typed: list[str]) -> None:
 
 def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
     """int64 N: the class of each face whose score is explained."""
-    known, names = {"predicted": logits.argmax(1), "true": faces.labels}, class_names(logits.shape[1])
-    if named not in (*known, *names):
+    names = class_names(logits.shape[1])
+    known = {"predicted": logits.argmax(1), "true": faces.labels}
+    known |= {name: torch.full_like(faces.labels, number) for number, name in enumerate(names)}
+    if named not in known:
         raise UserError(f"target={named}: not a class of this network; {nearest(named, names)}")
-    classes = known[named] if named in known else torch.full_like(faces.labels, names.index(named))
-    if (classes < 0).any():
+    if (known[named] < 0).any():
         raise UserError(f"target=true: of {faces.ids[0]} no truth is known or shown; name a class or target=predicted")
-    return classes
+    return known[named]
 
 
 def draw_faces(

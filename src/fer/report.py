@@ -77,22 +77,17 @@ def run(values: dict, typed: list[str]) -> None:
     ]  # fmt: skip
     if (environment := folder / "environment.yaml").is_file():
         parts.append(Part("Environment", text=environment.read_text(encoding="utf-8"), folded=True))
-    macro = metrics.macro_f1(matrix)
+    macro, noted = metrics.macro_f1(matrix), folder / "evaluations.csv"
+    looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
+    private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
     lead = (
         f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {contents['epoch']}.",
-        f"These faces chose the epoch too, so their accuracy is a little too good. {looks(folder)}",
+        f"These faces chose the epoch too, so their accuracy is a little too good. {private}",
     )
     write_page(out, title, lead, parts, cfg.format)
     tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
     print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
     print(f"open:\n  {out / 'index.html'}")
-
-
-def looks(folder: Path) -> str:
-    """How often fer evaluate has measured on PrivateTest."""
-    noted = folder / "evaluations.csv"
-    count = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
-    return f"PrivateTest was looked at {count} time{'s' * (count != 1)}" + (f": {noted}." if count else ".")
 
 
 def copy(file: Path, path: Path) -> Path:
@@ -116,18 +111,16 @@ def confused(matrix: torch.Tensor) -> tuple[str, ...]:
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
     """How sure the network is against how right, as it is and with the temperature that mends it."""
-    warmth = metrics.temperature(logits, labels)
-    panels, tables = [], []
+    warmth, panels, rows = metrics.temperature(logits, labels), [], []
     for name, scale in (("as trained", 1.0), (f"temperature {warmth:.2f}", warmth)):
         probabilities = (logits / scale).softmax(1)
         bins = metrics.reliability(probabilities, labels)
         panels.append((f"{name}: ECE {100 * metrics.ece(probabilities, labels):.1f} %", *bins))
-        columns = dict(zip(("confidence", "accuracy", "count"), bins, strict=True))
-        tables.append(pd.DataFrame({"temperature": scale} | columns))
+        rows += [(scale, *row) for row in zip(*bins, strict=True)]
     line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, which also chose the number."
+    data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
     before, after = panels
-    draw = partial(plots.reliability, before, after)
-    return Part("Calibration", (line,), "calibration", draw, pd.concat(tables))
+    return Part("Calibration", (line,), "calibration", partial(plots.reliability, before, after), data)
 
 
 def faces_parts(
@@ -167,59 +160,47 @@ def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) ->
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    paths = [folder / "best.pt" for folder in folders]
-    found = [checkpoint_config(load_checkpoint(path), path) for path in paths]
+    found = [checkpoint_config(load_checkpoint(path), path) for path in (folder / "best.pt" for folder in folders)]
     settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
     keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
     differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
     names = labels(folders, [own["name"] for own in settings], differing)
-    histories = dict(zip(names, map(read_history, folders), strict=True))
-    rows = [row(*pair, own) for pair, own in zip(histories.items(), settings, strict=True)]
-    table = pd.DataFrame(rows)
+    histories = [read_history(folder) for folder in folders]
+    best = pd.DataFrame([history.loc[history["val_accuracy"].idxmax()] for history in histories], index=names)
+    sizes = [totals(config.build("model", own["model"])) for own in settings]
+    table = pd.DataFrame({
+        "run": names,
+        "val_accuracy": best["val_accuracy"].round(4),
+        "val_macro_f1": best["val_macro_f1"].round(4),
+        "best_epoch": best["epoch"].astype(int),
+        "epochs": [len(history) for history in histories],
+        "seconds_per_epoch": [round(history["seconds"].median(), 1) for history in histories],
+        "parameters": [size["parameters"] for size in sizes],
+        "multiply_adds": [size["multiply-adds"] for size in sizes],
+    })  # fmt: skip
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    seeds = over_seeds(histories, settings)
-    cells = [[f"{c:.4f}" if "val_" in k else f"{c:,}" if k != "run" else c for k, c in row.items()] for row in rows]
-    header = ["runs that differ in nothing else", "seeds", "mean val_accuracy", "standard deviation"]
+    seeds = [
+        [", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"]
+        for _, own in best["val_accuracy"].groupby([str(own | {"seed": 0}) for own in settings], sort=False)
+        if len(own) > 1
+    ]
+    looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
+    cells = [[looks[name].format(cell) for name, cell in row.items()] for row in table.to_dict("records")]
     parts = [
-        Part("Runs", table=[list(table.columns), *cells]),
-        *([Part("Over seeds", table=[header, *seeds])] if seeds else []),
-        Part("Loss and accuracy", (), "curves", partial(plots.compare, histories)),
+        Part("Runs", table=[list(table), *cells]),
+        Part("Loss and accuracy", (), "curves", partial(plots.compare, dict(zip(names, histories, strict=True)))),
         Part("Where their settings differ",
              table=[["run", *keys], *([name, *own.values()] for name, own in zip(names, differing, strict=True))]),
     ]  # fmt: skip
+    if seeds:
+        header = ["runs that differ in nothing else", "seeds", "mean val_accuracy", "standard deviation"]
+        parts.insert(1, Part("Over seeds", table=[header, *seeds]))
     write_page(out, f"{len(names)} runs", (), parts, kind)
     print(table.to_string(index=False))
     for group, count, middle, deviation in seeds:
         print(f"{count} seeds: {middle} ± {deviation} (sd) of {group}")
     print(f"they differ in {', '.join(keys) or 'nothing'}")
     print(f"open:\n  {out / 'index.html'}\n  {out / 'comparison.csv'}")
-
-
-def row(name: str, history: pd.DataFrame, settings: dict) -> dict[str, Any]:
-    """What the comparison tells of a run."""
-    best, size = history.loc[history["val_accuracy"].idxmax()], totals(config.build("model", settings["model"]))
-    return {
-        "run": name,
-        "val_accuracy": round(best["val_accuracy"], 4),
-        "val_macro_f1": round(best["val_macro_f1"], 4),
-        "best_epoch": int(best["epoch"]),
-        "epochs": len(history),
-        "seconds_per_epoch": round(history["seconds"].median(), 1),
-        "parameters": size["parameters"],
-        "multiply_adds": size["multiply-adds"],
-    }
-
-
-def over_seeds(histories: dict[str, pd.DataFrame], settings: list[dict]) -> list[list[str]]:
-    """Of runs that differ in nothing but the seed: names, number, mean and deviation of the best accuracies."""
-    groups: dict[str, dict[str, float]] = {}
-    for (name, history), own in zip(histories.items(), settings, strict=True):
-        groups.setdefault(str(own | {"seed": 0}), {})[name] = history["val_accuracy"].max()
-    return [
-        [", ".join(group), str(len(group)), f"{mean(group.values()):.4f}", f"{stdev(group.values()):.4f}"]
-        for group in groups.values()
-        if len(group) > 1
-    ]
 
 
 def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list[str]:
