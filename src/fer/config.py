@@ -171,20 +171,11 @@ class SummaryConfig(Strict):
     match: str | None
 
 
-SCHEMAS: dict[str, type[Strict]] = {
-    "train": TrainConfig,
-    "curves": CurvesConfig,
-    "selftrain": SelftrainConfig,
-    "mislabels": MislabelsConfig,
-    "predict": PredictConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "explain": ExplainConfig,
-    "inspect": InspectConfig,
-    "export": ExportConfig,
-    "download": DownloadConfig,
-    "summary": SummaryConfig,
-}
+COMMANDS: tuple[type[Strict], ...] = (
+    *(TrainConfig, CurvesConfig, SelftrainConfig, MislabelsConfig, PredictConfig, EvaluateConfig, ReportConfig),
+    *(ExplainConfig, InspectConfig, ExportConfig, DownloadConfig, SummaryConfig),
+)
+SCHEMAS = {schema.__name__.removesuffix("Config").lower(): schema for schema in COMMANDS}
 
 
 def check(command: str, values: dict) -> Any:

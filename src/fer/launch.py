@@ -32,7 +32,7 @@ FROM_RUN = ("predict", "evaluate", "report", "explain", "export")  # commands th
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
     options, words = parse(command, args)
-    failures: list[UserError] = []  # kept until the sweep's other jobs are done
+    failures: list[Exception] = []  # kept until the sweep's other jobs are done
     sweeps: set[Path] = set()
     own = os.getpid()
 
@@ -45,15 +45,12 @@ def launch(command: str, args: list[str]) -> int:
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
             return import_module(f"fer.{command}").run(values, typed)
-        except (UserError, OmegaConfBaseException) as error:
-            failures.append(error if isinstance(error, UserError) else UserError(first_line(error)))
-            if os.getpid() != own:  # a launcher's process, whose failures reach us only so
-                raise failures[-1] from None
         except BrokenPipeError:  # fer … | head: the reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except OSError as error:  # a disk or a name that the system refuses
-            failures.append(UserError(f"{error.filename or 'output'}: {error.strerror or error}"))
-            failures[-1].__cause__ = error
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            failures.append(worded(error))
+            if os.getpid() != own:  # a launcher's process, whose failures reach us only so
+                raise failures[-1] from None
         return math.nan
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
@@ -65,9 +62,10 @@ def launch(command: str, args: list[str]) -> int:
         return signal.code
     except Exception as error:
         ours = any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__))
-        if refusal := worded(error, None if ours else options.config_dir):
-            raise refusal from error
-        raise
+        refusal = worded(error, None if ours else options.config_dir)
+        if refusal is error:
+            raise
+        raise refusal from error
     finally:
         sys.argv = saved
         for folder in sweeps:
@@ -115,8 +113,9 @@ def settle(command: str, composed: DictConfig, user_dir: str | None) -> tuple[di
     return values, typed
 
 
-def worded(error: Exception, user_dir: str | None) -> UserError | None:
-    """What Hydra refuses, in our words; None for a bug. A file of the user's own folder may raise anything."""
+def worded(error: Exception, user_dir: str | None = None) -> Exception:
+    """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own folder of configs may
+    make Hydra raise anything."""
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}")
@@ -124,9 +123,12 @@ def worded(error: Exception, user_dir: str | None) -> UserError | None:
         return UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it")
     if isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(first_line(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error))
-    if user_dir:
+    if isinstance(error, OSError):  # a disk or a name
+        said = f"{error.filename or 'output'}: {error.strerror or error}"
+        return UserError(said).with_traceback(error.__traceback__)
+    if user_dir and not isinstance(error, UserError):
         return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
-    return None
+    return error
 
 
 def first_line(error: BaseException) -> str:

@@ -35,20 +35,14 @@ def run(values: dict, typed: list[str]) -> None:
         probabilities[unseen] = logits.double().softmax(1).numpy()
 
     names = np.array(data.classes)
-    table = pd.DataFrame(
-        {
-            "id": faces.ids,
-            "label": names[labels],
-            "prediction": names[probabilities.argmax(1)],
-            "confidence": probabilities.max(1).round(4),
-            "quality": get_label_quality_scores(labels, probabilities).round(4),
-            "suspect": find_label_issues(labels, probabilities, n_jobs=1),
-        }
-    )
+    table = pd.DataFrame({"id": faces.ids, "label": names[labels], "prediction": names[probabilities.argmax(1)]})
+    table["confidence"] = probabilities.max(1).round(4)
+    table["quality"] = get_label_quality_scores(labels, probabilities).round(4)
+    table["suspect"] = find_label_issues(labels, probabilities, n_jobs=1)
     order = np.lexsort((table["quality"], ~table["suspect"]))
     write_text(out / "mislabels.csv", table.iloc[order].to_csv(index=False))
     count = int(table["suspect"].sum())
-    shown = order[: min(cfg.samples, count)]
+    shown = order[:count][: cfg.samples]
     captions = [f"{row.prediction} {row.confidence:.0%}\nis {row.label}" for row in table.iloc[shown].itertuples()]
     place = out / f"mislabels.{cfg.format}"
     picture = plots.faces(faces.images.numpy()[shown], captions, [None] * len(shown), place, columns=7)

@@ -40,7 +40,10 @@ def run(values: dict, typed: list[str]) -> None:
         photos.run(cfg, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
         return
     data = open_data(members[0].settings, cfg.data)
-    split, faces = choose_split(data, cfg.split)
+    split = cfg.split or data.unlabelled
+    if split is None:
+        raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
+    faces = data.open(split)
     header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
     faces = faces if order is None else faces.take(order)
 
@@ -163,14 +166,6 @@ def greedy(parts: list[Tensor], labels: Tensor) -> Tensor:
         if accuracies[chosen] > best[0]:
             best = (accuracies[chosen].item(), counts.clone())
     return best[1]
-
-
-def choose_split(data: Data, named: str | None) -> tuple[str, Faces]:
-    """The split that was named, else the one without labels."""
-    name = named or data.unlabelled
-    if name is None:
-        raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
-    return name, data.open(name)
 
 
 def sample_order(path: str, faces: Faces) -> tuple[list[str], list[str], torch.Tensor | None]:

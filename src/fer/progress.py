@@ -4,38 +4,24 @@ Knows numbers and the terminal; neither networks nor the run folder.
 """
 
 import sys
-import time
 
 import torch
 from tqdm import tqdm
 
 
-class Progress:
-    """One epoch's clock and, where `shown` on a terminal, its bar. faces: of the whole epoch; done: before a resume."""
+class Progress(tqdm):
+    """An epoch's bar, where `shown` on a terminal. faces: of the whole epoch; done: before a resume."""
 
     def __init__(self, epoch: int, epochs: int, faces: int, done: int, shown: bool):
-        self.last = time.perf_counter()
-        self.bar = tqdm(
-            total=faces,
-            initial=done,
-            desc=f"epoch {epoch}/{epochs}",
-            unit=" images",
-            leave=False,
-            mininterval=0.5,  # reading the sums makes a GPU wait
-            disable=not (shown and sys.stderr.isatty()),
-        )
+        label, hidden = f"epoch {epoch + 1}/{epochs}", not (shown and sys.stderr.isatty())
+        more = {"initial": done, "leave": False, "mininterval": 0.5}  # reading the sums makes a GPU wait
+        super().__init__(total=faces, desc=label, unit=" images", disable=hidden, **more)
 
-    def update(self, faces: int, sums: torch.Tensor) -> float:
-        """Note a batch of so many faces; `sums` are the epoch's losses and right answers. Seconds since the last."""
-        now = time.perf_counter()
-        passed, self.last = now - self.last, now
-        if self.bar.update(faces):
-            loss, right = (sums[:2] / self.bar.n).tolist()
-            self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
-        return passed
-
-    def close(self) -> None:
-        self.bar.close()
+    def note(self, faces: int, sums: torch.Tensor) -> None:
+        """A batch of so many faces is done; `sums` are the epoch's losses and right answers."""
+        if self.update(faces):
+            loss, right = (sums[:2] / self.n).tolist()
+            self.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
 
 
 def warn_if_long(faces: int, rate: float, device: torch.device) -> None:

@@ -47,29 +47,29 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
     path = Path(path)
     beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
-        try:
-            with beside.open("xb") as file:
-                save(file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-        with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides that the disk is full
+        with beside.open("xb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the folder may be gone too
+            beside.unlink()
+        cause = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch.save hides that the disk is full
         if not isinstance(cause, OSError):
             raise
         raise UserError(
             f"{path}: cannot be written ({cause.strerror or cause}), what was there is kept; make room or choose "
             "another place"
         ) from None
+    with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -186,16 +186,17 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     found: list[Path] = []
     for name in named if isinstance(named, list) else [named]:
         if name is None:
-            found.append(newest("best.pt") / "best.pt")
-            continue
-        pattern = "*" in name and not Path(name).exists()
-        matches = [Path(p) for p in sorted(glob.glob(name))] if pattern else [Path(name)]  # noqa: PTH207, Path.glob takes no absolute pattern
-        if not matches:
+            places = [newest("best.pt")]
+        elif "*" in name and not Path(name).exists():
+            places = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207, Path.glob takes no absolute pattern
+        else:
+            places = [Path(name)]
+        if not places:
             raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        for place in matches:
-            inside = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
-            alone = [place / "best.pt" if place.is_dir() else place]
-            found += inside if inside and not (place / "best.pt").exists() else alone
+        for place in places:
+            own = place / "best.pt" if place.is_dir() else place
+            sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
+            found += [own] if own.is_file() or not sweep else sweep
     return list(dict.fromkeys(found))
 
 

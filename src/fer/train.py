@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fer import UserError, config, metrics, tensorboard
+from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import STRENGTHS, Augment
 from fer.data.faces import Data
 from fer.models.network import Network, Normalization, Normalize
@@ -33,18 +33,7 @@ from fer.run import (
     write_history,
     write_text,
 )
-from fer.runtime import (
-    Interrupted,
-    Signals,
-    autocast,
-    be_deterministic,
-    join_processes,
-    memory_named,
-    others_named,
-    over_processes,
-    pick_device,
-    seed_everything,
-)
+from fer.runtime import Interrupted, Signals, over_processes, seed_everything
 from fer.schedule import Curve
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
@@ -60,9 +49,9 @@ class Trainer:
         self.cfg, self.device = cfg, device
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
-        self.rank, self.world = join_processes(device)
+        self.rank, self.world = runtime.join_processes(device)
         if cfg.deterministic:
-            be_deterministic()
+            runtime.be_deterministic()
         seed_everything(cfg.seed)
         model = config.build("model", cfg.model).to(device)
         if cfg.start and not cfg.resume:
@@ -121,13 +110,15 @@ class Trainer:
                 self.save()
 
     def train_epoch(self, signals: Signals) -> None:
-        network, batches, progress = self.several.train(), self.batches(), self.progress()
+        network, batches, done = self.several.train(), self.batches(), self.step * self.cfg.train.batch_size
+        began = time.perf_counter() - self.seconds
+        progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
             strength, side = self.follow_curves()
             images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
             images, targets = self.own_part(images, targets)
-            with autocast(self.device, self.cfg.train.precision):
+            with runtime.autocast(self.device, self.cfg.train.precision):
                 logits = network(images, side)
                 loss = self.loss(logits, targets)
             self.optimizer.zero_grad()
@@ -142,7 +133,8 @@ class Trainer:
             total = self.sums[0] + loss.detach() * len(images)
             self.sums = torch.stack([total, self.sums[1] + right, self.sums[2] + total.isfinite()])
             self.step += 1
-            self.seconds += progress.update(len(batch), self.sums)
+            self.seconds = time.perf_counter() - began
+            progress.note(len(batch), self.sums)
             self.after_step(signals)
         progress.close()
 
@@ -267,10 +259,6 @@ class Trainer:
                 f"{rate:.3g}; try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
             )
 
-    def progress(self) -> Progress:
-        done = self.step * self.cfg.train.batch_size
-        return Progress(self.epoch + 1, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
-
     def after_step(self, signals: Signals) -> None:
         """Warn of a long training, save every few minutes, end after a signal; the processes do so together."""
         if self.run and self.epoch == 0 and self.step == min(20, self.steps):
@@ -351,7 +339,7 @@ def dropouts(model: nn.Module) -> list[nn.Dropout]:
     return [module for module in model.modules() if isinstance(module, nn.Dropout)]
 
 
-@others_named()
+@runtime.others_named()
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
     accuracy, for sweeps that optimize it."""
@@ -363,7 +351,7 @@ def run(values: dict, typed: list[str]) -> float:
     if "path" in cfg.data:
         with contextlib.suppress(RuntimeError):  # ~ of nobody
             cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
-    device = pick_device(cfg.device)
+    device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
     trainer = Trainer(cfg, device)
@@ -405,7 +393,7 @@ def fit(trainer: Trainer, folder: Path) -> None:
             f"to validate, {device.type}, {folder}",
             flush=True,
         )
-        with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+        with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
             trainer.fit()
 
 
