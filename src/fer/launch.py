@@ -123,11 +123,11 @@ def worded(error: Exception, user_dir: str | None = None) -> Exception:
         return UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it")
     if isinstance(error, HydraException | OmegaConfBaseException):
         return UserError(first_line(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error))
+    if user_dir and not isinstance(error, UserError):
+        return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
     if isinstance(error, OSError):  # a disk or a name
         said = f"{error.filename or 'output'}: {error.strerror or error}"
         return UserError(said).with_traceback(error.__traceback__)
-    if user_dir and not isinstance(error, UserError):
-        return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
     return error
 
 
