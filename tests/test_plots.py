@@ -195,16 +195,16 @@ def test_explanations(maps, tmp_path, drawn):
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 100, 300])
-@pytest.mark.parametrize("look", [None, "texture"])
-def test_mosaic_shows_every_image_in_its_place(count, look, tmp_path, drawn):
+@pytest.mark.parametrize("texture", [False, True])
+def test_mosaic_shows_every_image_in_its_place(count, texture, tmp_path, drawn):
     images = np.arange(count)[:, None, None] * np.ones((count, 3, 3)) - 2
-    plots.mosaic(images, "_a layer of $a$ name that is " + "long " * 12, tmp_path / "m.png", look)
+    plots.mosaic(images, "_a layer of $a$ name that is " + "long " * 12, tmp_path / "m.png", texture)
     axes = drawn[0].axes[0]
     assert size(tmp_path / "m.png")[0] <= 1160 and inside(drawn[0], axes.findobj(matplotlib.text.Text))
     first = [int(label.get_text()) for label in axes.get_yticklabels()]
     columns = len(axes.get_xticklabels())
-    assert first == list(range(0, count, columns)) and len(drawn[0].axes) == (2 if look is None else 1)
-    if look is None:
+    assert first == list(range(0, count, columns)) and len(drawn[0].axes) == (1 if texture else 2)
+    if not texture:
         (sheet,) = axes.images
         x, y = axes.get_xticks(), axes.get_yticks()
         shown = [sheet.get_array()[int(y[i // columns]), int(x[i % columns])] for i in range(count)]
@@ -213,7 +213,7 @@ def test_mosaic_shows_every_image_in_its_place(count, look, tmp_path, drawn):
 
 
 def test_a_mosaic_of_named_images_and_of_nothing_but_zeros(tmp_path, drawn):
-    plots.mosaic(np.zeros((7, 48, 48)), "title", tmp_path / "m.png", "texture", CLASSES)
+    plots.mosaic(np.zeros((7, 48, 48)), "title", tmp_path / "m.png", True, CLASSES)
     plots.mosaic(np.zeros((9, 1, 1)), "title", tmp_path / "n.png")
     assert set(CLASSES) <= texts(drawn[0]) and inside(drawn[0]) and inside(drawn[1])
 

@@ -40,10 +40,14 @@ def full_at_the_flush(folder, monkeypatch):
 
 
 def no_permission(folder, monkeypatch):  # root may write anywhere
-    def open_(*args, **more):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    opens = Path.open
 
-    monkeypatch.setattr(run.tempfile, "mkstemp", open_)
+    def open_(path, mode="r", *args, **more):
+        if mode == "xb":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opens(path, mode, *args, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
 
 
 def vanished(folder, monkeypatch):

@@ -3,6 +3,7 @@
 This module holds what every other one shares and imports nothing heavy.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -25,8 +26,20 @@ def config_dir() -> Path:
     return inside if inside.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def nearest(word: str, known) -> str:
+def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
+    """Group → its configs, for the groups that the command's defaults list names."""
+    import yaml
+
+    roots = [config_dir(), *([Path(user_dir)] if user_dir else [])]
+    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())["defaults"]
+    if "train" in defaults:
+        return choices("train", user_dir)
+    groups = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]
+    return {g: sorted({f.stem for root in roots for f in (root / g).glob("*.yaml")}) for g in groups if "/" not in g}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known := list(known), n=1, cutoff=0.5)
     return (f"did you mean {near[0]}? " if near else "") + f"there are {', '.join(known)}"

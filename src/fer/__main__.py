@@ -1,3 +1,5 @@
+"""python -m fer, as torchrun starts it."""
+
 import sys
 
 from fer.cli import main

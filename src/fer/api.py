@@ -13,8 +13,9 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, cli, config, photos, predict
+from fer import UserError, config, photos, predict
 from fer.data.faces import Faces
+from fer.launch import launch
 from fer.models.network import Network
 from fer.report import read_history
 from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore
@@ -54,7 +55,7 @@ class Classifier:
 def train(run: str | Path, *overrides: str) -> Path:
     """`fer train run=RUN OVERRIDES…`; returns the run folder, which must be new. Raises KeyboardInterrupt when it was
     interrupted, everything saved; `resume=` goes on then, on the command line."""
-    if cli.launch("train", [*overrides, f"run={run}"]):
+    if launch("train", [*overrides, f"run={run}"]):
         raise KeyboardInterrupt
     return Path(run)
 

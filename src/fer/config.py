@@ -1,7 +1,7 @@
 """What a command may be told: schemas, checks that name the key and the remedy, and build().
 
-Types and limits stand here and in the signatures that `_target_` names; values stand in configs/. Nothing else in the
-package knows of configs, and only build() turns a `_target_` into an object.
+Types and limits stand here and in the signatures that `_target_` names; values stand in configs/. Only build() turns a
+`_target_` into an object. Knows Hydra's files, not its command line, which is launch.py's.
 """
 
 import contextlib
@@ -22,6 +22,9 @@ from fer import CLASSES, UserError, config_dir
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Picture = Literal["png", "svg", "pdf"]
+Views = Literal["none", "flip", "tencrop"]
+Typed = dict | None  # of `data` only what was typed; the rest comes from the checkpoint
 
 # Where the `_target_` of each group may point: this project's own code and torch's optimizers. What a run folder from
 # elsewhere names is code that someone else chose.
@@ -33,7 +36,7 @@ TARGETS = {
     "schedule": ("fer.schedule.",),
 }
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
-PROVIDED = {"optim": ("params",)}  # arguments that the program gives, not the config
+PROVIDED = {"optim": "params"}  # the argument that the program gives, not the config
 
 
 class Strict(BaseModel):
@@ -70,7 +73,7 @@ class TrainConfig(Strict):
     augment: dict
     optim: dict
     schedule: dict
-    curves: dict[str, dict | None]
+    curves: dict[str, dict | None]  # once checked, without those that are off
 
 
 class CurvesConfig(TrainConfig):
@@ -83,19 +86,19 @@ class SelftrainConfig(TrainConfig):
     rounds: Count
     portion: Annotated[float, Field(gt=0, le=1)]
     clusters: Count
-    format: Literal["png", "svg", "pdf"]
+    format: Picture
 
 
 class MislabelsConfig(TrainConfig):
     out: str
     folds: Annotated[int, Field(ge=2)]
     samples: Count
-    format: Literal["png", "svg", "pdf"]
+    format: Picture
 
 
 class PredictConfig(Strict):
     ckpt: str | list[str] | None
-    tta: Literal["none", "flip", "tencrop"]
+    tta: Views
     select: Literal["uniform", "greedy"]
     split: str | None
     input: str | None
@@ -105,17 +108,17 @@ class PredictConfig(Strict):
     probs: str | None
     device: Device
     batch_size: Count
-    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+    data: Typed = None
 
 
 class EvaluateConfig(Strict):
     ckpt: str | list[str] | None
     split: str
-    tta: Literal["none", "flip", "tencrop"]
+    tta: Views
     select: Literal["uniform", "greedy"] | None
     device: Device
     batch_size: Count
-    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+    data: Typed = None
 
 
 class ReportConfig(Strict):
@@ -123,8 +126,8 @@ class ReportConfig(Strict):
     out: str | None
     samples: Count
     seed: Seed
-    format: Literal["png", "svg", "pdf"]
-    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+    format: Picture
+    data: Typed = None
 
 
 class ExplainConfig(Strict):
@@ -135,10 +138,10 @@ class ExplainConfig(Strict):
     threshold: Annotated[float, Field(ge=0, le=1)]
     layers: str | list[str] | None
     out: str | None
-    format: Literal["png", "svg", "pdf"]
+    format: Picture
     device: Device
     seed: Seed
-    data: dict | None = None  # only what was typed; the rest comes from the checkpoint
+    data: Typed = None
 
 
 class InspectConfig(Strict):
@@ -147,7 +150,7 @@ class InspectConfig(Strict):
     samples: Count
     seed: Seed
     near: Annotated[float, Field(gt=0, lt=1)] | None
-    format: Literal["png", "svg", "pdf"]
+    format: Picture
 
 
 class ExportConfig(Strict):
@@ -168,20 +171,11 @@ class SummaryConfig(Strict):
     match: str | None
 
 
-SCHEMAS = {
-    "train": TrainConfig,
-    "curves": CurvesConfig,
-    "selftrain": SelftrainConfig,
-    "mislabels": MislabelsConfig,
-    "predict": PredictConfig,
-    "evaluate": EvaluateConfig,
-    "report": ReportConfig,
-    "explain": ExplainConfig,
-    "inspect": InspectConfig,
-    "export": ExportConfig,
-    "download": DownloadConfig,
-    "summary": SummaryConfig,
-}
+COMMANDS: tuple[type[Strict], ...] = (
+    *(TrainConfig, CurvesConfig, SelftrainConfig, MislabelsConfig, PredictConfig, EvaluateConfig, ReportConfig),
+    *(ExplainConfig, InspectConfig, ExportConfig, DownloadConfig, SummaryConfig),
+)
+SCHEMAS = {schema.__name__.removesuffix("Config").lower(): schema for schema in COMMANDS}
 
 
 def check(command: str, values: dict) -> Any:
@@ -195,45 +189,51 @@ def check(command: str, values: dict) -> Any:
         if node is not None and "_target_" in node:
             setattr(config, group, check_node(group, node))
     if isinstance(config, TrainConfig):
-        config.curves = {
-            name: check_node("schedule", node, f"curves.{name}") for name, node in config.curves.items() if node
-        }
-        for group in TARGETS:
-            if "_target_" not in getattr(config, group):
-                raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
-        warmup = config.schedule.get("warmup", 0)
-        if warmup > config.train.epochs:
-            raise UserError(
-                f"schedule.warmup={warmup}: longer than the training; set it below train.epochs={config.train.epochs}"
-            )
-        if not 0 < len(config.name) <= 100 or not config.name.isprintable():
-            raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
-        if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
-            raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
-        classes = config.data.get("classes", len(CLASSES))
-        if config.model.get("classes") not in (None, len(CLASSES), classes):
-            raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
-        if "classes" in config.model:
-            config.model["classes"] = classes
-        if config.run and config.resume:
-            raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
+        check_training(config)
     return config
+
+
+def check_training(config: TrainConfig) -> None:
+    """What a schema cannot say of one key alone."""
+    config.curves = {
+        name: check_node("schedule", node, f"curves.{name}") for name, node in config.curves.items() if node
+    }
+    for group in TARGETS:
+        if "_target_" not in getattr(config, group):
+            raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
+    warmup, epochs = config.schedule.get("warmup", 0), config.train.epochs
+    if warmup > epochs:
+        raise UserError(f"schedule.warmup={warmup}: longer than the training; set it below train.epochs={epochs}")
+    if not 0 < len(config.name) <= 100 or not config.name.isprintable():
+        raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
+    if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
+        raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
+    classes = config.data.get("classes", len(CLASSES))
+    if config.model.get("classes") not in (None, len(CLASSES), classes):
+        raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
+    if "classes" in config.model:
+        config.model["classes"] = classes
+    if config.run and config.resume:
+        raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
 
 
 def check_node(group: str, node: dict, key: str = "") -> dict:
     """A `_target_` node with its keys checked against the target's signature and the defaults filled in. `key`: where
     it stands, if not at `group`."""
+    key = key or group
     if "_target_" not in node:
-        raise UserError(f"{key or group}: names no _target_; choose one")
+        raise UserError(f"{key}: names no _target_; choose one")
     path, fn = node["_target_"], target(group, node)
     hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
-    parameters, given = list(inspect.signature(fn).parameters.values()), PROVIDED.get(group, ())
-    if not {*given} <= {p.name for p in parameters}:
-        raise UserError(f"{key or group}._target_={path}: refused; it takes no {given[0]}")
-    parameters = [p for p in parameters if p.name not in given]
-    fields = {p.name: (hints.get(p.name, Any), ... if p.default is p.empty else p.default) for p in parameters}
+    parameters, given = dict(inspect.signature(fn).parameters), PROVIDED.get(group)
+    if given and not parameters.pop(given, None):
+        raise UserError(f"{key}._target_={path}: refused; it takes no {given}")
+    fields: dict[str, Any] = {
+        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        for name, parameter in parameters.items()
+    }
     schema = create_model(fn.__name__, __base__=Strict, **fields)
-    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{key or group}.")
+    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{key}.")
     return {"_target_": path} | plain(values.model_dump())
 
 
@@ -272,32 +272,28 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
         return schema.model_validate(values)
     except ValidationError as errors:
         found = errors.errors()
-    unknown = next((e for e in found if e["type"] == "extra_forbidden"), None)
-    if unknown:
-        *parents, key = unknown["loc"]
-        fields = schema
-        for parent in parents:
-            fields = getattr(fields.model_fields[parent].annotation, "model_fields", {}) if fields else {}
-        names = list(getattr(fields, "model_fields", fields))
-        raise UserError(unknown_key(prefix + ".".join([*map(str, parents), str(key)]), names))
+    for error in found:
+        if error["type"] == "extra_forbidden":
+            raise UserError(unknown_key(schema, error["loc"], prefix))
     where, value = locate(values, found[0]["loc"])
     same = [e for e in found if locate(values, e["loc"])[0] == where]
-    wrong = " or ".join(
-        dict.fromkeys(e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in same)
-    )
-    key = prefix + where
     if same[0]["type"] == "missing":
-        raise UserError(f"{key or prefix}{same[0]['loc'][-1] if not where else ''}: a value is missing")
-    raise UserError(f"{key}={value}: should be {wrong}"[:400])
+        raise UserError(f"{prefix}{where or same[0]['loc'][-1]}: a value is missing")
+    wrong = (e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in same)
+    raise UserError(f"{prefix}{where}={value}: should be {' or '.join(dict.fromkeys(wrong))}"[:400])
 
 
-def unknown_key(key: str, names: list[str]) -> str:
-    """The message for a key that is not among `names`, the keys beside it."""
-    parent, _, last = key.rpartition(".")
-    near = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
-    prefix = parent + "." if parent else ""
-    hint = f"did you mean {prefix}{near[0]}?" if near else f"{parent or 'this command'} has {', '.join(names)}"
-    return f"{key}: no such key; {hint}"
+def unknown_key(schema: type[BaseModel], loc: tuple[int | str, ...], prefix: str) -> str:
+    """The message for a key at `loc` that the schema does not have, with the nearest that stands beside it."""
+    *parents, last = map(str, loc)
+    fields = schema.model_fields
+    for parent in parents:
+        fields = getattr(fields[parent].annotation, "model_fields", {}) if parent in fields else {}
+    beside = ".".join([*filter(None, [prefix.rstrip(".")]), *parents])
+    near = difflib.get_close_matches(last, fields, n=1, cutoff=0.5)
+    path = f"{beside}." if beside else ""
+    hint = f"did you mean {path}{near[0]}?" if near else f"{beside or 'this command'} has {', '.join(fields)}"
+    return f"{path}{last}: no such key; {hint}"
 
 
 def locate(values: Any, loc: tuple) -> tuple[str, Any]:
@@ -339,7 +335,8 @@ def plain(value: Any) -> Any:
 
 
 def dump(config: BaseModel) -> str:
-    return yaml.safe_dump(plain(config.model_dump()), sort_keys=False, allow_unicode=True)
+    """A checked config as YAML."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
 def parse(text: str, where: str) -> dict:
@@ -368,11 +365,12 @@ def vet(folder: Path) -> None:
     """Refuse configs from others that would do more than choose values: Hydra's own settings can run code, a defaults
     list or a link can leave the folder."""
     for file in sorted(folder.rglob("*")):
-        values, text, doubtful = {}, "", file.is_symlink() and file.is_dir()
+        loaded, text, doubtful = None, "", file.is_symlink() and file.is_dir()
         with contextlib.suppress(Exception):  # what is no YAML, Hydra will refuse too, where it is chosen
             text = file.read_text(encoding="utf-8") if file.suffix == ".yaml" else ""
             doubtful |= bloated(text)
-            values = {} if doubtful else dict(OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False))
+            loaded = None if doubtful else OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+        values = loaded if isinstance(loaded, dict) else {}
         places = str([*re.findall(r"@package.*", text), values.get("defaults")])
         if doubtful or "hydra" in values or re.search(r"hydra|\.\.|\$", places):
             raise UserError(

@@ -1,4 +1,4 @@
-"""fer curves: what a training would change over time, plotted without training."""
+"""fer curves: what a training would change over time, plotted without training, data or weights."""
 
 import pandas as pd
 import torch

@@ -1,15 +1,16 @@
 """fer evaluate: what checkpoints are worth on a labelled split, with intervals, paired tests and a record of each look
-at PrivateTest."""
+at PrivateTest. Knows predictions and labels; networks stay in predict.py.
+"""
 
 import csv
-import io
 import statistics
 import time
-from pathlib import Path
+
+from torch import Tensor
 
 from fer import UserError, config, metrics
-from fer.predict import average, label, open_members, weigh
-from fer.run import open_data, write_text
+from fer.predict import Member, average, label, open_members, weigh
+from fer.run import open_data, write_csv
 from fer.runtime import pick_device
 from fer.summary import aligned
 
@@ -28,8 +29,7 @@ def run(values: dict, typed: list[str]) -> None:
     fresh = ~faces.among(data.open("train"))
     found = {str(member.path): label(member, faces, cfg.batch_size, device, cfg.tta) for member in members}
     if cfg.select and len(members) > 1:
-        weights = weigh(members, data.open("validation"), cfg)
-        found[f"ensemble, {cfg.select}"] = average(list(found.values()), weights)
+        found[f"ensemble, {cfg.select}"] = average(list(found.values()), weigh(members, cfg, data))
 
     rows, right = [["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]], {}
     for name, probabilities in found.items():
@@ -39,20 +39,22 @@ def run(values: dict, typed: list[str]) -> None:
         macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
         accuracy, alone = (f"{hits.double().mean():.4f}" for hits in (right[name], right[name][fresh]))
         rows.append([name, accuracy, f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
-    looks = [record(member.path, cfg, data.hash, len(faces), row[1]) for member, row in
-             zip(members, rows[1:], strict=False)] if cfg.split in data.shut else []  # fmt: skip
+    looks = []
+    if cfg.split in data.shut:
+        of = {"split": cfg.split, "faces": len(faces), "data_sha256": data.hash, "tta": cfg.tta}
+        looks = [record(member, of | {"accuracy": row[1]}) for member, row in zip(members, rows[1:], strict=False)]
     print("\n".join(aligned(rows)))
     print(f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces")
     for line in (*seeds(members, right), *paired(right), *looks):
         print(line)
 
 
-def seeds(members, right: dict) -> list[str]:
+def seeds(members: list[Member], right: dict[str, Tensor]) -> list[str]:
     """Mean and deviation of the members that differ in nothing but the seed."""
     groups: dict[str, list[float]] = {}
-    for member, hits in zip(members, right.values(), strict=False):
+    for member in members:
         recipe = config.dump(member.settings.model_copy(update={"seed": 0, "run": None, "resume": None}))
-        groups.setdefault(recipe, []).append(hits.double().mean().item())
+        groups.setdefault(recipe, []).append(right[str(member.path)].double().mean().item())
     return [
         f"{len(group)} seeds: {statistics.mean(group):.4f} ± {statistics.stdev(group):.4f} (sd)"
         for group in groups.values()
@@ -60,7 +62,7 @@ def seeds(members, right: dict) -> list[str]:
     ]
 
 
-def paired(right: dict) -> list[str]:
+def paired(right: dict[str, Tensor]) -> list[str]:
     """Each against the first by McNemar's test."""
     (first, base), *others = right.items()
     lines = []
@@ -71,12 +73,10 @@ def paired(right: dict) -> list[str]:
     return lines
 
 
-def record(path: Path, cfg, data_hash: str, faces: int, accuracy: str) -> str:
+def record(member: Member, look: dict[str, object]) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
-    file = path.parent / RECORD
-    earlier = file.read_text(encoding="utf-8") if file.is_file() else ",".join(HEADER) + "\n"
-    line = io.StringIO()
-    now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    csv.writer(line, lineterminator="\n").writerow([now, cfg.split, faces, data_hash, path.name, cfg.tta, accuracy])
-    write_text(file, earlier + line.getvalue())
-    return f"look number {earlier.count(chr(10))} at {cfg.split} with {path.parent}: noted in {file}; report the first"
+    folder, file = member.path.parent, member.path.parent / RECORD
+    earlier = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:] if file.is_file() else []
+    look |= {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "checkpoint": member.path.name}
+    write_csv(file, HEADER, [*earlier, [look[key] for key in HEADER]])
+    return f"look number {len(earlier) + 1} at {look['split']} with {folder}: noted in {file}; report the first"

@@ -1,16 +1,21 @@
 """fer explain: what a network looks at in a face, and what its filters respond to.
 
 The maths are functions of tensors: images are float N×1×H×W, 0..255, of the network's own input size, classes int64 N,
-the network is in evaluation mode. A class's score is its logit. Randomness comes from torch's global generator.
+the network is in evaluation mode. A class's score is its logit. Randomness comes from torch's global generator. Only
+run(), choose() and what draws know of configs and files.
 """
 
+from collections.abc import Sequence
+from contextlib import suppress
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.transforms.functional import gaussian_blur
 
 from fer import UserError, class_names, config, nearest, plots
@@ -63,19 +68,15 @@ class Reached(BaseException):
 def activations(network: Network, layer: nn.Module, images: Tensor) -> Tensor:
     """N×C×h×w or N×C: what the layer puts out (Zeiler & Fergus 2014), the first time where it runs more than once. The
     network runs no further."""
-    outputs = []
+    outputs: list[Tensor] = []
 
-    def stop(module, given, output):
+    def stop(module: nn.Module, given: tuple, output: Tensor) -> None:
         outputs.append(output)
         raise Reached
 
-    handle = layer.register_forward_hook(stop)
-    try:
+    with layer.register_forward_hook(stop), suppress(Reached):
         network(images)
-    except Reached:
-        return outputs[0]
-    finally:
-        handle.remove()
+    return outputs[0]
 
 
 def excitation(network: Network, layer: nn.Module, images: Tensor, units: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ def ascend(network: Network, layer: nn.Module, units: Tensor, steps: int = 90, r
     decays by 2 %, and a 3×3 blur makes up 80 % of the first step's image, less of each later one, none of the last:
     without these, deep layers and classes show checkerboards.
     """
-    images = 128 + 20 * torch.randn(len(units), 1, network.model.size, network.model.size, device=units.device)
+    size: Any = network.model.size
+    images = 128 + 20 * torch.randn(len(units), 1, size, size, device=units.device)
     for step in range(steps):
         y, x = torch.randint(-2, 3, (2,)).tolist()
         moved = images.roll((y, x), (2, 3)).requires_grad_()
@@ -111,14 +113,12 @@ def layer_shapes(network: Network, images: Tensor) -> dict[str, torch.Size]:
     shapes: dict[str, torch.Size] = {}
     names = {module: name for name, module in network.model.named_modules() if name}
 
-    def note(module, given, output):
-        if isinstance(output, Tensor) and output.ndim in (2, 4):
+    def note(module: nn.Module, given: tuple, output: object) -> None:
+        if module in names and isinstance(output, Tensor) and output.ndim in (2, 4):
             shapes.setdefault(names[module], output.shape)
 
-    handles = [module.register_forward_hook(note) for module in names]
-    network(images)
-    for handle in handles:
-        handle.remove()
+    with register_module_forward_hook(note):
+        network(images)
     return shapes
 
 
@@ -136,9 +136,10 @@ def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Net
         faces = data.open(cfg.split)
         labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut or not faces.labelled else faces.labels
         faces = Faces(faces.images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
-        if beyond := [i for i in positions if cfg.image and int(i) >= len(faces)]:
-            raise UserError(f"image={beyond[0]}: {cfg.split} has only 0 to {len(faces) - 1}")
-        faces = faces.take([int(i) for i in positions]) if cfg.image else faces
+        if cfg.image:
+            if beyond := [i for i in positions if int(i) >= len(faces)]:
+                raise UserError(f"image={beyond[0]}: {cfg.split} has only 0 to {len(faces) - 1}")
+            faces = faces.take([int(i) for i in positions])
     logits = network.logits(faces.images, 512, "fp32").cpu()
     if cfg.image:
         return faces, logits
@@ -158,14 +159,9 @@ def run(values: dict, typed: list[str]) -> None:
     network = restore(contents, settings, path, device).requires_grad_(False)
     seed_everything(cfg.seed)
     faces, logits = choose(cfg, settings, network)
-    images = fit(faces.images, network.model.size).float().to(device)  # what the network sees of them
-    known = {"predicted": logits.argmax(1), "true": faces.labels}
-    names = class_names(logits.shape[1])
-    if cfg.target not in (*known, *names):
-        raise UserError(f"target={cfg.target}: not a class of this network; {nearest(cfg.target, names)}")
-    classes = known[cfg.target] if cfg.target in known else torch.full_like(faces.labels, names.index(cfg.target))
-    if (classes < 0).any():
-        raise UserError(f"target=true: of {faces.ids[0]} no truth is known or shown; name a class or target=predicted")
+    size: Any = network.model.size
+    images = fit(faces.images, size).float().to(device)  # what the network sees of them
+    classes = targets(cfg.target, faces, logits)
     shapes = layer_shapes(network, images[:1])
     modules = {name: network.model.get_submodule(name) for name in shapes}
     convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
@@ -174,37 +170,50 @@ def run(values: dict, typed: list[str]) -> None:
     if unknown := [name for name in layers if name not in shapes]:
         raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], shapes)}")
 
-    out = make_folder(Path(cfg.out) if cfg.out else path.parent / "explain")
+    out = make_folder(Path(cfg.out or path.parent / "explain"))
     methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
     if convolutions:
-        size = shapes[convolutions[-1]][2:]  # Grad-CAM takes what is made of the last convolution before it is pooled
-        last = modules[[name for name, shape in shapes.items() if shape[2:] == size][-1]]
+        area = shapes[convolutions[-1]][2:]  # Grad-CAM takes what is made of the last convolution before it is pooled
+        last = modules[[name for name, shape in shapes.items() if shape[2:] == area][-1]]
         methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
-        weight = modules[convolutions[0]].weight
+        weight: Any = modules[convolutions[0]].weight
         kernels = F.pixel_shuffle(weight, isqrt(weight.shape[1]))[:, 0].cpu()  # space_to_depth's channels are pixels
         write_csv(out / "kernels.csv", ["filter", "weights, row by row"], enumerate(kernels.flatten(1).tolist()))
         title = f"{convolutions[0]}, all {len(kernels)} kernels"
-        print(plots.mosaic(kernels.numpy(), title, out / f"kernels.{cfg.format}"))
+        print(plots.mosaic(kernels, title, out / f"kernels.{cfg.format}"))
     else:
         print("no convolution: Grad-CAM and kernels are left out")
     batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
     maps = {name: torch.cat([method(network, *batch) for batch in batches]) for name, method in methods.items()}
-    print(draw_faces(cfg, faces, logits, classes, images, maps, out))
+    print(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
     for name in layers:
         found = activations(network, modules[name], images[:1])[0].cpu()
         found = found.view(len(found), *shapes[name][2:] or (1, 1))
-        rows = torch.stack([found.amin((1, 2)), found.mean((1, 2)), found.amax((1, 2))], 1).tolist()
-        rows = [[unit, *row] for unit, row in enumerate(rows)]
+        rows = zip(range(len(found)), *(f((1, 2)).tolist() for f in (found.amin, found.mean, found.amax)), strict=True)
         write_csv(out / f"{name}.csv", ["unit", "minimum", "mean", "maximum"], rows)
         title = f"{name}, all {len(found)} outputs on {faces.ids[0]}"
         print(plots.mosaic(found, title, out / f"{name}.{cfg.format}"))
         title = f"{name}, all {len(found)}: what excites each"
         print(draw_ascent(cfg, network, modules[name], len(found), title, out / f"{name}_ascent"))
-    title = "The ideal face of each class"
+    names, title = class_names(logits.shape[1]), "The ideal face of each class"
     print(draw_ascent(cfg, network, network, len(names), title, out / "ideal_faces", names))
 
 
-def draw_faces(cfg, faces: Faces, logits: Tensor, classes: Tensor, images: Tensor, maps: dict, out: Path) -> Path:
+def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
+    """int64 N: the class of each face whose score is explained."""
+    names = class_names(logits.shape[1])
+    known = {"predicted": logits.argmax(1), "true": faces.labels}
+    known |= {name: torch.full_like(faces.labels, number) for number, name in enumerate(names)}
+    if named not in known:
+        raise UserError(f"target={named}: not a class of this network; {nearest(named, names)}")
+    if (known[named] < 0).any():
+        raise UserError(f"target=true: of {faces.ids[0]} no truth is known or shown; name a class or target=predicted")
+    return known[named]
+
+
+def draw_faces(
+    cfg: config.ExplainConfig, faces: Faces, logits: Tensor, classes: Tensor, maps: dict[str, Tensor], out: Path
+) -> Path:
     """saliency.png and its CSV: a row a face, a column a map, and the face where saliency reaches the threshold."""
     names = [*class_names(logits.shape[1]), ""]  # -1 is no truth
     rows = [
@@ -214,23 +223,23 @@ def draw_faces(cfg, faces: Faces, logits: Tensor, classes: Tensor, images: Tenso
     write_csv(out / "saliency.csv", ["face", "truth", "prediction", "target", *names[:-1]], rows)
     captions = [(face, truth, predicted, max(map(float, p))) for face, truth, predicted, _, *p in rows]
     near = gaussian_blur(maps["saliency"], 9, 2.0)  # of single pixels, hardly any would be left
-    shown = images.where(near >= cfg.threshold * near.amax((1, 2, 3), keepdim=True), torch.nan)
-    looks = {"integrated gradients": "signed", "Grad-CAM": "overlay"}
-    columns = {"face": ("gray", images)} | {name: (looks.get(name, "positive"), found) for name, found in maps.items()}
-    columns |= {f"blurred saliency ≥ {cfg.threshold:g} max": ("gray", shown)}
-    columns = {name: (look, array[:, 0].cpu().numpy()) for name, (look, array) in columns.items()}
+    rest = f"blurred saliency ≥ {cfg.threshold:g} max"
+    maps |= {rest: maps["face"].where(near >= cfg.threshold * near.amax((1, 2, 3), keepdim=True), torch.nan)}
+    looks = {"face": "gray", "integrated gradients": "signed", "Grad-CAM": "overlay", rest: "gray"}
+    columns = {name: (looks.get(name, "positive"), found[:, 0].cpu().numpy()) for name, found in maps.items()}
     score = {"predicted": "the predicted class", "true": "the true class"}.get(cfg.target, cfg.target)
     return plots.explanations(columns, captions, f"What the score of {score} rests on", out / f"saliency.{cfg.format}")
 
 
-def draw_ascent(cfg, network: Network, layer: nn.Module, count: int, title: str, stem: Path, names=None) -> Path:
+def draw_ascent(cfg: config.ExplainConfig, network: Network, layer: nn.Module, count: int, title: str, stem: Path,
+                names: Sequence[str] | None = None) -> Path:  # fmt: skip
     """What excites each of a layer's `count` filters or units, and how much."""
     seed_everything(cfg.seed)  # the same whatever else is drawn
     units = torch.arange(count, device=next(network.parameters()).device).split(BATCH)
     images = [ascend(network, layer, part) for part in units]
     reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, units, strict=True)]).cpu()
     write_csv(f"{stem}.csv", ["unit", "excitation"], zip(names or range(count), reached.tolist(), strict=True))
-    images = torch.cat(images)[:, 0].cpu()
-    images[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
+    sheet = torch.cat(images)[:, 0].cpu()
+    sheet[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
     title += f", {(reached == 0).sum()} stayed silent" if (reached == 0).any() else ""
-    return plots.mosaic(images, title, f"{stem}.{cfg.format}", "texture", names)
+    return plots.mosaic(sheet, title, f"{stem}.{cfg.format}", texture=True, names=names)

@@ -1,14 +1,14 @@
 """fer export: a checkpoint in, a file for other programs out: ONNX or torch.export, normalization included, checked
-against PyTorch before it is written."""
+against PyTorch before it is written. Knows the run folder and the network; nothing else of the package needs it."""
 
 import contextlib
 import io
 import json
 import logging
 import tempfile
-import time
+import timeit
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +23,8 @@ from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_d
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
+EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)  # of one face, a dynamic batch would be taken for a constant
+DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -44,16 +46,17 @@ def run(values: dict, typed: list[str]) -> None:
         source = "validation faces"
     except UserError:  # the data is not at hand
         generator = torch.Generator().manual_seed(0)
-        found, source = torch.randint(0, 256, (256, 1, SIZE, SIZE), generator=generator), "random images"
+        found, source = torch.randint(0, 256, (4 * BATCH, 1, SIZE, SIZE), generator=generator), "random images"
     faces = found[: 4 * BATCH].float()
-    exported, call = (onnx if cfg.format == "onnx" else torch_export)(network, notes)
+    exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
+    exported, call = exporter(network, notes)
 
     parts = [(part, call(part)) for part in (faces[:1], *faces.split(BATCH))]
     off = max((network(part) - logits).abs().max().item() for part, logits in parts)
     other = sum(int((network(part).argmax(1) != logits.argmax(1)).sum()) for part, logits in parts[1:])
     if not off <= TOLERANCE:
         raise UserError(f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other format=")
-    out = Path(cfg.out) if cfg.out else path.with_name("model.onnx" if cfg.format == "onnx" else "model.pt2")
+    out = Path(cfg.out or path.with_name(name))
     write(out, lambda file: file.write(exported))
     print(f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} of {len(faces)} "
           f"{source} labelled otherwise")  # fmt: skip
@@ -71,8 +74,9 @@ def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tens
     except ImportError:
         raise UserError("format=onnx: a package is missing; pip install 'fer-trainer[export]'") from None
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        shapes, names = ({0: torch.export.Dim("batch")},), {"input_names": ["faces"], "output_names": ["logits"]}
-        program = torch.onnx.export(network, (example(),), dynamo=True, verbose=False, dynamic_shapes=shapes, **names)
+        program = torch.onnx.export(network, (EXAMPLE,), dynamo=True, verbose=False, dynamic_shapes=DYNAMIC,
+                                    input_names=["faces"], output_names=["logits"])  # fmt: skip
+        assert program  # None is of the older exporter
         program.model.metadata_props.update(notes)
         program.save(Path(folder) / "model.onnx", external_data=False)
         made = (Path(folder) / "model.onnx").read_bytes()
@@ -84,18 +88,14 @@ def torch_export(network: Network, notes: dict[str, str]) -> tuple[bytes, Callab
     """The file's bytes, and what torch makes of them; the notes are its extra file notes.json."""
     file = io.BytesIO()
     with quiet():
-        program = torch.export.export(network, (example(),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = torch.export.export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC)
         torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})
         file.seek(0)
         return file.getvalue(), torch.export.load(file).module()
 
 
-def example() -> Tensor:
-    return torch.zeros(2, 1, SIZE, SIZE)  # of one face, a dynamic batch would be taken for a constant
-
-
 @contextlib.contextmanager
-def quiet():
+def quiet() -> Iterator[None]:
     """Within the context the exporters, which are chatty, say nothing."""
     logging.disable(logging.WARNING)
     try:
@@ -106,11 +106,6 @@ def quiet():
 
 
 def speed(call: Callable[[Tensor], Tensor], faces: Tensor) -> float:
-    """Images a second, the median of seven calls."""
+    """Images a second, the median of seven calls after a first."""
     call(faces)
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        call(faces)
-        times.append(time.perf_counter() - start)
-    return len(faces) / median(times)
+    return len(faces) / median(timeit.repeat(lambda: call(faces), number=1, repeat=7))

@@ -1,9 +1,10 @@
 """fer inspect: data in; counts, mean faces, samples, gray values, blank faces and copies within and across splits out.
 
 Looked at are the splits that have labels and are not shut. Of the others only the size is told: a copy of one of their
-faces among labelled ones would give its answer away.
+faces among labelled ones would give its answer away. Knows of no run and no network.
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -41,13 +42,12 @@ def run(values: dict, typed: list[str]) -> None:
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
     means = 255 * (means - means.min()) / max(np.ptp(means), 1)  # of little contrast as they are; all stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
-    samples = [generator.permutation(rows)[: cfg.samples] for rows in classes.values()]
+    samples = [generator.permutation(rows)[: cfg.samples].tolist() for rows in classes.values()]
     groups = disputed(copies)
     groups = [groups[i][:GRID] for i in generator.permutation(len(groups))[:GRID]]
+    sizes = {name: counts.loc[name, "faces"] for name in splits}
     pictures = [
-        plots.class_counts(
-            {name: counts.loc[name, "faces"] for name in splits}, data.classes, out / f"counts.{suffix}"
-        ),
+        plots.class_counts(sizes, data.classes, out / f"counts.{suffix}"),
         plots.faces(means, captions, [None] * len(means), out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
         plots.gray_values({n: split.images.numpy() for n, split in splits.items()}, faces, out / f"pixels.{suffix}"),
@@ -68,7 +68,7 @@ def choose(data: Data) -> dict[str, Faces]:
     return chosen
 
 
-def describe(splits: dict[str, Faces], images: Tensor, classes, near: float | None) -> pd.DataFrame:
+def describe(splits: dict[str, Faces], images: Tensor, classes: Sequence[str], near: float | None) -> pd.DataFrame:
     """A row a face, of all splits: split, id, label; mean and deviation of its gray values; `same` and `group`, the
     first row equal to it and the first of its group of copies; kind, `exact` where another row equals it, else `near`.
     """
@@ -106,10 +106,11 @@ def disputed(copies: pd.DataFrame) -> list[list[int]]:
     return [rows.tolist() for rows in turn.groupby(copies["group"]).groups.values()]
 
 
-def draw_rows(images: Tensor, faces: pd.DataFrame, rows, path: Path) -> Path:
+def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], path: Path) -> Path:
     """A picture with each of `rows`, lists of positions, in a row of its own, white where it ends early."""
     columns = max(map(len, rows), default=1)
-    shown, captions = [], []
+    shown: list[np.ndarray] = []
+    captions: list[str] = []
     for row in rows:
         blank = columns - len(row)
         shown += [*images[row].numpy(), *np.full((blank, 1, SIZE, SIZE), 255)]
@@ -140,4 +141,4 @@ def leaked(faces: pd.DataFrame, key: str, earlier: str, later: str) -> tuple[int
     with their own label."""
     there, here = (faces.loc[faces["split"] == name, [key, "label"]] for name in (earlier, later))
     here = here[here[key].isin(there[key])]
-    return len(here), len(here) - int(pd.MultiIndex.from_frame(here).isin(pd.MultiIndex.from_frame(there)).sum())
+    return len(here), len(here) - len(here.merge(there.drop_duplicates()))

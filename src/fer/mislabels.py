@@ -1,7 +1,8 @@
 """fer mislabels: the training faces that are likeliest labelled wrong, by networks that have not seen them.
 
 Confident learning (Northcutt et al. 2021, arXiv:1911.00068), by cleanlab, on predictions out of fold. Copies of a face
-stay in one fold, or a network would have seen what it is asked about. A fold's training has its folder under `out`.
+stay in one fold, or a network would have seen what it is asked about. A fold's training has its folder under `out`;
+how it is trained stays in train.py.
 """
 
 from dataclasses import replace
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.model_selection import StratifiedGroupKFold
@@ -28,24 +28,23 @@ def run(values: dict, typed: list[str]) -> None:
     labels, probabilities = faces.labels.numpy(), np.zeros((len(faces), len(data.classes)))
     folds = StratifiedGroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed % 2**32)
     for number, (seen, unseen) in enumerate(folds.split(labels, labels, exact_copies(faces.images))):
-        parts = {"train": faces.take(seen), "validation": faces.take(unseen)}
-        folder = out / f"fold{number}"
-        trainer = train_in(folder, cfg, device, replace(data, splits=parts))
-        print(f"fold {number + 1} of {cfg.folds}: accuracy {trainer.best:.4f} on faces not seen", flush=True)
+        folder, parts = out / f"fold{number}", {"train": faces.take(seen), "validation": faces.take(unseen)}
+        best = train_in(folder, cfg, device, replace(data, splits=parts)).best
+        print(f"fold {number + 1} of {cfg.folds}: accuracy {best:.4f} on faces not seen", flush=True)
         logits = load_checkpoint(folder / "best.pt")["validation"]["logits"]
         probabilities[unseen] = logits.double().softmax(1).numpy()
 
-    table = pd.DataFrame({"id": faces.ids, "label": np.array(data.classes)[labels],
-                          "prediction": np.array(data.classes)[probabilities.argmax(1)],
-                          "confidence": probabilities.max(1).round(4),
-                          "quality": get_label_quality_scores(labels, probabilities).round(4),
-                          "suspect": find_label_issues(labels, probabilities, n_jobs=1)})  # fmt: skip
+    names = np.array(data.classes)
+    table = pd.DataFrame({"id": faces.ids, "label": names[labels], "prediction": names[probabilities.argmax(1)]})
+    table["confidence"] = probabilities.max(1).round(4)
+    table["quality"] = get_label_quality_scores(labels, probabilities).round(4)
+    table["suspect"] = find_label_issues(labels, probabilities, n_jobs=1)
     order = np.lexsort((table["quality"], ~table["suspect"]))
     write_text(out / "mislabels.csv", table.iloc[order].to_csv(index=False))
-    shown = order[: min(cfg.samples, int(table["suspect"].sum()))]
-    captions = [f"{row.prediction} {row.confidence:.0%}\nis {row.label}" for row in table.iloc[shown].itertuples()]
-    picture = plots.faces(faces.images[torch.from_numpy(shown)].numpy(), captions, [None] * len(shown),
-                          out / f"mislabels.{cfg.format}", columns=7)  # fmt: skip
     count = int(table["suspect"].sum())
+    shown = order[:count][: cfg.samples]
+    captions = [f"{row.prediction} {row.confidence:.0%}\nis {row.label}" for row in table.iloc[shown].itertuples()]
+    place = out / f"mislabels.{cfg.format}"
+    picture = plots.faces(faces.images.numpy()[shown], captions, [None] * len(shown), place, columns=7)
     print(f"{count:,} of {len(faces):,} labels are likely wrong ({count / len(faces):.1%}), the likeliest first")
     print(f"open:\n  {picture}\n  {out / 'mislabels.csv'}")

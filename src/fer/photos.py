@@ -1,14 +1,17 @@
-"""Faces in photos, for fer predict input=: found by scikit-image's cascade, cropped as FER2013's, named and drawn."""
+"""Faces in photos, for fer predict input=: found by scikit-image's cascade, cropped as FER2013's, named and drawn. What
+labels them is handed in; of networks and checkpoints it knows nothing."""
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fer import UserError
+from fer import UserError, config
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
 from fer.data.readers import FORMATS, MAX_PIXELS, image_files
@@ -22,48 +25,50 @@ DETAIL = 7.0  # gray levels: deviation from the local mean. 999 of 1,000 FER2013
 # the cascade sees faces too, have 6 or fewer
 
 
-def run(cfg, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]) -> None:
+def run(
+    cfg: config.PredictConfig, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]
+) -> None:
     """Find the faces in cfg.input, have them labelled, write cfg.out and a picture for each photo with faces."""
     if other := {key.split(".")[0] for key in typed} & {"split", "sample", "columns", "probs", "data"}:
         raise UserError(f"{min(other)}: does not go with input, whose faces are of no split; leave one of the two out")
-    place, out = Path(cfg.input), Path(cfg.out)
+    place, out = Path(cfg.input or ""), Path(cfg.out)
     files = image_files(place) if place.is_dir() else [place]
     if not files:
         raise UserError(f"input={place}: no images in this folder; name another, or a photo")
     folder = out.with_name(f"{out.stem}_faces")
     if out.resolve() in [file.resolve() for file in files] or folder.resolve() == files[0].parent.resolve():
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
-    detector, crops, rows = cascade(), [], []
+    detector, found = cascade(), []
     for file in files:
-        found = find_faces(read_photo(file).convert("L"), detector)
-        if not found:
+        own = find_faces(read_photo(file).convert("L"), detector)
+        found += [(file, *face) for face in own]
+        if not own:
             print(f"{readable(file)}: no face found")
-        for box, face in found:
-            rows.append((file, *box))
-            crops.append(face)
     header = ["file", "x", "y", "width", "height", "label", *classes]
-    if not rows:
+    if not found:
         write_csv(out, header, [])
         print(f"no face in {len(files)} photos: {out} has a header only; faces are found from the front and upright")
         return
-    means = label(Faces(torch.stack(crops), torch.full((len(rows),), -1), [str(i) for i in range(len(rows))]))
-    named = [(*row, classes[p.argmax()], p) for row, p in zip(rows, means, strict=True)]
+    crops = torch.stack([crop for *_, crop in found])
+    means = label(Faces(crops, torch.full((len(crops),), -1), [str(i) for i in range(len(crops))]))
+    named = [(file, *box, classes[p.argmax()], p) for (file, box, _), p in zip(found, means, strict=True)]
     make_folder(folder)
     lines = ([readable(file), x, y, s, s, name, *(f"{v:.6f}" for v in p.tolist())] for file, x, y, s, name, p in named)
     write_csv(out, header, lines)
-    stems = Counter(file.stem for file in files)
-    for file in dict.fromkeys(file for file, *_ in rows):
+    stems, photos = Counter(file.stem for file in files), dict.fromkeys(file for file, *_ in found)
+    for file in photos:
         picture = draw(read_photo(file), [(x, y, s, f"{n} {p.max():.0%}") for f, x, y, s, n, p in named if f == file])
         target = folder / f"{file.stem if stems[file.stem] == 1 else file.name}.png"
-        write(target, lambda to, picture=picture: picture.save(to, "PNG"))
-    print(f"{len(rows)} faces in {len({file for file, *_ in rows})} of {len(files)} photos labelled: {out}, {folder}")
+        write(target, partial(picture.save, format="PNG"))
+    print(f"{len(named)} faces in {len(photos)} of {len(files)} photos labelled: {out}, {folder}")
 
 
 def readable(file: Path) -> str:
     return str(file).encode(errors="replace").decode()
 
 
-def cascade():
+def cascade() -> Any:
+    """scikit-image's detector of frontal faces."""
     try:
         from skimage.data import lbp_frontal_face_cascade_filename
         from skimage.feature import Cascade
@@ -89,7 +94,7 @@ def read_photo(file: Path) -> Image.Image:
         raise UserError(f"{readable(file)}: not a readable image; replace or remove it") from None
 
 
-def find_faces(photo: Image.Image, detector) -> list[tuple[tuple[int, int, int], torch.Tensor]]:
+def find_faces(photo: Image.Image, detector: Any) -> list[tuple[tuple[int, int, int], torch.Tensor]]:
     """The upright faces of a gray photo from left to right: x, y and side of the square in pixels, and what is in it,
     uint8 1×48×48, as tight as FER2013's faces.
 
@@ -103,21 +108,22 @@ def find_faces(photo: Image.Image, detector) -> list[tuple[tuple[int, int, int],
     margin = round(MARGIN * min(width, height))
     small = np.pad(np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR)), margin, mode="edge")
     how = {"scale_factor": 1.1, "step_ratio": 1, "min_size": (SMALLEST,) * 2, "max_size": (min(small.shape),) * 2}
-    every = {"min_neighbor_number": 1, "intersection_score_threshold": 1.01}  # single windows, none merged
-    windows = [(w["c"], w["r"], w["width"]) for w in detector.detect_multi_scale(img=small, **how, **every)]
-    mirror = detector.detect_multi_scale(img=np.ascontiguousarray(small[:, ::-1]), **how, **every)
-    windows += [(small.shape[1] - w["c"] - w["width"], w["r"], w["width"]) for w in mirror]
-    windows = np.array(windows, float).reshape(-1, 3) - [margin, margin, 0]
+    how |= {"min_neighbor_number": 1, "intersection_score_threshold": 1.01}  # single windows, none merged
+    seen = [(w["c"], w["r"], w["width"]) for w in detector.detect_multi_scale(small, **how)]
+    mirror = detector.detect_multi_scale(np.ascontiguousarray(small[:, ::-1]), **how)
+    seen += [(small.shape[1] - w["c"] - w["width"], w["r"], w["width"]) for w in mirror]
+    windows = np.array(seen, float).reshape(-1, 3) - [margin, margin, 0]
     x, y, side = windows.T
     apart = np.hypot(*(np.subtract.outer(v, v) for v in (x + side / 2, y + side / 2)))
     agree = (apart < 0.15 * np.add.outer(side, side)) & (abs(np.subtract.outer(np.log(side), np.log(side))) < 0.47)
-    boxes, found = [], []
+    boxes: list[np.ndarray] = []
     while (votes := agree.sum(1)).max(initial=0) >= VOTES:
         own = agree[votes.argmax()].copy()
         agree[own], agree[:, own] = False, False
         box = np.median(windows[own], 0)
         if all(np.abs(box[:2] + box[2] / 2 - b[:2] - b[2] / 2).max() > (box[2] + b[2]) / 3 for b in boxes):
             boxes.append(box)
+    found = []
     for left, top, whole in sorted((box / scale).round().astype(int).tolist() for box in boxes):
         whole = min(whole, *photo.size)
         left, top = (min(max(at, 0), room - whole) for at, room in zip((left, top), photo.size, strict=True))

@@ -1,30 +1,39 @@
 """Every figure: data in, file out (.png, .svg or .pdf by the path's suffix, 150 dpi). Each returns its path.
 
 Text is drawn as it stands (`$` and `_` mean nothing), colours are Okabe and Ito's, and nothing rests on colour alone.
+Knows of no config, run or tensor; pyplot, torch and pandas are never imported.
 """
 
 import os
 import textwrap
 import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fer import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
 GRAY = "#555555"
-LOOKS = {"gray": "gray", "texture": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
+LOOKS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
 MASKED = "#cfe3f5"
 MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
-STYLE = {
+RUNS: list[dict[str, Any]] = [{"color": colour, "marker": marker} for marker in MARKERS for colour in COLOURS[:7]]
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,  # at 7 inches, the width of both columns
     "axes.titlesize": 9,
@@ -43,60 +52,60 @@ STYLE = {
 }
 
 
-def curves(history, path: str | Path) -> Path:
+def curves(history: "pd.DataFrame", path: str | Path) -> Path:
     """Loss and accuracy of both splits over epochs, the best epoch marked.
 
     `history` is history.csv as a DataFrame, a row an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
     (accuracies 0 to 1). What is not finite is left out.
     """
     with _figure(path, 7, 2.8) as figure:
-        best = _best(history)
         panels = _panels(figure, history)
+        known = history[history["val_accuracy"].notna()]
         for axes, what, scale in panels:
             _line(axes, history, f"train_{what}", scale, color=VERMILION, linestyle="--", label="train")
             _line(axes, history, f"val_{what}", scale, color=BLUE, label="validation")
-            if best is not None and np.isfinite(value := scale * best[f"val_{what}"]):
-                look = {"fillstyle": "none", "markersize": 7, "label": "best epoch"}
-                axes.plot(best["epoch"], value, "o", color=BLUE, **look)
-                number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
-                axes.set_title(f"epoch {best['epoch']:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
+            for _, best in known.nlargest(1, "val_accuracy").iterrows():  # the first of equals, as `train` has it
+                if np.isfinite(value := scale * best[f"val_{what}"]):
+                    axes.plot(best["epoch"], value, "o", color=BLUE, fillstyle="none", markersize=7, label="best epoch")
+                    number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
+                    axes.set_title(f"epoch {best['epoch']:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
         figure.legend(*panels[1][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return Path(path)
 
 
-def compare(histories: dict, path: str | Path) -> Path:
+def compare(histories: "Mapping[str, pd.DataFrame]", path: str | Path) -> Path:
     """The panels of `curves` for several runs, {name: history}: validation solid, train dashed, where they are few."""
     names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
     tops = [100 * history["val_accuracy"].max() for history in histories.values()]
     labels = [f"{n}, best {top:.2f} %" if top == top else n for n, top in zip(names, tops, strict=True)]
     longest = max(map(len, labels), default=0)
-    outside = len(labels) > 4 or longest > 36
+    outside, few = len(labels) > 4 or longest > 36, len(labels) < 8
     columns = max(1, 100 // (longest + 8)) if outside else 1  # 7 inches hold 100 letters; 8 for the line
     with _figure(path, 7, 2.7 + outside * 0.17 * -(-len(labels) // columns)) as figure:
-        looks = [{"color": COLOURS[i % 7], "marker": MARKERS[i // 7 % 6]} for i in range(len(labels))]
+        looks = [RUNS[i % len(RUNS)] for i in range(len(labels))]
         panels = _panels(figure, *histories.values())
         for axes, what, scale in panels:
             for history, look in zip(histories.values(), looks, strict=True):
-                if len(histories) < 8:  # of more, a tangle
+                if few:  # of more, a tangle
                     _line(axes, history, f"train_{what}", scale, **look, linestyle="--", linewidth=0.8, alpha=0.8)
                 _line(axes, history, f"val_{what}", scale, **look)
-        splits = [Line2D([], [], color=GRAY, linestyle=s, linewidth=w) for s, w in (("--", 0.8), ("-", 1.3))]
-        panels[0][0].legend(
-            *([splits, ["train", "validation"]] if len(histories) < 8 else [splits[1:], ["validation"]])
-        )
-        place = {"loc": "outside lower center", "ncols": columns} if outside else {"loc": "best"}
+        splits = [Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")] if few else []
+        splits += [Line2D([], [], color=GRAY, label="validation")]
+        panels[0][0].legend(handles=splits)
         runs = [Line2D([], [], **look) for look in looks]
-        legend = (figure if outside else panels[1][0]).legend(runs, ["-"] * len(labels), **place)
+        place: Any = figure if outside else panels[1][0]
+        where = "outside lower center" if outside else "best"
+        legend = place.legend(runs, ["-"] * len(labels), loc=where, ncols=columns)
         for text, label in zip(legend.get_texts(), labels, strict=True):
             text.set_text(label)  # given at once, a label that begins with _ would be left out
     return Path(path)
 
 
-def confusion(matrix, classes, path: str | Path, title: str | None = None) -> Path:
+def confusion(matrix: Any, classes: Sequence[str], path: str | Path, title: str | None = None) -> Path:
     """Counts C×C, rows truth, columns prediction; colour and % are shares of the row, an empty row is blank."""
     matrix = np.asarray(matrix)
     total = matrix.sum(1, keepdims=True)
-    shares = np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
+    shares = matrix / np.where(total > 0, total, np.nan)
     side, margin = 0.44 * max(len(classes), 4), 0.5 + 0.065 * max(map(len, classes))
     with _figure(path, side + margin, side + margin + 0.2 * bool(title)) as figure:
         axes = figure.add_subplot()
@@ -109,47 +118,43 @@ def confusion(matrix, classes, path: str | Path, title: str | None = None) -> Pa
         axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="prediction", ylabel="truth", title=title)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.grid(False)
+        _bare(axes)
     return Path(path)
 
 
-def faces(images, captions: list[str], ok: list[bool | None], path: str | Path, columns: int = 8) -> Path:
+def faces(images: Any, captions: Sequence[str], ok: Sequence[bool | None], path: str | Path, columns: int = 8) -> Path:
     """A grid of faces, uint8 N×1×48×48, with a caption each; `ok` marks right (✓) and wrong (✗, bold, framed) ones."""
-    ok = [good if good is None else bool(good) for good in ok]
-    texts = [
-        "\n".join(textwrap.fill(line, 17) for line in ({True: "✓ ", False: "✗ "}.get(good, "") + caption).split("\n"))
-        for caption, good in zip(captions, ok, strict=True)
-    ]
+    marks = ["" if good is None else "✓ " if good else "✗ " for good in ok]
+    lines = [(mark + caption).split("\n") for mark, caption in zip(marks, captions, strict=True)]
+    texts = ["\n".join(textwrap.fill(line, 17) for line in own) for own in lines]
     columns = max(1, min(columns, len(texts)))
-    lines = [max(t.count("\n") + 1 for t in texts[i : i + columns]) for i in range(0, len(texts), columns)]
-    tops = np.cumsum([0.04, *(1.09 + 0.125 * n for n in lines)])  # inches, of each row and of the end
+    longest = [max(t.count("\n") + 1 for t in texts[i : i + columns]) for i in range(0, len(texts), columns)]
+    tops = np.cumsum([0.04, *(1.09 + 0.125 * n for n in longest)])  # inches, of each row and of the end
     with _figure(path, 1.05 * columns, max(tops[-1], 0.5), layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: 40 axes take seconds
         axes.axis("off")
         if not texts:
             axes.text(0.525, 0.25, "no faces", ha="center", va="center")
-        for i, (image, text, good) in enumerate(zip(np.asarray(images), texts, ok, strict=True)):
+        for i, (image, text, mark) in enumerate(zip(np.asarray(images), texts, marks, strict=True)):
             x, y = 1.05 * (i % columns) + 0.06, tops[i // columns]
             axes.imshow(image[0], cmap="gray", vmin=0, vmax=255, extent=(x, x + 0.93, y + 0.93, y))
-            if good is False:
+            if wrong := mark == "✗ ":
                 axes.add_patch(Rectangle((x, y), 0.93, 0.93, fill=False, edgecolor=VERMILION, linewidth=2.5))
-            weight = "bold" if good is False else "normal"
+            weight = "bold" if wrong else "normal"
             axes.text(x + 0.465, y + 0.98, text, ha="center", va="top", fontsize=6.5, weight=weight)
         axes.set(xlim=(0, 1.05 * columns), ylim=(max(tops[-1], 0.5), 0), aspect="auto")
     return Path(path)
 
 
-def per_class_bars(report: dict, path: str | Path) -> Path:
+def per_class_bars(report: Mapping[str, Any], path: str | Path) -> Path:
     """Precision, recall and F1 (0 to 1) a class with its support, from metrics.classification_report."""
     rows = {name: row for name, row in report.items() if name not in ("accuracy", "macro avg", "weighted avg")}
     with _figure(path, max(3.4, len(rows)), 2.4) as figure:
         axes = figure.add_subplot()
-        for i, (key, colour) in enumerate((("precision", SKY), ("recall", BLUE), ("f1-score", ORANGE))):
+        looks = (("precision", "precision", SKY), ("recall", "recall", BLUE), ("f1-score", "F1", ORANGE))
+        for i, (key, label, colour) in enumerate(looks):
             heights = [100 * row[key] for row in rows.values()]
-            bars = axes.bar(np.arange(len(rows)) + 0.27 * (i - 1), heights, 0.25, color=colour)
-            bars.set_label(key.replace("f1-score", "F1"))
+            bars = axes.bar(np.arange(len(rows)) + 0.27 * (i - 1), heights, 0.25, color=colour, label=label)
             axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
         names = [f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}" for name, row in rows.items()]
         axes.set_xticks(range(len(rows)), names)
@@ -160,7 +165,7 @@ def per_class_bars(report: dict, path: str | Path) -> Path:
     return Path(path)
 
 
-def schedules(history, columns, path: str | Path) -> Path:
+def schedules(history: "pd.DataFrame", columns: Collection[str], path: str | Path) -> Path:
     """Any `columns` of the history over epochs, a small panel each; a rate (lr…) that is never 0 and spans more than
     30× has a logarithmic axis."""
     with _figure(path, 3.5, 0.35 + 0.95 * len(columns)) as figure:
@@ -171,13 +176,12 @@ def schedules(history, columns, path: str | Path) -> Path:
             if column.startswith("lr") and 0 < 30 * history[column].min() < history[column].max():
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(numticks=4))
-                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # the default is mathtext
-                axes.yaxis.set_minor_formatter(NullFormatter())
+                _plain(axes.yaxis)
         _epochs(panels[-1], history)
     return Path(path)
 
 
-def recalls(history, classes, path: str | Path) -> Path:
+def recalls(history: "pd.DataFrame", classes: Sequence[str], path: str | Path) -> Path:
     """The share of each class's validation faces that was labelled right, over epochs: columns val_recall_<class>."""
     with _figure(path, 7, 2.8) as figure:
         axes = figure.add_subplot()
@@ -189,7 +193,7 @@ def recalls(history, classes, path: str | Path) -> Path:
     return Path(path)
 
 
-def reliability(before, after, path: str | Path) -> Path:
+def reliability(before: tuple, after: tuple, path: str | Path) -> Path:
     """Accuracy against confidence (Guo et al. 2017) as it is and after scaling: two of (title, confidence, accuracy,
     count), a bin each; see metrics.reliability. Below, how many faces a bin holds."""
     with _figure(path, 7, 3.4) as figure:
@@ -208,7 +212,7 @@ def reliability(before, after, path: str | Path) -> Path:
     return Path(path)
 
 
-def explanations(columns: dict, captions, title: str, path: str | Path) -> Path:
+def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title: str, path: str | Path) -> Path:
     """A row a face, a column a map of it, {title: (look, N×H×W)}; wrong predictions are marked as in `faces`.
 
     look: gray is 0 to 255, NaN masked; positive and signed are scaled by each map's own largest size, overlay is a
@@ -243,55 +247,56 @@ def explanations(columns: dict, captions, title: str, path: str | Path) -> Path:
             if wrong:
                 axes.add_patch(Rectangle((left, y), side, side, fill=False, edgecolor=VERMILION, linewidth=2))
         y = height - 0.12
-        keys = (0.08, "positive", "0 to the map's maximum"), (2.3, "signed", "lowers or raises the score")
-        for x, look, text in keys:
+        for x, look, key in (
+            (0.08, "positive", "0 to the map's maximum"),
+            (2.3, "signed", "lowers or raises the score"),
+        ):
             axes.imshow(np.linspace(0, 1, 64)[None], cmap=LOOKS[look], extent=(x, x + side, y + 0.05, y - 0.05))
-            axes.text(x + side + 0.06, y, text, va="center", fontsize=6.5)
+            axes.text(x + side + 0.06, y, key, va="center", fontsize=6.5)
         axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     return Path(path)
 
 
-def mosaic(images, title: str, path: str | Path, look: str | None = None, names=None) -> Path:
+def mosaic(
+    images: Any, title: str, path: str | Path, texture: bool = False, names: Sequence[str] | None = None
+) -> Path:
     """Every one of N×h×w images, with its name, or else numbered from 0.
 
-    look: `texture` spreads each over gray by its own mean and deviation; without, all share one scale of colours, which
-    the largest percent may leave.
+    texture: each is spread over gray by its own mean and deviation; without, all share one scale of colours, which the
+    largest percent may leave.
     """
     images = np.asarray(images, dtype=float)
     count = len(images)
     columns, side = next((c, s) for c, s, most in ((7, 0.9, 7), (8, 0.75, 64), (16, 0.4, 256), (24, 0.28, np.inf))
                          if count <= most)  # fmt: skip
     rows, grown = -(-count // columns), max(1, 48 // images.shape[-1])
-    largest = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
-    limits, bar = ((-largest if images.min() < 0 else 0), largest), look != "texture"
-    look = look or ("signed" if images.min() < 0 else "positive")
-    if look == "texture":
+    if texture:
         deviation = images.std((1, 2), keepdims=True)
         images = (images - images.mean((1, 2), keepdims=True)) / np.where(deviation > 0, deviation, 1)
-        limits = (-2.5, 2.5)
+        look, low, high = "gray", -2.5, 2.5
+    else:
+        high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
+        look, low = ("signed", -high) if images.min() < 0 else ("positive", 0)
     images = images.repeat(grown, 1).repeat(grown, 2)  # so that gaps are as wide in all layers
-    cells = np.full((rows * columns, images.shape[1] + 2, images.shape[2] + 2), np.nan)
-    cells[:count, 1:-1, 1:-1] = images
+    cells = np.pad(images, ((0, rows * columns - count), (1, 1), (1, 1)), constant_values=np.nan)
     height, width = cells.shape[1:]
     sheet = cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
-    size = (columns * side + 0.4 + 0.6 * bar, rows * side * height / width + 0.55)
+    size = (columns * side + (0.4 if texture else 1), rows * side * height / width + 0.55)
     with _figure(path, *size) as figure:
         axes = figure.add_subplot()
-        shown = axes.imshow(sheet, cmap=LOOKS[look], vmin=limits[0], vmax=limits[1])
-        across = [f"+{i}" for i in range(columns)] if names is None else names
+        shown = axes.imshow(sheet, cmap=LOOKS[look], vmin=low, vmax=high)
+        across = names or [f"+{i}" for i in range(columns)]
         axes.set_xticks(np.arange(len(across)) * width + width / 2, across, fontsize=6.5)
-        axes.set_yticks(np.arange(rows) * height + height / 2, np.arange(rows) * columns if names is None else [""])
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-        axes.grid(False)
+        axes.set_yticks(np.arange(rows) * height + height / 2, [""] if names else np.arange(rows) * columns)
+        _bare(axes)
         axes.set_title(textwrap.fill(title, int(13 * size[0])), loc="left")
-        if bar:
-            place = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
+        if not texture:
+            place: dict[str, Any] = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
             figure.colorbar(shown, **place, extend="both" if look == "signed" else "max").outline.set_visible(False)
     return Path(path)
 
 
-def class_counts(counts: dict, classes, path: str | Path) -> Path:
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: str | Path) -> Path:
     """{split: C counts} as bars, a panel a split: heights are shares of the split, numbers are counts."""
     with _figure(path, 3.5 if len(counts) == 1 else 7, 2.4) as figure:
         panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
@@ -307,7 +312,7 @@ def class_counts(counts: dict, classes, path: str | Path) -> Path:
     return Path(path)
 
 
-def gray_values(images: dict, faces, path: str | Path) -> Path:
+def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: str | Path) -> Path:
     """How gray values are distributed: of all pixels of {split: uint8 N×1×H×W}, and the mean and the deviation of each
     of `faces`, a DataFrame with columns split, mean, deviation."""
     with _figure(path, 7, 2.3) as figure:
@@ -316,7 +321,7 @@ def gray_values(images: dict, faces, path: str | Path) -> Path:
             own = faces[faces["split"] == split]
             look = {"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4], "label": split}
             parts = np.array_split(pixels, len(pixels) // 256 + 1)  # bincount makes 8 bytes of each
-            histogram = sum(np.bincount(part.ravel(), minlength=256) for part in parts)
+            histogram = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
             panels[0].stairs(100 * histogram / histogram.sum(), np.arange(257), **look)
             for axes, column, step in ((panels[1], "mean", 8), (panels[2], "deviation", 4)):
                 counts, edges = np.histogram(own[column], np.arange(33) * step)
@@ -328,7 +333,7 @@ def gray_values(images: dict, faces, path: str | Path) -> Path:
     return Path(path)
 
 
-def shares(table, path: str | Path) -> Path:
+def shares(table: "pd.DataFrame", path: str | Path) -> Path:
     """Accuracy, with its 95 % interval, against the share of labels, a line a method: columns share, method, accuracy,
     low, high."""
     with _figure(path, 4.5, 3) as figure:
@@ -338,16 +343,14 @@ def shares(table, path: str | Path) -> Path:
             spread = abs(100 * rows[["low", "high"]].T.to_numpy() - middle.to_numpy())
             axes.errorbar(x, middle, spread, color=COLOURS[i % 7], marker=MARKERS[1 + i % 5], capsize=2, label=method)
         axes.set(xlabel="training faces with labels, %", ylabel="accuracy, %", xscale="log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        ticks = sorted(100 * table["share"].unique())
-        axes.set_xticks(ticks)
+        _plain(axes.xaxis)
+        axes.set_xticks(sorted(100 * table["share"].unique()))
         axes.legend()
     return Path(path)
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float, layout: str | None = "constrained"):
+def _figure(path: str | Path, width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
     """A styled Figure of so many inches, which becomes `path` when the block ends: whole, or not at all."""
     path = Path(path)
     kind = path.suffix[1:].lower()
@@ -367,7 +370,7 @@ def _figure(path: str | Path, width: float, height: float, layout: str | None = 
             part.unlink(missing_ok=True)
 
 
-def _panels(figure: Figure, *histories):
+def _panels(figure: Figure, *histories: "pd.DataFrame") -> list[tuple[Axes, str, int]]:
     """Loss and accuracy side by side: (axes, what the columns' names end in, scale) of each."""
     panels = list(zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True))
     for axes, what, scale in panels:
@@ -376,7 +379,20 @@ def _panels(figure: Figure, *histories):
     return panels
 
 
-def _epochs(axes, *histories) -> None:
+def _bare(axes: Axes) -> None:
+    """Names beside a picture, and nothing around it."""
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.grid(False)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers as they are; a logarithmic axis would have mathtext."""
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter("")
+
+
+def _epochs(axes: Axes, *histories: "pd.DataFrame") -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
     if len(epochs := np.concatenate([[], *(history["epoch"] for history in histories)])):
@@ -384,14 +400,10 @@ def _epochs(axes, *histories) -> None:
         axes.set_xlim(epochs.min() - pad, epochs.max() + pad)
 
 
-def _line(axes, history, column: str, scale: float = 1, marker: str | None = None, **look) -> None:
+def _line(
+    axes: Axes, history: "pd.DataFrame", column: str, scale: float = 1, marker: str | None = None, **look: Any
+) -> None:
     """A column over the epochs that have it; few of them are dots as well, since one alone draws no line."""
     rows = history[np.isfinite(history[column].astype(float))]
     marker = marker or ("o" if len(rows) <= 10 else None)
     axes.plot(rows["epoch"], scale * rows[column], marker=marker, markevery=max(1, len(rows) // 10), **look)
-
-
-def _best(history):
-    """The row of the highest validation accuracy, the first of equals as `train` has it; None without one."""
-    found = history[history["val_accuracy"].notna()]
-    return found.iloc[found["val_accuracy"].to_numpy().argmax()] if len(found) else None

@@ -1,8 +1,10 @@
 """fer predict: checkpoints and a split of faces in, a submission out; and what evaluate shares with it: test-time
-augmentation and ensembles."""
+augmentation and ensembles. Knows checkpoints and faces; training, and how faces are found in photos, stay out.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 import torch
@@ -34,28 +36,27 @@ def run(values: dict, typed: list[str]) -> None:
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
-        photos.run(cfg, typed, members[0].contents["classes"], lambda faces: label_photos(members, faces, cfg))
+        classes = members[0].contents["classes"]
+        photos.run(cfg, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
         return
     data = open_data(members[0].settings, cfg.data)
-    split, faces = choose_split(data, cfg.split)
+    split = cfg.split or data.unlabelled
+    if split is None:
+        raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
+    faces = data.open(split)
     header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
     faces = faces if order is None else faces.take(order)
 
-    weights = torch.ones(len(members), dtype=torch.float64)
-    if len(members) > 1:
-        weights = weigh(members, data.open("validation"), cfg)
-    members = [member for member, weight in zip(members, weights, strict=True) if weight]
-    weights = weights[weights > 0]
-    how = cfg.batch_size, pick_device(cfg.device)
-    known = len(data.classes)  # of 8 classes the last is left out where the data has 7
-    means = average([label(member, faces, *how, cfg.tta) for member in members], weights)[:, :known]
+    weights, known = weigh(members, cfg, data), len(data.classes)  # of 8 classes the last is left out of data of 7
+    means = label_all(members, weights, faces, cfg)[:, :known]
     labels = means.argmax(1)
     if cfg.probs:
         rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, means.tolist(), strict=True))
         write_csv(cfg.probs, [header[0], *class_names(means.shape[1])], rows)
     write_csv(cfg.out, header, zip(ids, labels.tolist(), strict=True))
 
-    by = str(members[0].path) if len(members) == 1 else f"{len(members)} checkpoints"
+    count = int(weights.count_nonzero())
+    by = f"{count} checkpoints" if count > 1 else str(members[int(weights.argmax())].path)
     print(f"{len(faces)} faces of {split} labelled by {by}: {cfg.out}" + (f", {cfg.probs}" if cfg.probs else ""))
     if split in data.shut:
         print(f"no accuracy is shown: {split} holds, or may hold, PrivateTest")
@@ -63,7 +64,7 @@ def run(values: dict, typed: list[str]) -> None:
         matrix = metrics.confusion(labels, faces.labels, known)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
         if cfg.tta != "none":
-            plain = average([label(member, faces, *how, "none") for member in members], weights)[:, :known]
+            plain = label_all(members, weights, faces, cfg.model_copy(update={"tta": "none"}))[:, :known]
             print(f"without tta: {(plain.argmax(1) == faces.labels).double().mean():.4f}")
 
 
@@ -89,14 +90,11 @@ def label(member: Member, faces: Faces, batch_size: int, device: torch.device, t
         return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
 
 
-def label_photos(members: list[Member], faces: Faces, cfg) -> Tensor:
-    """Probabilities, as label's, of faces that are of no split; only select=greedy needs the members' data."""
-    weights = torch.ones(len(members), dtype=torch.float64)
-    if len(members) > 1 and cfg.select == "greedy":
-        weights = weigh(members, open_data(members[0].settings, None).open("validation"), cfg)
-    chosen = [member for member, weight in zip(members, weights, strict=True) if weight]
-    how = cfg.batch_size, pick_device(cfg.device), cfg.tta
-    return average([label(member, faces, *how) for member in chosen], weights[weights > 0])
+def label_all(members: list[Member], weights: Tensor, faces: Faces, cfg: config.PredictConfig) -> Tensor:
+    """The members' mean probabilities, as label's; those of no weight are not asked."""
+    device = pick_device(cfg.device)
+    asked = [member for member, weight in zip(members, weights, strict=True) if weight]
+    return average([label(member, faces, cfg.batch_size, device, cfg.tta) for member in asked], weights[weights > 0])
 
 
 @torch.no_grad()
@@ -106,14 +104,11 @@ def probabilities(network: Network, images: Tensor, batch_size: int, precision: 
     none: the face alone. flip: it and its mirror image. tencrop: ten_crops at the model's size (Krizhevsky et al.
     2012) or, where that is no smaller than the face, at 7/8 of the face, enlarged.
     """
-    side = images.shape[-1]
-    size = network.model.size if network.model.size < side else side * 7 // 8
-    views = {
-        "none": lambda: [images],
-        "flip": lambda: [images, images.flip(-1)],
-        "tencrop": lambda: ten_crops(images, size),
-    }
-    found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views[tta]()]
+    views = [images, images.flip(-1)] if tta == "flip" else [images]
+    if tta == "tencrop":
+        side, own = images.shape[-1], cast(int, network.model.size)
+        views = list(ten_crops(images, own if own < side else side * 7 // 8))
+    found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views]
     return torch.stack(found).mean(0)
 
 
@@ -122,9 +117,16 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("mnc,m->nc", torch.stack(parts), weights / weights.sum())
 
 
-def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
-    """How much each member counts, chosen on the validation faces, and a table of what each adds. Of other data than
-    the trainings' nothing is chosen or shown: its validation faces may be ones that they learned."""
+def weigh(members: list[Member], cfg: config.PredictConfig | config.EvaluateConfig, data: Data | None = None) -> Tensor:
+    """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
+
+    Without data, as for photos, that of the first member is opened if there is a choice to make. Of other data than the
+    trainings' nothing is chosen or shown: its validation faces may be ones that they learned.
+    """
+    uniform = torch.ones(len(members), dtype=torch.float64)
+    if len(members) == 1 or (data is None and cfg.select == "uniform"):
+        return uniform
+    faces = (data or open_data(members[0].settings, None)).open("validation")
     if cfg.data and any(member.contents.get("validation", {}).get("images") != faces.hash for member in members):
         if cfg.select == "greedy":
             raise UserError(
@@ -132,10 +134,14 @@ def weigh(members: list[Member], faces: Faces, cfg) -> Tensor:
                 "leave data out, or take select=uniform"
             )
         print("the ensemble's accuracy is not shown: the validation faces of this data may be ones that it learned")
-        return torch.ones(len(members), dtype=torch.float64)
-    parts = [label(member, faces, cfg.batch_size, pick_device(cfg.device), cfg.tta) for member in members]
-    right = lambda weights: (average(parts, weights).argmax(1) == faces.labels).double().mean().item()  # noqa: E731
-    weights = greedy(parts, faces.labels) if cfg.select == "greedy" else torch.ones(len(parts), dtype=torch.float64)
+        return uniform
+    device = pick_device(cfg.device)
+    parts = [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
+    weights = greedy(parts, faces.labels) if cfg.select == "greedy" else uniform
+
+    def right(weights: Tensor) -> float:
+        return (average(parts, weights).argmax(1) == faces.labels).double().mean().item()
+
     rows = []
     for i, member in enumerate(members):
         alone = torch.zeros_like(weights).index_fill_(0, torch.tensor(i), 1)
@@ -160,14 +166,6 @@ def greedy(parts: list[Tensor], labels: Tensor) -> Tensor:
         if accuracies[chosen] > best[0]:
             best = (accuracies[chosen].item(), counts.clone())
     return best[1]
-
-
-def choose_split(data: Data, named: str | None) -> tuple[str, Faces]:
-    """The split that was named, else the one without labels."""
-    name = named or data.unlabelled
-    if name is None:
-        raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
-    return name, data.open(name)
 
 
 def sample_order(path: str, faces: Faces) -> tuple[list[str], list[str], torch.Tensor | None]:

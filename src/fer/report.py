@@ -1,7 +1,7 @@
 """fer report: a run in, pictures, the numbers behind them and one page that holds all out.
 
 All comes from the run folder, which keeps what the best weights said of the validation faces; only the pictures that
-show faces need the data, and are left out without it.
+show faces need the data, and are left out without it. No network runs here, and how a figure looks is plots' business.
 """
 
 import base64
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -53,10 +54,10 @@ def run(values: dict, typed: list[str]) -> None:
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     table = metrics.report_text(matrix, classes)
-    out = make_folder(Path(cfg.out) if cfg.out else folder / "report")
+    out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", table)
 
-    values = [name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))]
+    driven = [name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))]
     recalls = history[["epoch", *(name for name in history if name.startswith("val_recall_"))]]
     report = metrics.classification_report(matrix, classes)
     parts = [
@@ -70,20 +71,22 @@ def run(values: dict, typed: list[str]) -> None:
         *faces_parts(settings, cfg, logits, labels),
         *(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
           for file in sorted((folder / "explain").glob("*.png"))),
-        Part("Schedules", (), "schedules", partial(plots.schedules, history, values), history[["epoch", *values]]),
+        Part("Schedules", (), "schedules", partial(plots.schedules, history, driven), history[["epoch", *driven]]),
         Part("Layers", text=table_text(settings.name, build(settings.model)), folded=True),
         Part("Settings", text=config.dump(settings), folded=True),
     ]  # fmt: skip
-    if (folder / "environment.yaml").is_file():
-        parts.append(Part("Environment", text=(folder / "environment.yaml").read_text(encoding="utf-8"), folded=True))
-    macro = f"Macro F1 {metrics.macro_f1(matrix):.4f}; best of {len(history)} epochs: {contents['epoch']}."
-    noted = folder / "evaluations.csv"
+    if (environment := folder / "environment.yaml").is_file():
+        parts.append(Part("Environment", text=environment.read_text(encoding="utf-8"), folded=True))
+    macro, noted = metrics.macro_f1(matrix), folder / "evaluations.csv"
     looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
     private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
-    lead = (macro, f"These faces chose the epoch too, so their accuracy is a little too good. {private}")
+    lead = (
+        f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {contents['epoch']}.",
+        f"These faces chose the epoch too, so their accuracy is a little too good. {private}",
+    )
     write_page(out, title, lead, parts, cfg.format)
     tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
-    print(f"{title}, macro F1 {metrics.macro_f1(matrix):.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
+    print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
     print(f"open:\n  {out / 'index.html'}")
 
 
@@ -116,10 +119,13 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
         rows += [(scale, *row) for row in zip(*bins, strict=True)]
     line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, which also chose the number."
     data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
-    return Part("Calibration", (line,), "calibration", partial(plots.reliability, *panels), data)
+    before, after = panels
+    return Part("Calibration", (line,), "calibration", partial(plots.reliability, before, after), data)
 
 
-def faces_parts(settings, cfg, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
+def faces_parts(
+    settings: config.TrainConfig, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor
+) -> list[Part]:
     """The most confident mistakes and some faces of every class; a line instead where the data is not at hand."""
     try:
         faces = open_data(settings, cfg.data).open("validation")
@@ -127,22 +133,19 @@ def faces_parts(settings, cfg, logits: torch.Tensor, labels: torch.Tensor) -> li
         return [Part("Faces", (f"left out: {error}",))]
     if not torch.equal(faces.labels, labels):
         return [Part("Faces", ("left out: the data is not what the run was validated on; name it with data.path=",))]
-    confidence, predicted = logits.softmax(1).max(1)
-    wrong = torch.where(predicted != labels, confidence, -1).argsort(descending=True, stable=True)
-    mistakes = wrong[: min(cfg.samples, int((predicted != labels).sum()))]
-    chosen = samples(predicted.numpy(), labels.numpy(), cfg.samples, cfg.seed)
+    confidence, predicted = (column.numpy() for column in logits.softmax(1).double().max(1))
+    table = pd.DataFrame({"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence})
+    right = table["prediction"] == table["truth"]
+    mistakes = table[~right].sort_values("confidence", ascending=False, kind="stable")[: cfg.samples]
+    chosen = table.iloc[samples(predicted, labels.numpy(), cfg.samples, cfg.seed)]
     parts, names = [], class_names(logits.shape[1])
-    for title, name, places in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
-        said, truth, sure = ([*x[places].tolist()] for x in (predicted, labels, confidence))
+    for title, name, rows in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
         captions = [
-            f"{names[p]} {s:.0%}" + (f"\nis {names[t]}" if p != t else "")
-            for p, t, s in zip(said, truth, sure, strict=True)
+            f"{names[row.prediction]} {row.confidence:.0%}" + f"\nis {names[row.truth]}" * (not right[row.Index])
+            for row in rows.itertuples()
         ]
-        right = [p == t for p, t in zip(said, truth, strict=True)]
-        draw = partial(plots.faces, faces.images[places].numpy(), captions, right, columns=7)
-        rows = zip([faces.ids[i] for i in places], said, truth, sure, strict=True)
-        data = pd.DataFrame(rows, columns=["id", "prediction", "truth", "confidence"])
-        parts.append(Part(title, (), name, draw, data))
+        draw = partial(plots.faces, faces.images[rows.index].numpy(), captions, right[rows.index], columns=7)
+        parts.append(Part(title, (), name, draw, rows))
     return parts
 
 
@@ -157,49 +160,41 @@ def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) ->
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    settings = []
-    for folder in folders:
-        own = checkpoint_config(load_checkpoint(folder / "best.pt"), folder / "best.pt")
-        settings.append(own.model_dump(exclude={"run", "resume"}))
+    found = [checkpoint_config(load_checkpoint(path), path) for path in (folder / "best.pt" for folder in folders)]
+    settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
     keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
     differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
     names = labels(folders, [own["name"] for own in settings], differing)
-    histories, rows, groups = {}, [], {}
-    for folder, name, own in zip(folders, names, settings, strict=True):
-        history = read_history(folder)
-        best = history.loc[history["val_accuracy"].idxmax()]
-        size = totals(config.build("model", own["model"]))
-        histories[name] = history
-        groups.setdefault(str(own | {"seed": 0}), []).append((name, best["val_accuracy"]))
-        rows.append(
-            {
-                "run": name,
-                "val_accuracy": round(best["val_accuracy"], 4),
-                "val_macro_f1": round(best["val_macro_f1"], 4),
-                "best_epoch": int(best["epoch"]),
-                "epochs": len(history),
-                "seconds_per_epoch": round(history["seconds"].median(), 1),
-                "parameters": size["parameters"],
-                "multiply_adds": size["multiply-adds"],
-            }
-        )
-    table = pd.DataFrame(rows)
+    histories = [read_history(folder) for folder in folders]
+    best = pd.DataFrame([history.loc[history["val_accuracy"].idxmax()] for history in histories], index=names)
+    sizes = [totals(config.build("model", own["model"])) for own in settings]
+    table = pd.DataFrame({
+        "run": names,
+        "val_accuracy": best["val_accuracy"].round(4),
+        "val_macro_f1": best["val_macro_f1"].round(4),
+        "best_epoch": best["epoch"].astype(int),
+        "epochs": [len(history) for history in histories],
+        "seconds_per_epoch": [round(history["seconds"].median(), 1) for history in histories],
+        "parameters": [size["parameters"] for size in sizes],
+        "multiply_adds": [size["multiply-adds"] for size in sizes],
+    })  # fmt: skip
     write_text(out / "comparison.csv", table.to_csv(index=False))
     seeds = [
-        [", ".join(name for name, _ in group), str(len(group)), f"{mean(values):.4f}", f"{stdev(values):.4f}"]
-        for group in groups.values()
-        if len(values := [value for _, value in group]) > 1
+        [", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"]
+        for _, own in best["val_accuracy"].groupby([str(own | {"seed": 0}) for own in settings], sort=False)
+        if len(own) > 1
     ]
-    cells = [[f"{c:.4f}" if "val_" in k else f"{c:,}" if k != "run" else c for k, c in row.items()] for row in rows]
+    looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
+    cells = [[looks[name].format(cell) for name, cell in row.items()] for row in table.to_dict("records")]
     parts = [
-        Part("Runs", table=[list(table.columns), *cells]),
-        Part("Loss and accuracy", (), "curves", partial(plots.compare, histories)),
+        Part("Runs", table=[list(table), *cells]),
+        Part("Loss and accuracy", (), "curves", partial(plots.compare, dict(zip(names, histories, strict=True)))),
         Part("Where their settings differ",
              table=[["run", *keys], *([name, *own.values()] for name, own in zip(names, differing, strict=True))]),
     ]  # fmt: skip
     if seeds:
-        parts.insert(1, Part("Over seeds", table=[["runs that differ in nothing else", "seeds", "mean val_accuracy",
-                                                   "standard deviation"], *seeds]))  # fmt: skip
+        header = ["runs that differ in nothing else", "seeds", "mean val_accuracy", "standard deviation"]
+        parts.insert(1, Part("Over seeds", table=[header, *seeds]))
     write_page(out, f"{len(names)} runs", (), parts, kind)
     print(table.to_string(index=False))
     for group, count, middle, deviation in seeds:
@@ -222,7 +217,7 @@ def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list
     return found
 
 
-def pick(settings: dict, key: str):
+def pick(settings: Any, key: str) -> Any:
     """The value at a dotted key; nothing where a part of the way is missing."""
     for part in key.split("."):
         settings = settings.get(part, "") if isinstance(settings, dict) else ""
@@ -245,6 +240,7 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
 
 
 def read_history(folder: Path) -> pd.DataFrame:
+    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report needs."""
     path = folder / "history.csv"
     try:
         history = pd.read_csv(path)

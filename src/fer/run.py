@@ -1,6 +1,7 @@
 """The run folder, the contract between commands: config.yaml, environment.yaml, history.csv, best.pt, last.pt, report/.
 
-Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole.
+Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole. Knows
+configs and networks as far as a checkpoint holds them; training and predicting stay out.
 """
 
 import contextlib
@@ -11,16 +12,16 @@ import os
 import pickle
 import platform
 import re
+import secrets
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 import torch
@@ -28,53 +29,54 @@ import yaml
 from torch import nn
 
 from fer import UserError, __version__, class_names, config
+from fer.data.faces import Data
 from fer.models.network import Network, Normalization, Normalize
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
 FORMAT = 1  # of a checkpoint; raised when an older version could not read it
+MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
 
 
-def write(path: str | Path, save: Callable[[io.BufferedWriter], None]) -> None:
+def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
     """Call `save` with a binary file that becomes `path` when all of it is on the disk; on failure nothing changes."""
     path = Path(path)
+    beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                save(file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~UMASK)
-            Path(name).replace(path)
-            with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
-                folder = os.open(path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else error.__context__  # torch.save hides that the disk is full
+        with beside.open("xb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the folder may be gone too
+            beside.unlink()
+        cause = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch.save hides that the disk is full
         if not isinstance(cause, OSError):
             raise
         raise UserError(
             f"{path}: cannot be written ({cause.strerror or cause}), what was there is kept; make room or choose "
             "another place"
         ) from None
+    with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:
     write(path, lambda file: file.write(text.encode()))
 
 
-def write_csv(path: str | Path, header: list[str], rows) -> None:
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -82,11 +84,18 @@ def write_csv(path: str | Path, header: list[str], rows) -> None:
     write_text(path, text.getvalue())
 
 
+def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
+    """history.csv, a row an epoch; no file before the first."""
+    if history:
+        rows = ([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in history)
+        write_csv(folder / "history.csv", list(history[0]), rows)
+
+
 def create(path: str | None, name: str) -> Path:
     """A new, empty run folder; `path` None chooses runs/<date>_<time>_<name>. An existing run is refused."""
     stem = Path(path) if path else Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    for suffix in range(1000):
-        folder = stem if suffix == 0 else stem.with_name(f"{stem.name}_{suffix + 1}")
+    folder, number = stem, 1
+    while True:
         try:
             folder.mkdir(parents=True)
             return folder
@@ -99,7 +108,8 @@ def create(path: str | None, name: str) -> Path:
                 ) from None
         except OSError as error:
             raise UserError(f"run={folder}: cannot be made ({error.strerror}); choose another place") from None
-    raise UserError(f"{stem}: a thousand runs of this name; choose run=")
+        number += 1
+        folder = stem.with_name(f"{stem.name}_{number}")
 
 
 @contextlib.contextmanager
@@ -176,20 +186,21 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     found: list[Path] = []
     for name in named if isinstance(named, list) else [named]:
         if name is None:
-            found.append(newest("best.pt") / "best.pt")
-            continue
-        pattern = "*" in name and not Path(name).exists()
-        matches = [Path(p) for p in sorted(glob.glob(name))] if pattern else [Path(name)]  # noqa: PTH207, Path.glob takes no absolute pattern
-        if not matches:
+            places = [newest("best.pt")]
+        elif "*" in name and not Path(name).exists():
+            places = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207, Path.glob takes no absolute pattern
+        else:
+            places = [Path(name)]
+        if not places:
             raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        for place in matches:
-            inside = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
-            alone = [place / "best.pt" if place.is_dir() else place]
-            found += inside if inside and not (place / "best.pt").exists() else alone
+        for place in places:
+            own = place / "best.pt" if place.is_dir() else place
+            sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
+            found += [own] if own.is_file() or not sweep else sweep
     return list(dict.fromkeys(found))
 
 
-def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more) -> None:
+def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more: object) -> None:
     """A self-describing checkpoint that torch.load(weights_only=True) reads: plain values and tensors only."""
     contents = {
         "format": FORMAT,
@@ -231,10 +242,10 @@ def load_checkpoint(path: str | Path) -> dict:
             "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
             "model": dict(),
             "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
-        } if kind in get_args(Normalization) and std > 0 and not more and n == m and {*labels.tolist()} <= {*range(c)}:
+        } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
             if classes not in (list(class_names(7)), list(class_names(8))):
                 raise UserError(f"{path}: trained for other classes than {', '.join(class_names(8))}; of no use here")
-            if n == 0 or c == len(classes):
+            if n == 0 or (c == len(classes) and {*labels.tolist()} <= {*range(c)}):
                 return contents
     raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
 
@@ -253,6 +264,19 @@ def blame(path: str | Path) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}: its config, {error}") from None
+
+
+def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
+    """The config of the run in `folder`, whose last.pt holds `contents`, the `typed` keys of `values` laid over it;
+    what would make it another training is refused."""
+    if "training" not in contents:
+        raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
+    saved = config.parse(contents["config"], str(folder / "last.pt"))
+    merged = config.overlay(saved, config.pick(values, [key for key in typed if key not in ("resume", "run")]))
+    changed = [line for key, line in config.difference(saved, merged).items() if key not in MAY_CHANGE]
+    if changed:
+        raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
+    return merged | {"run": None, "resume": str(folder)}
 
 
 def restore(contents: dict, settings: config.TrainConfig, path: str | Path, device: torch.device) -> Network:
@@ -276,14 +300,10 @@ def load_weights(
         raise UserError(f"{path}: its weights do not fit {to}") from None
 
 
-def open_data(settings: config.TrainConfig, typed: dict | None):
+def open_data(settings: config.TrainConfig, typed: dict | None) -> Data:
     """The data of a checkpoint, whole: a typed `data` lies over it, a training's `limit` does not count."""
     if typed and "normalize" in typed and "_target_" not in typed:
         raise UserError("data.normalize: comes from the checkpoint; leave it out")
     base = settings.data | {"limit": None}
     node = config.check_node("data", config.overlay(base, typed or {}))
     return config.build("data", node)
-
-
-UMASK = os.umask(0)
-os.umask(UMASK)

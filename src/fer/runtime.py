@@ -1,21 +1,26 @@
-"""The machine: device, precision, randomness, and signals that end a training cleanly."""
+"""The machine: device, precision, randomness, memory, the processes that torchrun starts, and the signals that end a
+training cleanly. Knows torch, and nothing of configs, data or networks.
+"""
 
 import contextlib
 import os
 import re
 import signal
+from collections.abc import Iterator
 from datetime import timedelta
+from types import FrameType
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from fer import UserError
 
 # Without these instructions a CPU is slower in bf16 than in fp32. torch tells of them in no public function.
 CPU_BF16 = any(getattr(torch.cpu, f"_is_{kind}_supported", bool)() for kind in ("avx512_bf16", "amx_tile"))
-
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def pick_device(name: str) -> torch.device:
@@ -26,30 +31,6 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise UserError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
-
-
-def join_processes(device: torch.device) -> tuple[int, int]:
-    """The rank of this process and how many there are, joined where torchrun started several; 0, 1 otherwise."""
-    if "LOCAL_RANK" not in os.environ:
-        return 0, 1
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
-    return dist.get_rank(), dist.get_world_size()
-
-
-@contextlib.contextmanager
-def others_named():
-    """Within the context the end of another process is a UserError, as far as it can be told."""
-    try:
-        yield
-    except RuntimeError as error:  # DistBackendError and what gloo raises
-        if not dist.is_initialized() or not re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)):
-            raise
-        raise UserError(
-            "another process of this training has ended; see what it said, then go on with resume="
-        ) from None
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -75,7 +56,7 @@ def be_deterministic() -> None:
 
 
 @contextlib.contextmanager
-def memory_named(device: torch.device, batch: str):
+def memory_named(device: torch.device, batch: str) -> Iterator[None]:
     """Within the context memory that runs out is a UserError that names `batch`, a key and its value."""
     try:
         yield
@@ -87,28 +68,59 @@ def memory_named(device: torch.device, batch: str):
         ) from None
 
 
-class Signals:
-    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted in `caught`; a
-    second one acts as usual."""
+def join_processes(device: torch.device) -> tuple[int, int]:
+    """The rank of this process and how many there are, joined where torchrun started several; 0, 1 otherwise."""
+    if "LOCAL_RANK" not in os.environ:
+        return 0, 1
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    return dist.get_rank(), dist.get_world_size()
 
-    def __enter__(self):
-        self.caught: int | None = None
-        self.previous = {s: signal.signal(s, self._note) for s in SIGNALS}
+
+def over_processes(values: Tensor, how: str) -> Tensor:
+    """`values` joined element by element over the processes, in all of them: "sum", "min", "max", or "first", those of
+    the first process."""
+    if dist.is_initialized():
+        values = values.clone()
+        if how == "first":
+            dist.broadcast(values, 0)
+        else:
+            dist.all_reduce(values, getattr(dist.ReduceOp, how.upper()))
+    return values
+
+
+@contextlib.contextmanager
+def others_named() -> Iterator[None]:
+    """Within the context the end of another process is a UserError, as far as it can be told."""
+    try:
+        yield
+    except RuntimeError as error:  # DistBackendError and what gloo raises
+        if not dist.is_initialized() or not re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)):
+            raise
+        raise UserError(
+            "another process of this training has ended; see what it said, then go on with resume="
+        ) from None
+
+
+class Signals:
+    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted in `caught`, 0
+    until then; a second one acts as usual."""
+
+    caught = 0
+
+    def __enter__(self) -> "Signals":
+        self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def _note(self, number, frame):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         self.caught = number
-        self._restore()
+        self.__exit__()
 
-    def _restore(self):
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-    def __exit__(self, *_):
-        self._restore()
-
-
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupted(BaseException):

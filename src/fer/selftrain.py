@@ -2,6 +2,7 @@
 trained on these alone with one that learns its own predictions too, round by round, and with clusters of pixels.
 
 Every training has a folder of its own under `out`; one that was interrupted goes on, one that is done is only read.
+Knows trainings and predictions by their commands; how they are made stays in train.py and predict.py.
 """
 
 from dataclasses import replace
@@ -51,9 +52,9 @@ def run(values: dict, typed: list[str]) -> None:
                 found = label(teacher, others, cfg.train.batch_size, device, "none")
                 taken, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
                 right = (said == others.labels[taken]).double().mean().item()
-                own = replace(others.take(taken), labels=said)
-                faces = Faces(*(torch.cat(pair) for pair in ((labelled.images, own.images), (labelled.labels, said))),
-                              labelled.ids + own.ids)  # fmt: skip
+                own = others.take(taken)
+                images, labels = torch.cat([labelled.images, own.images]), torch.cat([labelled.labels, said])
+                faces = Faces(images, labels, labelled.ids + own.ids)
     table = pd.DataFrame(rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"])
     write_text(out / "selftrain.csv", table.to_csv(index=False))
     print(f"open:\n  {plots.shares(table, out / f'selftrain.{cfg.format}')}\n  {out / 'selftrain.csv'}")

@@ -2,15 +2,19 @@
 
 Multiply-adds are those of convolutions and dense layers, counted where such a layer runs: output elements × kernel
 elements × input channels / groups, for one face. Everything else counts 0: norms, pools, activations, biases, and what
-a network computes outside its layers, as the attention of transformers.
+a network computes outside its layers, as the attention of transformers. No weights, run or data are needed.
 """
 
+import copy
 from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import yaml
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from fer import UserError, config, config_dir, nearest
 
@@ -24,13 +28,13 @@ class Layer:
 
     name: str
     kind: str
-    kernel: str
-    stride: str
-    padding: str
-    output: tuple[int, ...]
     parameters: int
-    multiply_adds: int
-    formula: str
+    output: tuple[int, ...] = ()
+    multiply_adds: int = 0
+    kernel: str = ""
+    stride: str = ""
+    padding: str = ""
+    formula: str = ""
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -94,39 +98,36 @@ def match(node: dict, count: int) -> tuple[int, list]:
 def layers(model: nn.Module) -> list[Layer]:
     """The layers in the order in which they run on one face. Parameters of a layer that runs twice count once; those
     of no layer that runs come last."""
+    model = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in model.named_modules() if not list(module.children())}
-    calls: list[tuple] = []
-    hooks = [m.register_forward_hook(lambda m, given, out: calls.append((m, given[0], out))) for m in names]
-    training, device = model.training, next(model.parameters()).device
-    model.eval()(torch.zeros(1, *input_shape(model), device=device))
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
+    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+    with register_module_forward_hook(lambda m, given, out: calls.append((m, given[0], out)) if m in names else None):
+        model(torch.zeros(1, *input_shape(model), device="meta"))
 
     rows: list[Layer] = []
     seen: set[nn.Parameter] = set()
-    for (last, start, padded), (module, given, out) in zip([(None, None, None), *calls], calls, strict=False):
+    explicit: dict[torch.Tensor, tuple] = {}  # what a padding of its own put out: what it was given, and its sides
+    for module, given, out in calls:
         new = set(module.parameters()) - seen
         seen |= new
-        kernel, stride, pads, formula = "", "", [], ""
+        row: dict[str, Any] = {"parameters": sum(p.numel() for p in new), "output": tuple(out.shape[1:])}
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            row["multiply_adds"] = out.numel() * module.weight[0].numel()
+        if isinstance(module, nn.ZeroPad2d | nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            row["padding"] = per_axis(a if a == b else f"{a}+{b}" for a, b in sides(module))
         if isinstance(module, nn.ZeroPad2d):
-            pads = sides(module)
+            explicit[out] = given, sides(module)
         elif isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            kernel, stride = "×".join(map(str, pair(module.kernel_size))), per_axis(pair(module.stride))
-            pads = [(p, p) for p in pair(module.padding)]
-            zeros = isinstance(last, nn.ZeroPad2d) and padded is given  # explicit ones, which count as P
-            size, outer = (start.shape, sides(last)) if zeros else (given.shape, [(0, 0), (0, 0)])
-            formula = formulas(module, size[-2:], outer, out.shape[-2:])
-        padding = per_axis([f"{a}+{b}" if a != b else str(a) for a, b in pads])
-        adds = out.numel() * module.weight[0].numel() if isinstance(module, nn.Conv2d | nn.Linear) else 0
-        cells = (names[module], type(module).__name__, kernel, stride, padding, tuple(out.shape[1:]))
-        rows.append(Layer(*cells, sum(p.numel() for p in new), adds, formula))
+            start, outer = explicit.get(given, (given, [(0, 0), (0, 0)]))  # explicit ones count as P
+            row["kernel"], row["stride"] = by(pair(module.kernel_size)), per_axis(pair(module.stride))
+            row["formula"] = formulas(module, start.shape[-2:], outer, out.shape[-2:])
+        rows.append(Layer(names[module], type(module).__name__, **row))
     if rest := parameters(model) - sum(p.numel() for p in seen):
-        rows.append(Layer(OUTSIDE, "", "", "", "", (), rest, 0, ""))
+        rows.append(Layer(OUTSIDE, "", rest))
     return rows
 
 
-def formulas(module: nn.Module, size, outer: list[tuple[int, int]], out) -> str:
+def formulas(module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]) -> str:
     """floor((W + 2P − k) / s) + 1 with its numbers, for both axes where they differ."""
     options = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
     rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
@@ -137,17 +138,19 @@ def formulas(module: nn.Module, size, outer: list[tuple[int, int]], out) -> str:
     return per_axis(texts, ", ")
 
 
-def sides(pad: nn.ZeroPad2d) -> list[tuple[int, int]]:
-    """(before, after) of height and width."""
-    left, right, top, bottom = pad.padding
-    return [(top, bottom), (left, right)]
+def sides(module: Any) -> list[tuple[int, int]]:
+    """Padding (before, after) of height and width."""
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return [(top, bottom), (left, right)]
+    return [(p, p) for p in pair(module.padding)]
 
 
-def pair(value) -> tuple:
+def pair(value: Any) -> tuple:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def per_axis(texts, between: str = "×") -> str:
+def per_axis(texts: Iterable, between: str = "×") -> str:
     return between.join(dict.fromkeys(map(str, texts)))
 
 
@@ -181,16 +184,16 @@ def table_text(name: str, model: nn.Module) -> str:
 
 
 def side_by_side(models: dict[str, nn.Module]) -> str:
-    found = {name: totals(model) | {"input": by(input_shape(model))} for name, model in models.items()}
-    cells = [[name, *(n if isinstance(n, str) else f"{n:,}" for n in row.values())] for name, row in found.items()]
-    return "\n".join(aligned([["model", *next(iter(found.values()))], *cells]))
+    found = {name: totals(model) for name, model in models.items()}
+    cells = [[name, *(f"{n:,}" for n in row.values()), by(input_shape(models[name]))] for name, row in found.items()]
+    return "\n".join(aligned([["model", *next(iter(found.values())), "input"], *cells]))
 
 
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    return (getattr(model, "channels", 1), model.size, model.size)
+def input_shape(model: Any) -> tuple[int, int, int]:
+    return getattr(model, "channels", 1), model.size, model.size
 
 
-def by(shape: tuple[int, ...]) -> str:
+def by(shape: Iterable[int]) -> str:
     return "×".join(map(str, shape))
 
 

@@ -1,7 +1,8 @@
 """TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures, in a run folder's
-tensorboard/."""
+tensorboard/. Rows and pictures come in as they are; how they are made is not known here."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,12 +21,12 @@ def require() -> type:
     return SummaryWriter
 
 
-def open_writer(run: Path, epoch: int | None = None):
+def open_writer(run: Path, epoch: int | None = None) -> Any:
     """A writer; what an interrupted training wrote from `epoch` on is forgotten."""
     return require()(str(run / FOLDER), purge_step=epoch)
 
 
-def note(writer, row: dict) -> None:
+def note(writer: Any, row: dict[str, Any]) -> None:
     """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as schedule/lr."""
     for name, value in row.items():
         part, _, what = name.partition("_")

@@ -1,50 +1,43 @@
-"""fer train: the loop, and what surrounds it: history, checkpoints, resume, early stopping."""
+"""fer train: the loop, and how a training begins, goes on and ends.
+
+The Trainer knows tensors, the config and the run folder that it writes; what a person sees of it stands in progress.py,
+files in run.py, processes and signals in runtime.py.
+"""
 
 import contextlib
 import shlex
-import sys
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm import tqdm
 
-from fer import UserError, config, metrics, tensorboard
+from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import STRENGTHS, Augment
 from fer.data.faces import Data
-from fer.models.network import Network, Normalize
+from fer.models.network import Network, Normalization, Normalize
 from fer.predict import probabilities
+from fer.progress import Progress, epoch_line, warn_if_long
 from fer.run import (
     create,
     load_checkpoint,
     load_weights,
     lock,
+    resumed,
     save_checkpoint,
-    write_csv,
     write_environment,
+    write_history,
     write_text,
 )
-from fer.runtime import (
-    Interrupted,
-    Signals,
-    autocast,
-    be_deterministic,
-    join_processes,
-    memory_named,
-    others_named,
-    pick_device,
-    seed_everything,
-)
+from fer.runtime import Interrupted, Signals, over_processes, seed_everything
 from fer.schedule import Curve
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
 EVAL_BATCH = 512  # faces
-MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
 
 
 class Trainer:
@@ -53,48 +46,54 @@ class Trainer:
     STATE = ("epoch", "step", "seconds", "best", "best_epoch", "history")
 
     def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
-        self.cfg, self.device, self.run = cfg, device, None  # without a run folder nothing is written or printed
-        self.rank, self.world = join_processes(device)
-        self.writer = None  # of TensorBoard
+        self.cfg, self.device = cfg, device
+        self.run: Path | None = None  # without a run folder nothing is written or printed
+        self.writer: Any = None  # of TensorBoard
+        self.rank, self.world = runtime.join_processes(device)
         if cfg.deterministic:
-            be_deterministic()
+            runtime.be_deterministic()
         seed_everything(cfg.seed)
         model = config.build("model", cfg.model).to(device)
         if cfg.start and not cfg.resume:
             start_from(model, cfg.start)
         if cfg.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        self.side: int = model.size
         self.augment = config.build("augment", cfg.augment)
         self.optimizer = config.build("optim", cfg.optim, params=model.parameters())
         self.curves = build_curves(cfg, self.augment, model)
         self.dropouts = [(module, module.p) for module in dropouts(model)]
+        normalize = self.open(data or config.build("data", cfg.data))  # last: what is quick to refuse has been checked
+        self.network = Network(model, normalize)
+        self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
+        self.average: AveragedModel | None = None
+        self.judged = self.network  # what is validated and kept as best
+        if cfg.train.ema:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
+            self.judged = Network(self.average.module, normalize)
 
-        data = data or config.build("data", cfg.data)  # last: all that is quick to refuse has been checked
-        self.data_hash = data.hash
+        self.history: list[dict[str, Any]] = []  # one row an epoch
+        self.best, self.best_epoch = -1.0, 0  # validation accuracy, and after how many epochs it was reached
+        self.saved = time.perf_counter()
+        self.start_epoch(0)
+        self.steps = len(self.batches())
+
+    def open(self, data: Data) -> Normalize:
+        """Take the faces to train and to validate on to the device; their normalization."""
         faces, held_out = data.open("train"), data.open("validation")
-        if cfg.train.copies == "drop":
+        if self.cfg.train.copies == "drop":
             faces = faces.take((~faces.among(held_out)).nonzero()[:, 0])
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
-        self.network = Network(model, Normalize.fit(data.normalize, faces.images))
-        self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
-        self.average, self.judged = None, self.network  # what is validated and kept as best
-        if cfg.train.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
-            self.judged = Network(self.average.module, self.network.normalize)
-        self.images = faces.images.to(device)
         own = F.one_hot(faces.labels, len(data.classes)).float() if faces.targets is None else faces.targets
-        self.targets, self.mode, self.classes = own.to(device), data.mode, data.classes
-        if self.mode == "multi" and (cfg.train.label_smoothing or cfg.train.class_weights != "none"):
+        self.images, self.targets = faces.images.to(self.device), own.to(self.device)
+        self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
+        self.data_hash, self.val_hash, self.mode, self.classes = data.hash, held_out.hash, data.mode, data.classes
+        balanced = self.cfg.train.class_weights == "balanced"
+        if self.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
             raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
-        self.weights = balanced_weights(self.targets) if cfg.train.class_weights == "balanced" else None
-        self.val_images, self.val_labels = held_out.images.to(device), held_out.labels.to(device)
-        self.val_hash = held_out.hash
-
-        self.history: list[dict] = []  # one row an epoch
-        self.best, self.best_epoch = -1.0, 0  # validation accuracy, and after how many epochs it was reached
-        self.start_epoch(0)
-        self.steps = len(self.batches())
+        self.weights = balanced_weights(self.targets) if balanced else None
+        return Normalize.fit(cast(Normalization, data.normalize), faces.images)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0
@@ -103,27 +102,27 @@ class Trainer:
     def fit(self) -> None:
         """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
         with Signals() as signals:
-            self.save("last.pt")  # from here on a killed run can be resumed
+            self.save()  # from here on a killed run can be resumed
             while self.epoch < self.cfg.train.epochs and not self.out_of_patience():
                 self.train_epoch(signals)
                 self.validate()
                 self.start_epoch(self.epoch + 1)
-                self.save("last.pt")
+                self.save()
 
     def train_epoch(self, signals: Signals) -> None:
-        network, batches, progress = self.several.train(), self.batches(), Progress(self)
+        network, batches, done = self.several.train(), self.batches(), self.step * self.cfg.train.batch_size
+        began = time.perf_counter() - self.seconds
+        progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
         for batch in batches[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
             strength, side = self.follow_curves()
             images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
-            if self.world > 1:  # the same faces as one process augments, of which each takes its part
-                images, targets = images[self.rank :: self.world], targets[self.rank :: self.world]
-                seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)  # of dropout
-            with autocast(self.device, self.cfg.train.precision):
+            images, targets = self.own_part(images, targets)
+            with runtime.autocast(self.device, self.cfg.train.precision):
                 logits = network(images, side)
                 loss = self.loss(logits, targets)
             self.optimizer.zero_grad()
-            (loss * (len(images) * self.world / len(batch)) if self.world > 1 else loss).backward()
+            (loss * (len(images) * self.world / len(batch))).backward()  # the processes' gradients are averaged
             if self.cfg.train.clip:
                 nn.utils.clip_grad_norm_(network.parameters(), self.cfg.train.clip)
             self.optimizer.step()
@@ -134,44 +133,31 @@ class Trainer:
             total = self.sums[0] + loss.detach() * len(images)
             self.sums = torch.stack([total, self.sums[1] + right, self.sums[2] + total.isfinite()])
             self.step += 1
-            progress.update(len(batch))
-            caught, due = self.agree(signals.caught or 0, progress.save_due())
-            if caught or due:
-                self.save("last.pt")
-            if caught:
-                raise Interrupted(caught)
+            self.seconds = time.perf_counter() - began
+            progress.note(len(batch), self.sums)
+            self.after_step(signals)
         progress.close()
 
-    def agree(self, *numbers: int) -> list[int]:
-        """The largest that any process has of each number."""
-        if self.world > 1:
-            both = torch.tensor(numbers)
-            dist.all_reduce(both, dist.ReduceOp.MAX)
-            return both.tolist()
-        return [*numbers]
-
-    def whole_sums(self) -> torch.Tensor:
-        """The sums over all processes, steps until a NaN those of the first to have one."""
+    def own_part(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What this process takes of a batch, which all of them augment alike; its dropout is its own."""
         if self.world == 1:
-            return self.sums
-        found, steps = self.sums[:2].clone(), self.sums[2:].clone()
-        dist.all_reduce(found)
-        dist.all_reduce(steps, dist.ReduceOp.MIN)
-        return torch.cat([found, steps])
+            return images, targets
+        seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)
+        return images[self.rank :: self.world], targets[self.rank :: self.world]
 
-    def draw(self, targets: torch.Tensor) -> torch.Tensor:
+    def draw(self, targets: Tensor) -> Tensor:
         """FER+'s mode `probability`: one class by the votes for each face, anew each time."""
         if self.mode != "probability":
             return targets
         return F.one_hot(torch.multinomial(targets, 1)[:, 0], targets.shape[1]).float()
 
-    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy; in FER+'s mode `multi` that of the likeliest of the right classes."""
         if self.mode == "multi":
             return -(logits.log_softmax(1) + targets.log()).amax(1).mean()
         return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing)
 
-    def batches(self) -> list[torch.Tensor]:
+    def batches(self) -> list[Tensor]:
         """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one, or of fewer than
         two a process, joins the batch before it: BatchNorm cannot learn from one face."""
         seed_everything(self.cfg.seed, self.epoch)
@@ -199,53 +185,57 @@ class Trainer:
             group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         for module, own in self.dropouts:
             module.p = own * dropout
-        whole = self.network.model.size  # shrunk to multiples of 4, for two poolings at least
-        return factors, whole if size == 1 else max(round(size * whole / 4), 1) * 4
+        # shrunk to multiples of 4, for two poolings at least
+        return factors, self.side if size == 1 else max(round(size * self.side / 4), 1) * 4
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
         sums = self.whole_sums()
         self.check_finite(sums)
-        start = time.perf_counter()
-        if self.rank == 0:
-            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
-        else:
-            logits = torch.empty(len(self.val_images), len(self.classes), device=self.device)
-        if self.world > 1:  # one judges, all know: they must stop together
-            dist.broadcast(logits, 0)
-        matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
-        loss, right, _ = (sums / len(self.images)).tolist()
-        values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
-        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
-        self.history.append(
-            {
-                "epoch": self.epoch + 1,
-                "lr": values.pop("lr"),
-                "train_loss": loss,
-                "train_accuracy": right,
-                "val_loss": F.cross_entropy(logits, self.val_labels).item(),
-                "val_accuracy": metrics.accuracy(matrix),
-                "val_macro_f1": metrics.macro_f1(matrix),
-                "seconds": self.seconds + time.perf_counter() - start,
-                "images_per_second": len(self.images) / max(self.seconds, 1e-9),
-                **values,
-                **crops,
-                **{
-                    f"val_recall_{name}": r
-                    for name, r in zip(self.classes, metrics.per_class(matrix)[1].tolist(), strict=True)
-                },
-            }
-        )
-        if better := self.history[-1]["val_accuracy"] > self.best:
-            self.best, self.best_epoch = self.history[-1]["val_accuracy"], self.epoch + 1
+        row, logits = self.measure(sums)
+        self.history.append(row)
+        if better := row["val_accuracy"] > self.best:
+            self.best, self.best_epoch = row["val_accuracy"], self.epoch + 1
         if self.run:
             if better:
                 found = {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash}
-                self.save("best.pt", epoch=self.best_epoch, val_accuracy=self.best, validation=found)
+                best = {"epoch": self.best_epoch, "val_accuracy": self.best, "validation": found}
+                save_checkpoint(self.run / "best.pt", self.cfg, self.judged, **best)
             write_history(self.run, self.history)
             if self.writer:
-                tensorboard.note(self.writer, self.history[-1])
-            print(epoch_line(self.history[-1], self.cfg.train.epochs, better), flush=True)
+                tensorboard.note(self.writer, row)
+            print(epoch_line(row, self.cfg.train.epochs, better), flush=True)
+
+    def judge(self) -> Tensor:
+        """Logits of the validation faces. One process judges, all know: they must stop together."""
+        logits = torch.empty(len(self.val_images), len(self.classes), device=self.device)
+        if self.rank == 0:
+            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        return over_processes(logits, "first")
+
+    def measure(self, sums: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
+        start, logits = time.perf_counter(), self.judge()
+        loss, right, _ = (sums / len(self.images)).tolist()
+        matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
+        values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
+        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
+        recalls = zip(self.classes, metrics.per_class(matrix)[1].tolist(), strict=True)
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": values.pop("lr"),
+            "train_loss": loss,
+            "train_accuracy": right,
+            "val_loss": F.cross_entropy(logits, self.val_labels).item(),
+            "val_accuracy": metrics.accuracy(matrix),
+            "val_macro_f1": metrics.macro_f1(matrix),
+            "seconds": self.seconds + time.perf_counter() - start,
+            "images_per_second": len(self.images) / max(self.seconds, 1e-9),
+            **values,
+            **crops,
+            **{f"val_recall_{name}": recall for name, recall in recalls},
+        }
+        return row, logits
 
     def tencrop_accuracy(self) -> float:
         """Validation accuracy over ten crops."""
@@ -256,7 +246,11 @@ class Trainer:
         patience = self.cfg.train.patience
         return patience is not None and self.epoch - self.best_epoch >= patience
 
-    def check_finite(self, sums: torch.Tensor) -> None:
+    def whole_sums(self) -> Tensor:
+        """The sums over all processes, steps until a NaN those of the first to have one."""
+        return torch.cat([over_processes(self.sums[:2], "sum"), over_processes(self.sums[2:], "min")])
+
+    def check_finite(self, sums: Tensor) -> None:
         finite = int(sums[2])
         if finite < self.step:
             rate = self.cfg.optim["lr"] * self.factors(finite)["lr"]
@@ -265,17 +259,27 @@ class Trainer:
                 f"{rate:.3g}; try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
             )
 
-    def save(self, file: str, **more) -> None:
-        """last.pt with all that a resume needs; best.pt with the weights and `more`."""
-        network, sums = self.judged, self.whole_sums() if file == "last.pt" else None
-        if not self.run:
-            return
-        if sums is not None:
+    def after_step(self, signals: Signals) -> None:
+        """Warn of a long training, save every few minutes, end after a signal; the processes do so together."""
+        if self.run and self.epoch == 0 and self.step == min(20, self.steps):
+            done = min(self.step * self.cfg.train.batch_size, len(self.images))
+            warn_if_long(len(self.images) * self.cfg.train.epochs, done / self.seconds, self.device)
+        due = time.perf_counter() - self.saved > SAVE_EVERY
+        caught, due = over_processes(torch.tensor([signals.caught, due]), "max").tolist()
+        if caught or due:
+            self.save()
+        if caught:
+            raise Interrupted(caught)
+
+    def save(self) -> None:
+        """last.pt: the weights and all that a resume needs."""
+        self.saved, sums = time.perf_counter(), self.whole_sums()
+        if self.run:
             self.check_finite(sums)
-            state, network = {name: getattr(self, name) for name in self.STATE}, self.network
+            state = {name: getattr(self, name) for name in self.STATE}
             state |= {"sums": sums.cpu(), "optimizer": self.optimizer.state_dict()}
-            more = {"training": state | ({"average": self.average.state_dict()} if self.average else {})}
-        save_checkpoint(self.run / file, self.cfg, network, **more)
+            state |= {"average": self.average.state_dict()} if self.average else {}
+            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
     def load(self, contents: dict, path: Path) -> None:
         """Go on where the checkpoint `contents` of a last.pt stopped."""
@@ -307,7 +311,7 @@ def start_from(model: nn.Module, path: str) -> None:
     load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
 
 
-def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
+def balanced_weights(targets: Tensor) -> Tensor:
     """A weight per class, N / (classes × faces of the class) as scikit-learn's `balanced`, from one-hot N×C; 0 where a
     class has no face."""
     counts = targets.sum(0)
@@ -317,8 +321,8 @@ def balanced_weights(targets: torch.Tensor) -> torch.Tensor:
 def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
     """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side, an augmentation's
     own number (of crop and the two mixings a share). A curve that would drive nothing is refused."""
-    sizes = {"dropout": max((module.p for module in dropouts(model)), default=0.0)}
-    sizes |= {"size": model.size * getattr(model, "any_size", False)}
+    sizes: dict[str, Any] = {"dropout": max((module.p for module in dropouts(model)), default=0.0)}
+    sizes["size"] = model.size if getattr(model, "any_size", False) else 0
     sizes |= {name: getattr(augment, name) for name in STRENGTHS}
     curves = {"lr": (config.build("schedule", cfg.schedule), cfg.optim["lr"])}
     for name, node in cfg.curves.items():
@@ -327,7 +331,7 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
         if not sizes[name]:
             raise UserError(f"curves.{name}: would drive nothing, {name} is off; set it, or leave the curve out")
         size = 1.0 if name in ("crop", "mixup", "cutmix") else sizes[name]
-        curves[name] = (config.build("schedule", node, f"curves.{name}"), size)
+        curves[name] = (config.build("schedule", node or {}, f"curves.{name}"), size)
     return curves
 
 
@@ -335,72 +339,7 @@ def dropouts(model: nn.Module) -> list[nn.Dropout]:
     return [module for module in model.modules() if isinstance(module, nn.Dropout)]
 
 
-class Progress:
-    """What a person sees while an epoch runs, and the clock: a bar on a terminal, a warning of long trainings."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.images = trainer, 0
-        self.begin = self.last = self.shown = self.saved = time.perf_counter()
-        self.bar = tqdm(
-            total=len(trainer.images),
-            initial=trainer.step * trainer.cfg.train.batch_size,
-            desc=f"epoch {trainer.epoch + 1}/{trainer.cfg.train.epochs}",
-            unit=" images",
-            leave=False,
-            disable=not (trainer.run and sys.stderr.isatty()),
-        )
-
-    def update(self, images: int) -> None:
-        trainer, now = self.trainer, time.perf_counter()
-        trainer.seconds += now - self.last
-        self.last = now
-        self.images += images
-        self.bar.update(images)
-        if not self.bar.disable and now - self.shown > 0.5:
-            self.shown = now
-            done = min(trainer.step * trainer.cfg.train.batch_size, len(trainer.images))
-            loss, right, _ = (trainer.sums / done).tolist()
-            self.bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
-        if trainer.run and trainer.epoch == 0 and trainer.step == min(20, trainer.steps):
-            self.warn_if_long()
-
-    def warn_if_long(self) -> None:
-        trainer, rate = self.trainer, self.images / (self.last - self.begin)
-        hours = len(trainer.images) * trainer.cfg.train.epochs / rate / 3600
-        if hours > 1:
-            faster = "a CUDA GPU, " if trainer.device.type == "cpu" else ""
-            tqdm.write(
-                f"this will take up to {hours:.1f} hours ({rate:.0f} images/s on {trainer.device.type}); faster: "
-                f"{faster}a smaller model (see fer train --help), fewer train.epochs, data.limit=N",
-                file=sys.stderr,
-            )
-
-    def save_due(self) -> bool:
-        if self.last - self.saved < SAVE_EVERY:
-            return False
-        self.saved = self.last
-        return True
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-def epoch_line(row: dict, epochs: int, better: bool) -> str:
-    return (
-        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  train loss {row['train_loss']:.4f} accuracy "
-        f"{row['train_accuracy']:.4f}  validation loss {row['val_loss']:.4f} accuracy {row['val_accuracy']:.4f} "
-        f"macro F1 {row['val_macro_f1']:.4f}  {row['seconds']:.0f} s, {row['images_per_second']:.0f} images/s"
-        f"{'  best' if better else ''}"
-    )
-
-
-def write_history(run: Path, history: list[dict]) -> None:
-    if not history:
-        return
-    rows = ([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in history)
-    write_csv(run / "history.csv", list(history[0]), rows)
-
-
+@runtime.others_named()
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
     accuracy, for sweeps that optimize it."""
@@ -412,37 +351,34 @@ def run(values: dict, typed: list[str]) -> float:
     if "path" in cfg.data:
         with contextlib.suppress(RuntimeError):  # ~ of nobody
             cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
-    device = pick_device(cfg.device)
+    device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
-    with others_named():
-        trainer = Trainer(cfg, device)
-        if trainer.rank:  # the first process has the run folder, and speaks
-            if resume:
-                trainer.load(contents, resume / "last.pt")
-            trainer.fit()
-            return trainer.best
+    trainer = Trainer(cfg, device)
+    if resume:
+        trainer.load(contents, resume / "last.pt")
+    if trainer.rank:  # the first process has the run folder, and speaks
+        trainer.fit()
+        return trainer.best
     folder = resume or create(cfg.run, cfg.name)
     try:
-        with others_named():
-            fit(trainer, folder, contents if resume else None)
+        fit(trainer, folder)
     except Interrupted:
-        print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={quote(folder)}")
+        print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={shlex.quote(str(folder))}")
         raise
     print(
         f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer predict ckpt={quote(folder / 'best.pt')} out=submission.csv\n"
-        f"  fer report run={quote(folder)}"
+        f"last.pt, history.csv\nnext:\n  fer predict ckpt={shlex.quote(str(folder / 'best.pt'))} out=submission.csv\n"
+        f"  fer report run={shlex.quote(str(folder))}"
     )
     return trainer.best
 
 
-def fit(trainer: Trainer, folder: Path, contents: dict | None) -> None:
-    """Train in a run folder that exists, going on from the `contents` of its last.pt if there are any."""
+def fit(trainer: Trainer, folder: Path) -> None:
+    """Train in a run folder that exists; the trainer of one that goes on has been loaded."""
     cfg, device = trainer.cfg, trainer.device
     with lock(folder):
-        if contents:
-            trainer.load(contents, folder / "last.pt")
+        if cfg.resume:
             write_history(folder, trainer.history)
             print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
         trainer.run, cfg.run, cfg.resume = folder, str(folder), None
@@ -457,40 +393,25 @@ def fit(trainer: Trainer, folder: Path, contents: dict | None) -> None:
             f"to validate, {device.type}, {folder}",
             flush=True,
         )
-        with memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+        with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
             trainer.fit()
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> Trainer:
     """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
-    own.run, contents = str(folder), None
-    if (folder / "last.pt").is_file():
-        contents = load_checkpoint(folder / "last.pt")
-        saved = config.parse(contents["config"], str(folder / "last.pt"))
-        if changed := list(config.difference(saved, config.plain(own.model_dump())).values()):
-            raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
-        own.resume = str(folder)
+    own.run, last = str(folder), folder / "last.pt"
+    if not last.is_file():
+        trainer = Trainer(own, device, data)
+        fit(trainer, create(own.run, own.name))
+        return trainer
+    contents = load_checkpoint(last)
+    saved = config.parse(contents["config"], str(last))
+    if changed := list(config.difference(saved, own.model_dump()).values()):
+        raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
+    own.resume = str(folder)
     trainer = Trainer(own, device, data)
-    if contents and contents["training"]["epoch"] == own.train.epochs:
-        trainer.load(contents, folder / "last.pt")
-    else:
-        fit(trainer, folder if contents else create(str(folder), own.name), contents)
+    trainer.load(contents, last)
+    if trainer.epoch < own.train.epochs:
+        fit(trainer, folder)
     return trainer
-
-
-def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
-    """The run's own config, the typed keys laid over it; what would make it another training is refused."""
-    if "training" not in contents:
-        raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
-    saved = config.parse(contents["config"], str(folder / "last.pt"))
-    keys = [key for key in typed if key not in ("resume", "run")]
-    merged = config.overlay(saved, config.pick(values, keys))
-    changed = [line for key, line in config.difference(saved, merged).items() if key not in MAY_CHANGE]
-    if changed:
-        raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
-    return merged | {"run": None, "resume": str(folder)}
-
-
-def quote(path: Path) -> str:
-    return shlex.quote(str(path))
