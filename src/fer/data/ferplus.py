@@ -32,7 +32,7 @@ def ferplus(
         table, test, _ = find(path)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
-    if test is not None or not table.usage.size:
+    if test is not None or (table.usage < 0).any():
         raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
     place = Path(path).expanduser()
     file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
