@@ -41,7 +41,7 @@ class Faces:
     @property
     def hash(self) -> str:
         """SHA-256 of the images."""
-        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     @property
     def labelled(self) -> bool:

@@ -1,5 +1,5 @@
 """FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each, which stand in
-fer2013new.csv, row by row as the pixels."""
+fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is learned from the votes train's."""
 
 import hashlib
 from pathlib import Path
@@ -28,10 +28,7 @@ def ferplus(
     normalize: Literal["none", "unit", "dataset", "image"],
 ) -> Data:
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
-    try:
-        table, test, _ = find(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
+    table, test, _ = find(path)
     if test is not None or (table.usage < 0).any():
         raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
     place = Path(path).expanduser()
@@ -43,11 +40,10 @@ def ferplus(
     splits = {}
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
-        if rows.size or number < 2:
+        if rows.size:
             splits[name] = first(cut(table, rows, targets), limit or len(rows), spread=False)
-    for name, usage in (("train", "Training"), ("validation", "PublicTest")):
-        if not len(splits[name]):
-            raise UserError(f"data.path={path}: FER+ keeps none of its {usage} rows, and some are needed")
+        elif name != "private":
+            raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
     content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
     return Data(splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode)

@@ -1,9 +1,9 @@
-"""torchvision's classifiers by name, for gray faces."""
+"""torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing is downloaded."""
 
 import difflib
 import re
 from bisect import bisect_left
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torchvision
@@ -32,7 +32,8 @@ def classifier(
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
         raise ValueError(f"name={name}: not one of torchvision's classifiers; nearest: {', '.join(near)}")
-    options, step = {}, 1
+    options: dict[str, Any] = {}
+    step = 1
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
