@@ -2,6 +2,7 @@
 fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is learned from the votes train's."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,8 +12,8 @@ import torch
 from annotated_types import Ge
 
 from fer import UserError, class_names
-from fer.data.faces import Data, Faces
-from fer.data.readers import USAGES, Table, faces, find, first
+from fer.data.faces import Data, Normalization
+from fer.data.readers import USAGES, faces, find, first
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
@@ -25,7 +26,7 @@ def ferplus(
     classes: Literal[7, 8],
     score: Literal["majority", "original"],
     limit: Annotated[int, Ge(1)] | None,
-    normalize: Literal["none", "unit", "dataset", "image"],
+    normalize: Normalization,
 ) -> Data:
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
     table, test, _ = find(path)
@@ -41,19 +42,14 @@ def ferplus(
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
         if rows.size:
-            splits[name] = first(cut(table, rows, targets), limit or len(rows), spread=False)
+            kept = torch.from_numpy(targets[rows]).float()
+            whole = replace(faces(table, rows), labels=kept.argmax(1), targets=kept)
+            splits[name] = first(whole, limit or len(rows), spread=False)
         elif name != "private":
             raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
     content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
     return Data(splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode)
-
-
-def cut(table: Table, rows: np.ndarray, targets: np.ndarray) -> Faces:
-    """The faces of `rows`, labelled by the largest of their `targets`."""
-    chosen = torch.from_numpy(targets[rows]).float()
-    whole = faces(table, rows)
-    return Faces(whole.images, chosen.argmax(1), whole.ids, chosen)
 
 
 def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
 from fer import CLASSES, UserError
-from fer.data.faces import SIZE, Data, Faces
+from fer.data.faces import SIZE, Data, Faces, Normalization
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 DIGITS = tuple(map(str, range(len(CLASSES))))
@@ -68,7 +68,7 @@ def fer2013(
     from_index: Annotated[int, Ge(1)],
     validation: Literal["auto", "test"],
     seed: Annotated[int, Ge(0)],
-    normalize: Literal["none", "unit", "dataset", "image"],
+    normalize: Normalization,
 ) -> Data:
     """The data set at `path`, a folder or a CSV file; configs/data/fer2013.yaml explains the arguments."""
     train, test, folders = find(path)

@@ -1,5 +1,6 @@
 """torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing is downloaded."""
 
+import copy
 import difflib
 import re
 from bisect import bisect_left
@@ -51,8 +52,9 @@ def classifier(
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
     first, conv = next((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d))
     conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
-    if reason := _refusal(model, size):
-        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(model, side))
+    shapes = copy.deepcopy(model).to("meta").eval()
+    if reason := _refusal(shapes, size):
+        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(shapes, side))
         raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
     if weights is not None:
         _load(model, name, weights, first)
@@ -60,17 +62,12 @@ def classifier(
     return model
 
 
-def _refusal(model: nn.Module, size: int) -> str:
-    """Why the model cannot take images of this size, or nothing. Shapes only: no arithmetic, no memory."""
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    training = model.training
+def _refusal(shapes: nn.Module, size: int) -> str:
+    """Why a model, on the device meta (no arithmetic, no memory), cannot take images of this size, or nothing."""
     try:
-        images = torch.zeros(1, 1, size, size, device="meta")
-        torch.func.functional_call(model.eval(), {key: value.to("meta") for key, value in state.items()}, images)
+        shapes(torch.zeros(1, 1, size, size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    finally:
-        model.train(training)
     return ""
 
 
