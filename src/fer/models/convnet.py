@@ -27,18 +27,18 @@ Padding = Annotated[int, Ge(0)] | Literal["same"]
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "gelu"]
 
 
-class Window(TypedDict, total=False):
+class Conv(TypedDict, total=False):
+    conv: Required[Positive]
     kernel: Positive
     stride: Positive
     padding: Padding
 
 
-class Conv(Window):
-    conv: Positive
-
-
-class Pool(Window):
-    pool: Literal["max", "average"]
+class Pool(TypedDict, total=False):
+    pool: Required[Literal["max", "average"]]
+    kernel: Positive
+    stride: Positive
+    padding: Padding
 
 
 class ResidualBlock(TypedDict, total=False):
