@@ -1,5 +1,7 @@
 """Muon against its definition and torch's own optimizers."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -52,3 +54,23 @@ def test_muon_takes_convolutions_and_refuses_a_network_without_inner_layers():
     assert torch.linalg.svdvals(change).max() < 1.3
     with pytest.raises(ValueError, match="inner layers"):
         Muon(nn.Linear(3, 3).parameters(), lr=0.02)
+
+
+def test_a_saved_state_goes_on_as_if_it_had_not_stopped():
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 7), nn.Linear(7, 6)) for _ in range(2)]
+    whole, torn = (Muon(net.parameters(), lr=0.02) for net in nets)
+    x = torch.randn(2, 20, 9)
+
+    def step(net, muon, x):
+        net.zero_grad()
+        net(x).square().sum().backward()
+        muon.step()
+
+    step(nets[0], whole, x[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    torn.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for net, muon in zip(nets, (whole, torn), strict=True):
+        step(net, muon, x[1])
+    for a, b in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(a, b)

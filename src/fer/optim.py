@@ -38,8 +38,11 @@ class Muon(torch.optim.AdamW):
         ]
         super().__init__(groups, weight_decay=weight_decay, fused=True)
 
+    def __setstate__(self, state: dict) -> None:
+        torch.optim.Optimizer.__setstate__(self, state)  # Adam's own looks for step counts, which matrices have not
+
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # nobody has a closure
         inner, *others = self.param_groups
         for p in inner["params"]:
             momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
