@@ -32,6 +32,8 @@ def ferplus(
     table, test, _ = find(path)
     if test is not None or (table.usage < 0).any():
         raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
+    if score == "original" and (table.labels < 0).any():
+        raise UserError(f"data.score=original: {path} has faces without a label of their own; take data.score=majority")
     place = Path(path).expanduser()
     file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
     counts = read_votes(file, table.usage)
