@@ -1,6 +1,7 @@
 """FER+: its rules against a plain reading of them, its files, good and bad, and trainings with 8 classes."""
 
 import csv
+import re
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,11 @@ def test_votes_are_read_beside_the_pixels(folder):
     original = read(folder, score="original", classes=7).splits["validation"]
     assert original.labels.tolist() == [i % 7 for i in range(21)]
     assert len(read(folder, limit=5).splits["train"]) == 5
+    pixels = folder / "fer2013.csv"
+    pixels.write_text(re.sub(r"^(emotion|\d),", "", pixels.read_text(), flags=re.MULTILINE))
+    assert read(folder, classes=7).splits["validation"].labels.max() < 7
+    with pytest.raises(UserError, match=r"data\.score=original: .* without a label"):
+        read(folder, score="original", classes=7)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import classification_report, confusion_matrix
+from torchvision.models import squeezenet1_1
 
 from fer import CLASSES
 from fer.report import Part, write_page
@@ -52,6 +53,16 @@ def test_the_numbers_are_scikit_learns(fer, run):
     assert (mistakes["prediction"] != mistakes["truth"]).all()
     sure = torch.softmax(found["logits"], 1).max(1).values.numpy()
     assert mistakes["confidence"][0] == pytest.approx(sure[labels != predicted].max(), abs=1e-5)
+
+
+def test_a_report_does_without_the_file_that_the_weights_came_from(fer, tmp_path):
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "theirs.pth")
+    model = ["model=torchvision", "model.name=squeezenet1_1", "model.weights=theirs.pth", "train.epochs=1"]
+    assert fer("train", *TINY[:2], "device=cpu", *model, "run=r")[0] == 0
+    (tmp_path / "theirs.pth").unlink()
+    for words in (["run=r"], ["run=[r,r]"]):
+        code, _, err = fer("report", *words)
+        assert code == 0, err
 
 
 def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tmp_path):

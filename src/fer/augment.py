@@ -2,7 +2,7 @@
 
 The functions are pure: a batch N×1×H×W and one parameter an image, all on one device. Nothing reads a value back or
 branches on one, so the host never waits for a GPU. Flip, rotation, shift, zoom and crop are one affine map and one
-resample; flip and crop without the others move pixels and resample nothing.
+resample; flip and crop without the others move pixels and resample nothing. When they change is the curves' matter.
 """
 
 import math
@@ -102,23 +102,13 @@ def check_crop(images: Tensor, size: int) -> None:
         raise UserError(f"crop={size}: the images are only {images.shape[-2]}×{images.shape[-1]}; choose no more")
 
 
-def center_crop(images: Tensor, size: int) -> Tensor:
-    """…×size×size out of the middle; where that lies between two pixels, rounded as torchvision rounds."""
-    check_crop(images, size)
-    top, left = (round((side - size) / 2) for side in images.shape[-2:])
-    return images[..., top : top + size, left : left + size]
-
-
-def five_crops(images: Tensor, size: int) -> Tensor:
-    """5×N×1×size×size: the corners, top left, top right, bottom left, bottom right, and the centre."""
-    upper, lower = images[..., :size, :], images[..., -size:, :]
-    corners = [upper[..., :size], upper[..., -size:], lower[..., :size], lower[..., -size:]]
-    return torch.stack([*corners, center_crop(images, size)])
-
-
 def ten_crops(images: Tensor, size: int) -> Tensor:
-    """10×N×1×size×size: five_crops of the images, then of the flipped images (Krizhevsky et al. 2012)."""
-    return torch.cat([five_crops(images, size), five_crops(images.flip(-1), size)])
+    """10×N×1×size×size: the corners, top left, top right, bottom left, bottom right, and the centre, then those of the
+    flipped images (Krizhevsky et al. 2012)."""
+    from torchvision.transforms.v2.functional import ten_crop  # takes a second to import
+
+    check_crop(images, size)
+    return torch.stack(ten_crop(images, [size]))
 
 
 def spread(device: torch.device, *shape: int) -> Tensor:
@@ -198,14 +188,13 @@ class Augment:
         0 to 1 of its value; of mixup and cutmix, the share of batches mixed; of crop, how far windows lie from the
         centre. Draws from torch's global generator.
         """
-        strength = strength or {}
-        for name, factor in strength.items():
+        at = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
+        for name, factor in at.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
-        at = {name: (getattr(self, name) or 0) * strength.get(name, 1) for name in STRENGTHS}
-        at["crop"] = strength.get("crop", 1)
-        shares = [strength.get(name, 1) if getattr(self, name) else 0 for name in ("mixup", "cutmix")]
-        return self.mix(self.recolour(self.move(images, at), at), targets, *shares)
+            if name not in ("crop", "mixup", "cutmix"):
+                at[name] = factor * getattr(self, name)
+        return self.mix(self.recolour(self.move(images, at), at), targets, at)
 
     def move(self, images: Tensor, at: Mapping[str, float]) -> Tensor:
         """Flip, rotation, shift, zoom and crop by the values in `at`."""
@@ -239,9 +228,10 @@ class Augment:
             images = erase(images, draw_erase(count, height, width, at["erase"], device), noise)
         return images
 
-    def mix(self, images: Tensor, targets: Tensor, mixed: float, cut: float) -> tuple[Tensor, Tensor]:
-        """mixup or cutmix of the batch, with probabilities `mixed` and `cut`, both halved where both alphas are on."""
+    def mix(self, images: Tensor, targets: Tensor, at: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """mixup or cutmix of the batch, with the probabilities in `at`, both halved where both alphas are on."""
         (count, _, height, width), device = images.shape, images.device
+        mixed, cut = (at[name] * bool(getattr(self, name)) for name in ("mixup", "cutmix"))
         if not (mixed or cut):
             return images, targets
         half = 0.5 if self.mixup and self.cutmix else 1

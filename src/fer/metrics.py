@@ -1,15 +1,17 @@
-"""Accuracy, confusion, precision/recall/F1 and calibration: tensors in, numbers out, as scikit-learn counts them."""
+"""Accuracy, confusion, precision/recall/F1 and calibration: tensors in, numbers out, as scikit-learn counts them.
 
-import math
+What a training asks every epoch is counted here, on its device; reports and tests come from scikit-learn and scipy.
+"""
+
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fer import CLASSES
-
-HEADERS = ("precision", "recall", "f1-score", "support")
 
 
 def confusion(predicted: Tensor, labels: Tensor, classes: int = len(CLASSES)) -> Tensor:
@@ -43,29 +45,21 @@ def macro_f1(confusion: Tensor) -> float:
 
 def classification_report(confusion: Tensor, classes: Sequence[str]) -> dict:
     """What scikit-learn's classification_report(output_dict=True, zero_division=0) gives for all `classes`."""
-    *scores, support = per_class(confusion)
-    columns = [*scores, support]
-    report: dict = {name: _row(column[i] for column in columns) for i, name in enumerate(classes)}
-    report["accuracy"] = accuracy(confusion)
-    report["macro avg"] = _row([*(score.mean() for score in scores), support.sum()])
-    weights = support if support.any() else None
-    report["weighted avg"] = _row([*(np.average(score, weights=weights) for score in scores), support.sum()])
-    return report
+    return _report(confusion, classes, output_dict=True)
 
 
 def report_text(confusion: Tensor, classes: Sequence[str]) -> str:
-    """The same as text, character by character scikit-learn's with digits=4."""
-    report = classification_report(confusion, classes)
-    width = max(len("weighted avg"), *map(len, classes))
-    rows = {
-        name: f"{name:>{width}s} " + "".join(f" {row[h]:>9.4f}" for h in HEADERS[:3]) + f" {row['support']:>9.0f}\n"
-        for name, row in report.items()
-        if name != "accuracy"
-    }
-    head = " " * width + " " + "".join(f" {header:>9}" for header in HEADERS) + "\n\n"
-    total = report["macro avg"]["support"]
-    middle = f"\n{'accuracy':>{width}s} {'':>20} {report['accuracy']:>9.4f} {total:>9.0f}\n"
-    return head + "".join(rows[name] for name in classes) + middle + rows["macro avg"] + rows["weighted avg"]
+    """The same as scikit-learn's text, with four digits and whole counts."""
+    return re.sub(r"(\d+)\.0$", r"  \1", _report(confusion, classes, digits=4), flags=re.MULTILINE)
+
+
+def _report(confusion: Tensor, classes: Sequence[str], **how) -> Any:
+    import sklearn.metrics  # takes a second
+
+    # Every cell is a face that weighs its count. One more comes and goes: scikit-learn refuses to score nothing.
+    truth, predicted = np.append(np.indices(confusion.shape).reshape(2, -1), [[0, 0], [1, 1]], axis=1)
+    how |= {"sample_weight": np.append(confusion.cpu(), [1, -1]), "labels": range(len(classes)), "zero_division": 0}
+    return sklearn.metrics.classification_report(truth, predicted, target_names=classes, **how)
 
 
 def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tuple[str, str, float, int]]:
@@ -81,12 +75,11 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[
     """Mean confidence, accuracy (0 to 1, 0 of an empty bin) and count over `bins` equal bins (low, high] of the
     confidence. `probabilities` N×C, each row sums to 1; `labels` N."""
     confidence, predicted = probabilities.cpu().double().max(1)
-    place = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.float64) / bins)
-    sums = torch.zeros(3, bins, dtype=torch.float64)
-    for total, values in zip(sums, (confidence, predicted == labels.cpu(), torch.ones(len(labels))), strict=True):
-        total.scatter_add_(0, place, values.double())
-    confidences, right, counts = sums.numpy()
-    return _ratio(confidences, counts), _ratio(right, counts), counts
+    place = np.digitize(confidence, np.arange(1, bins) / bins, right=True)
+    right = (predicted == labels.cpu()).double()
+    sums = [np.bincount(place, values, bins) for values in (confidence, right, torch.ones_like(confidence))]
+    confidences, rights, counts = np.array(sums, dtype=np.float64)
+    return _ratio(confidences, counts), _ratio(rights, counts), counts
 
 
 def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -118,15 +111,12 @@ def interval(right: int, count: int) -> tuple[float, float]:
 def mcnemar(won: int, lost: int) -> float:
     """Two-sided exact p of McNemar's test (1947): that of two networks one wins `won` faces that the other has wrong,
     and loses `lost`, though both are as good."""
-    total = won + lost
-    tail = sum(math.comb(total, i) for i in range(min(won, lost) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    from scipy.stats import binomtest  # takes a second to import
+
+    return binomtest(won, won + lost).pvalue if won + lost else 1.0
 
 
 def _ratio(part, whole) -> np.ndarray:
+    """part / whole, 0 where whole is 0."""
     part, whole = np.broadcast_arrays(part, whole)
     return np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)
-
-
-def _row(values) -> dict[str, float]:
-    return dict(zip(HEADERS, map(float, values), strict=True))

@@ -167,7 +167,7 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
     names = labels(folders, [own["name"] for own in settings], differing)
     histories = [read_history(folder) for folder in folders]
     best = pd.DataFrame([history.loc[history["val_accuracy"].idxmax()] for history in histories], index=names)
-    sizes = [totals(config.build("model", own["model"])) for own in settings]
+    sizes = [totals(build(own["model"])) for own in settings]
     table = pd.DataFrame({
         "run": names,
         "val_accuracy": best["val_accuracy"].round(4),

@@ -78,6 +78,16 @@ class OneCycle(Curve):
         return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
 
 
+def stalls(history: Sequence[float], patience: int, threshold: float = 0) -> int:
+    """How often the accuracy has not risen by more than `threshold` for more than `patience` epochs."""
+    count, best, bad = 0, -math.inf, 0
+    for accuracy in history:
+        best, bad = (accuracy, 0) if accuracy > best + threshold else (best, bad + 1)
+        if bad > patience:
+            count, bad = count + 1, 0
+    return count
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Curve):
     """× factor whenever validation accuracy has not risen by more than `threshold` for more than `patience` epochs."""
@@ -89,11 +99,9 @@ class Plateau(Curve):
     final: Share
 
     def at(self, epoch, epochs, history):
-        value, best, bad = 1.0, -math.inf, 0
-        for accuracy in history:
-            best, bad = (accuracy, 0) if accuracy > best + self.threshold else (best, bad + 1)
-            if bad > self.patience:
-                value, bad = max(value * self.factor, self.final), 0
+        value = 1.0
+        for _ in range(stalls(history, self.patience, self.threshold)):
+            value = max(value * self.factor, self.final)
         return value
 
 
@@ -125,9 +133,4 @@ class AfterPlateau(Curve):
     patience: Annotated[int, Ge(0)]
 
     def at(self, epoch, epochs, history):
-        best, bad = -math.inf, 0
-        for accuracy in history:
-            best, bad = (accuracy, 0) if accuracy > best else (best, bad + 1)
-            if bad > self.patience:
-                return self.after
-        return self.before
+        return self.after if stalls(history, self.patience) else self.before

@@ -5,14 +5,14 @@ Each face moves with the action units (AUs) of its emotion: P. Ekman and W. V. F
 """
 
 from types import SimpleNamespace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
+from annotated_types import Ge
 
 from fer import CLASSES
-from fer.data.faces import SIZE, Data, Faces
+from fer.data.faces import SIZE, Data, Faces, Normalization
 
 # Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are hard to tell apart
 # because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do, and because they share companions.
@@ -57,15 +57,14 @@ TRAITS = {
 
 
 def demo(
-    images: Annotated[int, Field(ge=70)],
-    limit: Annotated[int, Field(ge=1)] | None,
-    seed: Annotated[int, Field(ge=0)],
-    normalize: Literal["none", "unit", "dataset", "image"],
+    images: Annotated[int, Ge(70)],
+    limit: Annotated[int, Ge(1)] | None,
+    seed: Annotated[int, Ge(0)],
+    normalize: Normalization,
 ) -> Data:
     """`images` faces to train on and a sixth of that each to validate on and, unlabelled, to predict."""
-    sizes = {"train": images, "validation": images // 6, "test": images // 6}
     splits = {}
-    for stream, (name, count) in enumerate(sizes.items()):
+    for stream, (name, count) in enumerate((("train", images), ("validation", images // 6), ("test", images // 6))):
         rng = np.random.Generator(np.random.PCG64([seed, stream]))
         shown = class_mix(count, rng)
         labels = np.full(count, -1) if name == "test" else mislabel(shown, rng)

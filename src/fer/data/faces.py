@@ -1,13 +1,15 @@
-"""Faces: images, labels and ids as tensors, the same whatever file or drawing they come from."""
+"""Faces: images, labels and ids as tensors, the same whatever file or drawing they come from. Knows of no format."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from fer import CLASSES, UserError
 
 SIZE = 48
+Normalization = Literal["none", "unit", "dataset", "image"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Faces:
     @property
     def hash(self) -> str:
         """SHA-256 of the images."""
-        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     @property
     def labelled(self) -> bool:
@@ -60,7 +62,7 @@ class Data:
     """
 
     splits: dict[str, Faces]
-    normalize: str
+    normalize: Normalization
     shut: frozenset[str] = frozenset()
     hash: str = ""
     classes: tuple[str, ...] = CLASSES

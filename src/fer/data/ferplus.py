@@ -1,7 +1,8 @@
 """FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each, which stand in
-fer2013new.csv, row by row as the pixels."""
+fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is learned from the votes train's."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,8 +12,8 @@ import torch
 from annotated_types import Ge
 
 from fer import UserError, class_names
-from fer.data.faces import Data, Faces
-from fer.data.readers import USAGES, Table, faces, find, first
+from fer.data.faces import Data, Normalization
+from fer.data.readers import USAGES, faces, find, first
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
@@ -25,15 +26,14 @@ def ferplus(
     classes: Literal[7, 8],
     score: Literal["majority", "original"],
     limit: Annotated[int, Ge(1)] | None,
-    normalize: Literal["none", "unit", "dataset", "image"],
+    normalize: Normalization,
 ) -> Data:
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
-    try:
-        table, test, _ = find(path)
-    except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
-    if test is not None or not table.usage.size:
+    table, test, _ = find(path)
+    if test is not None or (table.usage < 0).any():
         raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
+    if score == "original" and (table.labels < 0).any():
+        raise UserError(f"data.score=original: {path} has faces without a label of their own; take data.score=majority")
     place = Path(path).expanduser()
     file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
     counts = read_votes(file, table.usage)
@@ -43,21 +43,15 @@ def ferplus(
     splits = {}
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
-        if rows.size or number < 2:
-            splits[name] = first(cut(table, rows, targets), limit or len(rows), spread=False)
-    for name, usage in (("train", "Training"), ("validation", "PublicTest")):
-        if not len(splits[name]):
-            raise UserError(f"data.path={path}: FER+ keeps none of its {usage} rows, and some are needed")
+        if rows.size:
+            kept = torch.from_numpy(targets[rows]).float()
+            whole = replace(faces(table, rows), labels=kept.argmax(1), targets=kept)
+            splits[name] = first(whole, limit or len(rows), spread=False)
+        elif name != "private":
+            raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
     content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
     return Data(splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode)
-
-
-def cut(table: Table, rows: np.ndarray, targets: np.ndarray) -> Faces:
-    """The faces of `rows`, labelled by the largest of their `targets`."""
-    chosen = torch.from_numpy(targets[rows]).float()
-    whole = faces(table, rows)
-    return Faces(whole.images, chosen.argmax(1), whole.ids, chosen)
 
 
 def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:

@@ -5,10 +5,14 @@ activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a la
 `{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. `{residual: 64}` is a
 residual block, with squeeze-and-excitation as `{residual: 64, squeeze: 16}`; `{space_to_depth: 2}` turns 2×2 pixels
 into 4 channels; `global_pool` averages over the whole map. In `head`, after flattening, a number is a dense layer with
-that many units and its activation. An empty `features` makes a plain multilayer perceptron.
+that many units and its activation. An empty `features` makes a plain multilayer perceptron. Gray values and
+the faces' own size are network.py's matter.
 """
 
-from typing import Annotated, Literal, Required
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, Literal, Required
 
 import torch
 from annotated_types import Ge, Lt
@@ -88,13 +92,13 @@ class ConvNet(nn.Module):
         dropout: Rate = 0.5,
     ):
         super().__init__()
-        self.size, self.channels, self.classes = size, channels, classes
-        self.any_size = "global_pool" in features
-        self.shape = (channels, size, size)
-        self.slope, self.norm_options = slope, {"eps": norm_eps, "momentum": norm_momentum}
+        self.size, self.channels, self.any_size = size, channels, "global_pool" in features
+        self.shape: tuple[int, ...] = (channels, size, size)  # of what is built so far
+        self.slope, self.norm_options = slope, dict[str, Any](eps=norm_eps, momentum=norm_momentum)
         self.features, self.head = nn.Sequential(), nn.Sequential()
 
         stage, number = 1, 0
+        spec: Any  # mypy loses TypedDicts in a match
         for spec in features:
             match spec:
                 case int() | {"conv": _}:
@@ -111,16 +115,18 @@ class ConvNet(nn.Module):
                     own = {"pool": pool} if spec == "pool" else spec
                     self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
                     stage, number = stage + 1, 0
-                case {"residual": filters, **squeeze}:
+                case {"residual": filters}:
                     number += 1
                     channels, self.shape = self.shape[0], (filters, *self.shape[1:])
-                    block = Residual(channels, filters, lambda: self._act(activation), **squeeze, **self.norm_options)
+                    act, squeeze = partial(self._act, activation), spec.get("squeeze", 0)
+                    block = Residual(channels, filters, act, squeeze, **self.norm_options)
                     self.features.add_module(f"residual{stage}_{number}", block)
                 case {"space_to_depth": block}:
-                    if self.shape[1] % block:
-                        raise ValueError(f"space_to_depth={block}: does not divide {self.shape[1]}×{self.shape[1]}")
+                    filters, side, _ = self.shape
+                    if side % block:
+                        raise ValueError(f"space_to_depth={block}: does not divide {side}×{side}")
                     self.features.add_module(f"space_to_depth{stage}", nn.PixelUnshuffle(block))
-                    self.shape = (self.shape[0] * block**2, self.shape[1] // block, self.shape[2] // block)
+                    self.shape = (filters * block**2, side // block, side // block)
                 case "global_pool":
                     self.features.add_module("global_pool", nn.AdaptiveAvgPool2d(1))
                     self.shape = (self.shape[0], 1, 1)
@@ -130,7 +136,7 @@ class ConvNet(nn.Module):
                     self._dropout(self.features, spec, dropout)
 
         self.head.add_module("flatten", nn.Flatten())
-        self.shape = (self.shape[0] * self.shape[1] * self.shape[2],)
+        self.shape = (math.prod(self.shape),)
         for number, spec in enumerate(head, 1):
             match spec:
                 case int():
@@ -140,7 +146,7 @@ class ConvNet(nn.Module):
                     self._norm(self.head, str(number))
                 case _:
                     self._dropout(self.head, spec, dropout)
-        self._dense("logits", classes)
+        logits = self._dense("logits", classes)
         self._activation(self.head, output_activation, "")
 
         for module in self.modules():
@@ -148,21 +154,20 @@ class ConvNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.head.logits.weight)
+        nn.init.xavier_uniform_(logits.weight)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
 
     def _window(self, kind: str, name: str, spec: dict) -> None:
         """A convolution or a pool: layers that slide a window; follows the shape."""
-        channels, height, width = self.shape
-        if height != width:
-            raise AssertionError("feature maps are square")
+        channels, side, _ = self.shape
         kernel, stride, same = spec["kernel"], spec["stride"], spec["padding"] == "same"
-        before, after = same_padding(width, kernel, stride) if same else (spec["padding"],) * 2
-        out = output_size(width, kernel, stride, before + after)
+        before, after = same_padding(side, kernel, stride) if same else (spec["padding"],) * 2
+        out = output_size(side, kernel, stride, before + after)
         if out < 1:
-            raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {width}×{width}")
+            raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
+        layer: nn.Module
         if kind == "conv":
             if before != after:  # an even kernel: the extra row and column go below and to the right
                 self.features.add_module(f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
@@ -179,20 +184,22 @@ class ConvNet(nn.Module):
         self.features.add_module(f"{kind}{name}", layer)
         self.shape = (channels, out, out)
 
-    def _dense(self, name: str, units: int) -> None:
-        self.head.add_module(name, nn.Linear(self.shape[0], units))
+    def _dense(self, name: str, units: int) -> nn.Linear:
+        layer = nn.Linear(self.shape[0], units)
+        self.head.add_module(name, layer)
         self.shape = (units,)
+        return layer
 
     def _norm(self, part: nn.Sequential, name: str) -> None:
-        kind = nn.BatchNorm2d if len(self.shape) == 3 else nn.BatchNorm1d
+        kind = nn.BatchNorm2d if part is self.features else nn.BatchNorm1d
         part.add_module(f"norm{name}", kind(self.shape[0], **self.norm_options))
 
-    def _activation(self, part: nn.Sequential, kind: str, name: str) -> None:
+    def _activation(self, part: nn.Sequential, kind: Activation, name: str) -> None:
         if kind != "none":
             part.add_module(f"activation{name}", self._act(kind))
 
-    def _act(self, kind: str) -> nn.Module:
-        layers = {
+    def _act(self, kind: Activation) -> nn.Module:
+        layers: dict[str, Callable[[], nn.Module]] = {
             "none": nn.Identity,
             "relu": lambda: nn.ReLU(inplace=True),
             "leaky_relu": lambda: nn.LeakyReLU(self.slope, inplace=True),
@@ -205,4 +212,4 @@ class ConvNet(nn.Module):
         part.add_module(f"dropout{len(part)}", nn.Dropout(rate if spec == "dropout" else spec["dropout"]))
 
 
-POOLS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}

@@ -1,6 +1,7 @@
 """Layers that torch lacks, and the padding arithmetic of the two conventions in use."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +20,13 @@ def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
 
 class Residual(nn.Module):
     """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al. 2016); a 1×1 convolution
-    carries the input over where the number of channels changes. No biases: BatchNorm has its own.
+    carries the input over where the number of channels changes. No biases: BatchNorm has its own. norm: its options.
 
     activation: makes the layer that follows the first BatchNorm and the sum. squeeze: channels are weighed before the
     sum, through filters / squeeze numbers (squeeze-and-excitation, Hu et al. 2018); 0: not.
     """
 
-    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], squeeze: int = 0, **norm):
+    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], squeeze: int = 0, **norm: Any):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(filters, **norm)

@@ -1,6 +1,6 @@
-"""Network: from gray values to logits, normalization included."""
+"""Network: from gray values to logits, normalization included, for any model that has a `size`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,8 @@ class Network(nn.Module):
 
     def __init__(self, model: nn.Module, normalize: Normalize):
         super().__init__()
-        self.model, self.normalize = model, normalize
+        self.model: Any = model  # a module and its own numbers, which mypy takes for modules too
+        self.normalize = normalize
 
     def forward(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
         """side: pixels to which the faces are shrunk, for a model whose `any_size` says that it takes them."""

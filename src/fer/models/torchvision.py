@@ -1,9 +1,10 @@
-"""torchvision's classifiers by name, for gray faces."""
+"""torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing is downloaded."""
 
+import copy
 import difflib
 import re
 from bisect import bisect_left
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torchvision
@@ -32,7 +33,8 @@ def classifier(
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
         raise ValueError(f"name={name}: not one of torchvision's classifiers; nearest: {', '.join(near)}")
-    options, step = {}, 1
+    options: dict[str, Any] = {}
+    step = 1
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
@@ -50,8 +52,9 @@ def classifier(
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
     first, conv = next((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d))
     conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
-    if reason := _refusal(model, size):
-        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(model, side))
+    shapes = copy.deepcopy(model).to("meta").eval()
+    if reason := _refusal(shapes, size):
+        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(shapes, side))
         raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
     if weights is not None:
         _load(model, name, weights, first)
@@ -59,17 +62,12 @@ def classifier(
     return model
 
 
-def _refusal(model: nn.Module, size: int) -> str:
-    """Why the model cannot take images of this size, or nothing. Shapes only: no arithmetic, no memory."""
-    state = dict(model.named_parameters()) | dict(model.named_buffers())
-    training = model.training
+def _refusal(shapes: nn.Module, size: int) -> str:
+    """Why a model, on the device meta (no arithmetic, no memory), cannot take images of this size, or nothing."""
     try:
-        images = torch.zeros(1, 1, size, size, device="meta")
-        torch.func.functional_call(model.eval(), {key: value.to("meta") for key, value in state.items()}, images)
+        shapes(torch.zeros(1, 1, size, size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
         return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    finally:
-        model.train(training)
     return ""
 
 
