@@ -41,7 +41,6 @@ NOT_RUN = {
     "pip install": "downloads",
     "source .venv/bin/activate": "a shell's own",
     ".venv/bin/ruff": "scripts/test runs it",
-    ".venv/bin/mypy": "checks the types of all modules, which takes a minute",
 }
 # What stands in the pages → what a test has in its folder, or what makes it short.
 SUBSTITUTES = [
