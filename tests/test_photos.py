@@ -69,7 +69,7 @@ def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_pa
     turned.save(tmp_path / "in" / "b.jpg", exif=exif, quality=95)
     Image.new("RGB", (300, 300), "gray").save(tmp_path / "in" / "none.png")
     path = tiny()
-    code, out, err = fer("predict", f"ckpt={path}", "input=in", "out=faces.csv", "device=cpu")
+    code, out, err = fer("predict", f"ckpt={path}", "input=in", "device=cpu")
     assert code == 0, err
     assert "in/none.png: no face found" in out and "2 faces in 2 of 3 photos" in out
     table = pd.read_csv("faces.csv")
@@ -86,11 +86,11 @@ def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_pa
     assert abs(table.loc[0, list(CLASSES)].to_numpy(float) - expected).max() < 2e-6
     assert table.loc[0, "label"] == CLASSES[expected.argmax()]
 
-    drawn = np.asarray(Image.open("faces_faces/a.png").convert("RGB")).astype(int)
+    drawn = np.asarray(Image.open("faces_photos/a.png").convert("RGB")).astype(int)
     changed = np.argwhere(abs(drawn - astronaut()).sum(2) > 0)
-    assert drawn.shape == (512, 512, 3) and len(changed) and not (tmp_path / "faces_faces" / "none.png").exists()
+    assert drawn.shape == (512, 512, 3) and len(changed) and not (tmp_path / "faces_photos" / "none.png").exists()
     assert (drawn[y + side // 2, x] == (230, 159, 0)).all()  # the box's left edge
-    assert Image.open("faces_faces/b.png").size == (512, 512)
+    assert Image.open("faces_photos/b.png").size == (512, 512)
 
 
 def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
@@ -98,7 +98,7 @@ def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
     code, out, _ = fer("predict", f"ckpt={tiny()}", "input=plain.png", "out=faces.csv")
     assert code == 0 and "no face" in out
     assert (tmp_path / "faces.csv").read_text().splitlines() == [",".join(pd.read_csv("faces.csv"))]
-    assert not (tmp_path / "faces_faces").exists()
+    assert not (tmp_path / "faces_photos").exists()
 
 
 def test_what_is_no_photo_or_would_be_overwritten_is_refused(fer, tmp_path, tiny, monkeypatch):

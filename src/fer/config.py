@@ -102,7 +102,7 @@ class PredictConfig(Strict):
     select: Literal["uniform", "greedy"]
     split: str | None
     input: str | None
-    out: str
+    out: str | None
     columns: Annotated[list[str], Field(min_length=2, max_length=2)]
     sample: str | None
     probs: str | None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fer import UserError, config
+from fer import UserError
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
 from fer.data.readers import FORMATS, MAX_PIXELS, image_files
@@ -25,17 +25,15 @@ DETAIL = 7.0  # gray levels: deviation from the local mean. 999 of 1,000 FER2013
 # the cascade sees faces too, have 6 or fewer
 
 
-def run(
-    cfg: config.PredictConfig, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]
-) -> None:
-    """Find the faces in cfg.input, have them labelled, write cfg.out and a picture for each photo with faces."""
+def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]) -> None:
+    """Find the faces in the photos at `place`, have them labelled, write `out` and a picture for each photo with faces.
+    typed: the keys given on the command line."""
     if other := {key.split(".")[0] for key in typed} & {"split", "sample", "columns", "probs", "data"}:
         raise UserError(f"{min(other)}: does not go with input, whose faces are of no split; leave one of the two out")
-    place, out = Path(cfg.input or ""), Path(cfg.out)
     files = image_files(place) if place.is_dir() else [place]
     if not files:
         raise UserError(f"input={place}: no images in this folder; name another, or a photo")
-    folder = out.with_name(f"{out.stem}_faces")
+    folder = out.with_name(f"{out.stem}_photos")
     if out.resolve() in [file.resolve() for file in files] or folder.resolve() == files[0].parent.resolve():
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
     detector, found = cascade(), []

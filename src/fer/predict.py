@@ -32,12 +32,14 @@ class Member:
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("predict", values)
     members = open_members(cfg.ckpt)
+    cfg.out = cfg.out or ("faces.csv" if cfg.input else "submission.csv")
     for target in filter(None, (cfg.out, cfg.probs)):
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
         classes = members[0].contents["classes"]
-        photos.run(cfg, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
+        place, out = Path(cfg.input), Path(cfg.out)
+        photos.run(place, out, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
         return
     data = open_data(members[0].settings, cfg.data)
     split = cfg.split or data.unlabelled
