@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fer.checkpoint import load_checkpoint
 from fer.metrics import mcnemar
-from fer.run import load_checkpoint
 
 EPOCHS, SEEDS = 8, (0, 1, 2)
 BASE = f"experiment=speedrun_cpu train.epochs={EPOCHS} schedule.epochs=[0,2,{EPOCHS}] curves.size.epochs=[0,5]"

@@ -10,8 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from fer import cli, config
+from fer.checkpoint import save_checkpoint
 from fer.models.network import Network, Normalize
-from fer.run import save_checkpoint
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))

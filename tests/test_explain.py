@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from fer import CLASSES, config, explain
+from fer.checkpoint import save_checkpoint
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
-from fer.run import save_checkpoint
 
 NORMALIZATIONS = {"none": (0, 1), "unit": (0, 255), "dataset": (130, 60), "image": (0, 1)}
 CONV = ["model=compact_cnn", "model.features=[4,pool,6,pool]", "model.head=[]"]

@@ -2,20 +2,20 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 
-from fer.run import checkpoint_config, load_checkpoint, restore
+from fer.checkpoint import Checkpoint
 
 DATA = ["data=demo", "data.images=141", "device=cpu", "train.epochs=1", "run=r"]
 
 
 def pytorch(faces):
-    contents = load_checkpoint("r/best.pt")
-    network = restore(contents, checkpoint_config(contents, "r/best.pt"), "r/best.pt", torch.device("cpu"))
+    network = Checkpoint.open(Path("r/best.pt")).network(torch.device("cpu"))
     with torch.no_grad():
         return network(torch.from_numpy(faces)).numpy()
 

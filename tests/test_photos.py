@@ -11,8 +11,8 @@ from PIL import Image
 from skimage.data import astronaut
 
 from fer import CLASSES
+from fer.checkpoint import Checkpoint
 from fer.photos import cascade, find_faces
-from fer.run import checkpoint_config, restore
 
 FACE = (173, 68, 100)
 
@@ -80,8 +80,7 @@ def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_pa
 
     x, y, side = table.loc[0, ["x", "y", "width"]].astype(int)
     crop = photo.convert("L").crop((x, y, x + side, y + side)).resize((48, 48), Image.Resampling.BILINEAR)
-    contents = torch.load(path, weights_only=True)
-    network = restore(contents, checkpoint_config(contents, path), path, torch.device("cpu"))
+    network = Checkpoint.open(path).network(torch.device("cpu"))
     expected = network.logits(torch.from_numpy(np.array(crop))[None, None], 1).double().softmax(1)[0].numpy()
     assert abs(table.loc[0, list(CLASSES)].to_numpy(float) - expected).max() < 2e-6
     assert table.loc[0, "label"] == CLASSES[expected.argmax()]

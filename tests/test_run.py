@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fer import UserError, __version__, run
+from fer.checkpoint import FORMAT, Checkpoint, load_checkpoint
 
 FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -194,7 +195,7 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
     writer.start()
     seen = set()
     while len(seen) < 4:
-        contents = run.load_checkpoint(path)
+        contents = load_checkpoint(path)
         seen.add(contents["epoch"])
         assert all((value == contents["epoch"]).all() for value in contents["model"].values())
         rows = (tmp_path / "history.csv").read_text().split()
@@ -243,8 +244,7 @@ LOGITS = [-0.508412, -3.444228, -1.036155, 1.399390, -1.156305, -1.610874, -0.86
 
 def test_a_checkpoint_of_an_earlier_version_loads_and_says_what_it_said(fer):
     assert FIXTURE.stat().st_size < 200_000
-    contents = run.load_checkpoint(FIXTURE)
-    network = run.restore(contents, run.checkpoint_config(contents, FIXTURE), FIXTURE, torch.device("cpu"))
+    network = Checkpoint.open(FIXTURE).network(torch.device("cpu"))
     y, x = np.mgrid[:48, :48]
     face = torch.from_numpy(((5 * x + 3 * y) % 256).astype(np.uint8))
     assert network.logits(face[None, None], 1, "fp32")[0].tolist() == pytest.approx(LOGITS, abs=1e-4)
@@ -274,8 +274,7 @@ def bomb(path):
 
 def refused(path, words):
     with pytest.raises(UserError) as error:
-        contents = run.load_checkpoint(path)
-        run.restore(contents, run.checkpoint_config(contents, path), path, torch.device("cpu"))
+        Checkpoint.open(path).network(torch.device("cpu"))
     assert str(error.value).startswith(f"{path}: ") and words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -316,7 +315,7 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": run.FORMAT + 1, "version": "9.9"}, "written by fer 9.9, newer than this"),
+        ({"format": FORMAT + 1, "version": "9.9"}, "written by fer 9.9, newer than this"),
         ({"format": "1"}, "not one of fer's"),
         ({"classes": ["<b>angry</b>", *"abcdef"]}, "trained for other classes than angry"),
         ({"classes": "angry"}, "not one of fer's"),
@@ -371,19 +370,19 @@ def test_a_command_refuses_a_foreign_checkpoint_in_one_line_and_writes_nothing(f
 
 def test_a_checkpoints_config_is_text_and_nothing_in_it_is_looked_up(tiny):
     path = tiny(config={"name": "${oc.env:HOME} <b>"})
-    assert run.checkpoint_config(run.load_checkpoint(path), path).name == "${oc.env:HOME} <b>"
+    assert Checkpoint.open(path).settings.name == "${oc.env:HOME} <b>"
 
 
 @settings(max_examples=150, **FUZZ)
 @given(at=st.integers(0), near_the_end=st.booleans(), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_refused_or_changes_nothing(tiny, at, near_the_end, bit):
     path = tiny()
-    whole, raw = run.load_checkpoint(path), bytearray(path.read_bytes())
+    whole, raw = load_checkpoint(path), bytearray(path.read_bytes())
     at = len(raw) - 1 - at % 1500 if near_the_end else at % len(raw)  # the directory of the archive is at the end
     raw[at] ^= 1 << bit
     path.write_bytes(raw)
     try:
-        contents = run.load_checkpoint(path)
+        contents = load_checkpoint(path)
     except UserError:
         return
     assert all(torch.equal(contents["model"][name], value) for name, value in whole["model"].items())
@@ -403,9 +402,7 @@ def test_a_changed_pickle_is_refused_or_restored(tiny, at, cut, put):
         for entry, data in entries.items():
             archive.writestr(entry, data)
     try:
-        contents = run.load_checkpoint(path)
-        cfg = run.checkpoint_config(contents, path)
-        network = run.restore(contents, cfg, path, torch.device("cpu"))
+        network = Checkpoint.open(path).network(torch.device("cpu"))
     except UserError as error:
         assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
     else:

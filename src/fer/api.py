@@ -13,12 +13,12 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, config, photos, predict
+from fer import UserError, photos, predict
+from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Faces
 from fer.launch import launch
 from fer.models.network import Network
 from fer.report import read_history
-from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore
 from fer.runtime import pick_device
 
 __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]
@@ -28,10 +28,12 @@ __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", 
 class Classifier:
     """A trained network with all it needs: normalization is inside, `classes` names the columns of its answers."""
 
-    path: Path
-    classes: tuple[str, ...]
+    checkpoint: Checkpoint
     network: Network
-    settings: config.TrainConfig
+
+    @property
+    def classes(self) -> list[str]:
+        return self.checkpoint.classes
 
     def probabilities(
         self, images: ArrayLike, tta: Literal["none", "flip", "tencrop"] = "none", batch_size: int = 512
@@ -44,12 +46,12 @@ class Classifier:
         low, high = (found.min(), found.max()) if found.numel() else (0, 255)
         if low < 0 or high > 255 or 0 < high <= 1:
             raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
-        precision = self.settings.train.precision
+        precision = self.checkpoint.settings.train.precision
         return predict.probabilities(self.network, found.reshape(-1, 1, 48, 48), batch_size, precision, tta).numpy()
 
     def faces(self, split: str = "validation") -> Faces:
         """A split of the data that it was trained with: images uint8 N×1×48×48, labels int64 N, ids."""
-        return open_data(self.settings, None).open(split)
+        return self.checkpoint.data().open(split)
 
 
 def train(run: str | Path, *overrides: str) -> Path:
@@ -67,12 +69,8 @@ def history(run: str | Path) -> pd.DataFrame:
 
 def load(ckpt: str | Path, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Classifier:
     """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is executed."""
-    path = find_checkpoints(str(ckpt))[0]
-    contents = load_checkpoint(path)
-    settings = checkpoint_config(contents, path)
-    return Classifier(
-        path, tuple(contents["classes"]), restore(contents, settings, path, pick_device(device)), settings
-    )
+    checkpoint = Checkpoint.open(find_checkpoints(str(ckpt))[0])
+    return Classifier(checkpoint, checkpoint.network(pick_device(device)))
 
 
 def find_faces(photo: str | Path | Image.Image) -> list[tuple[tuple[int, int, int], np.ndarray]]:

@@ -9,8 +9,9 @@ import time
 from torch import Tensor
 
 from fer import UserError, config, metrics
-from fer.predict import Member, average, label, open_members, weigh
-from fer.run import open_data, write_csv
+from fer.checkpoint import Checkpoint
+from fer.predict import average, label, open_members, weigh
+from fer.run import write_csv
 from fer.runtime import pick_device
 from fer.summary import aligned
 
@@ -21,7 +22,7 @@ HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accurac
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("evaluate", values)
     members = open_members(cfg.ckpt)
-    data = open_data(members[0].settings, cfg.data)
+    data = members[0].data(cfg.data)
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
@@ -49,7 +50,7 @@ def run(values: dict, typed: list[str]) -> None:
         print(line)
 
 
-def seeds(members: list[Member], right: dict[str, Tensor]) -> list[str]:
+def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
     """Mean and deviation of the members that differ in nothing but the seed."""
     groups: dict[str, list[float]] = {}
     for member in members:
@@ -73,7 +74,7 @@ def paired(right: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def record(member: Member, look: dict[str, object]) -> str:
+def record(member: Checkpoint, look: dict[str, object]) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
     folder, file = member.path.parent, member.path.parent / RECORD
     earlier = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:] if file.is_file() else []

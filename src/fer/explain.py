@@ -19,10 +19,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from torchvision.transforms.functional import gaussian_blur
 
 from fer import UserError, class_names, config, nearest, plots
+from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
-from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, make_folder, open_data, restore, write_csv
+from fer.run import make_folder, write_csv
 from fer.runtime import pick_device, seed_everything
 
 BATCH = 128  # images in one pass with gradients
@@ -122,7 +123,7 @@ def layer_shapes(network: Network, images: Tensor) -> dict[str, torch.Size]:
     return shapes
 
 
-def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Network) -> tuple[Faces, Tensor]:
+def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) -> tuple[Faces, Tensor]:
     """The faces to explain, labelled -1 where the truth is not known or not shown, and their logits, on the CPU."""
     given = [str(item) for item in (cfg.image if isinstance(cfg.image, list) else [cfg.image or ""])]
     positions = ",".join(given).replace(" ", "").split(",")
@@ -132,7 +133,7 @@ def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Net
         images = torch.stack([torch.tensor(read_image(Path(name)))[None] for name in given])
         faces = Faces(images, torch.full((len(given),), -1), given)
     else:
-        data = open_data(settings, cfg.data)
+        data = checkpoint.data(cfg.data)
         faces = data.open(cfg.split)
         labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut or not faces.labelled else faces.labels
         faces = Faces(faces.images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
@@ -152,13 +153,10 @@ def choose(cfg: config.ExplainConfig, settings: config.TrainConfig, network: Net
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("explain", values)
-    path = find_checkpoints(cfg.ckpt)[0]
-    contents = load_checkpoint(path)
-    settings = checkpoint_config(contents, path)
-    device = pick_device(cfg.device)
-    network = restore(contents, settings, path, device).requires_grad_(False)
+    checkpoint, device = Checkpoint.open(find_checkpoints(cfg.ckpt)[0]), pick_device(cfg.device)
+    network = checkpoint.network(device).requires_grad_(False)
     seed_everything(cfg.seed)
-    faces, logits = choose(cfg, settings, network)
+    faces, logits = choose(cfg, checkpoint, network)
     size: Any = network.model.size
     images = fit(faces.images, size).float().to(device)  # what the network sees of them
     classes = targets(cfg.target, faces, logits)
@@ -170,7 +168,7 @@ def run(values: dict, typed: list[str]) -> None:
     if unknown := [name for name in layers if name not in shapes]:
         raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], shapes)}")
 
-    out = make_folder(Path(cfg.out or path.parent / "explain"))
+    out = make_folder(Path(cfg.out or checkpoint.path.parent / "explain"))
     methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
     if convolutions:
         area = shapes[convolutions[-1]][2:]  # Grad-CAM takes what is made of the last convolution before it is pooled

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from fer import UserError, __version__, config
+from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import SIZE
 from fer.models.network import Network
-from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore, write
+from fer.run import write
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
@@ -29,10 +30,9 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("export", values)
-    path = find_checkpoints(cfg.ckpt)[0]
-    contents = load_checkpoint(path)
-    settings = checkpoint_config(contents, path)
-    network = restore(contents, settings, path, torch.device("cpu")).requires_grad_(False)
+    checkpoint = Checkpoint.open(find_checkpoints(cfg.ckpt)[0])
+    path, contents = checkpoint.path, checkpoint.contents
+    network = checkpoint.network(torch.device("cpu")).requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
     notes = {
         "classes": json.dumps(contents["classes"]),
@@ -42,7 +42,7 @@ def run(values: dict, typed: list[str]) -> None:
         "val_accuracy": str(contents.get("val_accuracy", "")),
     }
     try:
-        found = open_data(settings, None).open("validation").images
+        found = checkpoint.data().open("validation").images
         source = "validation faces"
     except UserError:  # the data is not at hand
         generator = torch.Generator().manual_seed(0)

@@ -15,8 +15,9 @@ from cleanlab.rank import get_label_quality_scores
 from sklearn.model_selection import StratifiedGroupKFold
 
 from fer import config, plots
+from fer.checkpoint import load_checkpoint
 from fer.data.copies import exact_copies
-from fer.run import load_checkpoint, make_folder, write_text
+from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.train import train_in
 

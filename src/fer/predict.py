@@ -2,7 +2,6 @@
 augmentation and ensembles. Knows checkpoints and faces; training, and how faces are found in photos, stay out.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -12,21 +11,13 @@ from torch import Tensor
 
 from fer import UserError, class_names, config, metrics, photos
 from fer.augment import ten_crops
+from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, open_data, restore, write_csv
+from fer.run import write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
-
-
-@dataclass
-class Member:
-    """A checkpoint and the config that it carries."""
-
-    path: Path
-    contents: dict
-    settings: config.TrainConfig
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -37,11 +28,11 @@ def run(values: dict, typed: list[str]) -> None:
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
-        classes = members[0].contents["classes"]
+        classes = members[0].classes
         place, out = Path(cfg.input), Path(cfg.out)
         photos.run(place, out, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
         return
-    data = open_data(members[0].settings, cfg.data)
+    data = members[0].data(cfg.data)
     split = cfg.split or data.unlabelled
     if split is None:
         raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
@@ -70,29 +61,29 @@ def run(values: dict, typed: list[str]) -> None:
             print(f"without tta: {(plain.argmax(1) == faces.labels).double().mean():.4f}")
 
 
-def open_members(named: str | list[str] | None) -> list[Member]:
+def open_members(named: str | list[str] | None) -> list[Checkpoint]:
     """The checkpoints that `ckpt=` names, with the same classes all."""
-    members, paths = [], find_checkpoints(named)
-    for path in paths:
-        contents = load_checkpoint(path)
-        members.append(Member(path, contents, checkpoint_config(contents, path)))
-        if contents["classes"] != members[0].contents["classes"]:
-            raise UserError(f"{path}: has {len(contents['classes'])} classes, {paths[0]} another number; leave one out")
+    members = [Checkpoint.open(path) for path in find_checkpoints(named)]
+    for member in members:
+        if member.classes != members[0].classes:
+            raise UserError(
+                f"{member.path}: has {len(member.classes)} classes, {members[0].path} another number; leave one out"
+            )
     return members
 
 
-def label(member: Member, faces: Faces, batch_size: int, device: torch.device, tta: str) -> Tensor:
+def label(member: Checkpoint, faces: Faces, batch_size: int, device: torch.device, tta: str) -> Tensor:
     """Probabilities, float64 N×7 on the CPU. What the best weights said of these very validation faces in training is
     taken from the checkpoint."""
     saved = member.contents.get("validation")
     if tta == "none" and saved and saved.get("images") == faces.hash:
         return saved["logits"].double().softmax(1)
-    network = restore(member.contents, member.settings, member.path, device)
+    network = member.network(device)
     with memory_named(device, f"batch_size={batch_size}"):
         return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
 
 
-def label_all(members: list[Member], weights: Tensor, faces: Faces, cfg: config.PredictConfig) -> Tensor:
+def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: config.PredictConfig) -> Tensor:
     """The members' mean probabilities, as label's; those of no weight are not asked."""
     device = pick_device(cfg.device)
     asked = [member for member, weight in zip(members, weights, strict=True) if weight]
@@ -119,7 +110,9 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("mnc,m->nc", torch.stack(parts), weights / weights.sum())
 
 
-def weigh(members: list[Member], cfg: config.PredictConfig | config.EvaluateConfig, data: Data | None = None) -> Tensor:
+def weigh(
+    members: list[Checkpoint], cfg: config.PredictConfig | config.EvaluateConfig, data: Data | None = None
+) -> Tensor:
     """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
 
     Without data, as for photos, that of the first member is opened if there is a choice to make. Of other data than the
@@ -128,7 +121,7 @@ def weigh(members: list[Member], cfg: config.PredictConfig | config.EvaluateConf
     uniform = torch.ones(len(members), dtype=torch.float64)
     if len(members) == 1 or (data is None and cfg.select == "uniform"):
         return uniform
-    faces = (data or open_data(members[0].settings, None)).open("validation")
+    faces = (data or members[0].data()).open("validation")
     if cfg.data and any(member.contents.get("validation", {}).get("images") != faces.hash for member in members):
         if cfg.select == "greedy":
             raise UserError(

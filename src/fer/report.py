@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from fer import CLASSES, UserError, class_names, config, metrics, plots, tensorboard
-from fer.run import checkpoint_config, find_checkpoints, load_checkpoint, make_folder, open_data, write_text
+from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.run import make_folder, write_text
 from fer.summary import build, table_text, totals
 
 TIMES = ("epoch", "seconds", "images_per_second")
@@ -47,9 +48,9 @@ def run(values: dict, typed: list[str]) -> None:
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
         return
     folder = folders[0]
-    contents = load_checkpoint(folder / "best.pt")
-    settings = checkpoint_config(contents, folder / "best.pt")
-    history, logits, labels = read_history(folder), *validation(contents, folder)
+    best = Checkpoint.open(folder / "best.pt")
+    settings, contents = best.settings, best.contents
+    history, logits, labels = read_history(folder), *validation(best)
     classes = class_names(logits.shape[1])
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
@@ -68,7 +69,7 @@ def run(values: dict, typed: list[str]) -> None:
              pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
         Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
         calibration(logits, labels),
-        *faces_parts(settings, cfg, logits, labels),
+        *faces_parts(best, cfg, logits, labels),
         *(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
           for file in sorted((folder / "explain").glob("*.png"))),
         Part("Schedules", (), "schedules", partial(plots.schedules, history, driven), history[["epoch", *driven]]),
@@ -95,11 +96,11 @@ def copy(file: Path, path: Path) -> Path:
     return Path(shutil.copyfile(file, path.with_suffix(file.suffix)))
 
 
-def validation(contents: dict, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def validation(best: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits N×classes and labels N that the best weights had on the validation faces."""
-    found = contents.get("validation")
-    if not found or type(contents.get("epoch")) is not int:
-        raise UserError(f"{folder / 'best.pt'}: holds no validation predictions; use a best.pt written by fer train")
+    found = best.contents.get("validation")
+    if not found or type(best.contents.get("epoch")) is not int:
+        raise UserError(f"{best.path}: holds no validation predictions; use a best.pt written by fer train")
     return found["logits"].float(), found["labels"].long()
 
 
@@ -123,12 +124,10 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
     return Part("Calibration", (line,), "calibration", partial(plots.reliability, before, after), data)
 
 
-def faces_parts(
-    settings: config.TrainConfig, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor
-) -> list[Part]:
+def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
     """The most confident mistakes and some faces of every class; a line instead where the data is not at hand."""
     try:
-        faces = open_data(settings, cfg.data).open("validation")
+        faces = best.data(cfg.data).open("validation")
     except UserError as error:
         return [Part("Faces", (f"left out: {error}",))]
     if not torch.equal(faces.labels, labels):
@@ -160,8 +159,8 @@ def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) ->
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    found = [checkpoint_config(load_checkpoint(path), path) for path in (folder / "best.pt" for folder in folders)]
-    settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
+    found = [Checkpoint.open(folder / "best.pt") for folder in folders]
+    settings = [own.settings.model_dump(exclude={"run", "resume"}) for own in found]
     keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
     differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
     names = labels(folders, [own["name"] for own in settings], differing)

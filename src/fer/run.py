@@ -1,15 +1,13 @@
 """The run folder, the contract between commands: config.yaml, environment.yaml, history.csv, best.pt, last.pt, report/.
 
-Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole. Knows
-configs and networks as far as a checkpoint holds them; training and predicting stay out.
+Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole. What is in
+a checkpoint stays out.
 """
 
 import contextlib
 import csv
-import glob
 import io
 import os
-import pickle
 import platform
 import re
 import secrets
@@ -17,20 +15,15 @@ import shlex
 import subprocess
 import sys
 import time
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import yaml
-from torch import nn
 
-from fer import UserError, __version__, class_names, config
-from fer.data.faces import Data
-from fer.models.network import Network, Normalization, Normalize
+from fer import UserError, __version__
 
 try:
     import fcntl
@@ -38,8 +31,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
-FORMAT = 1  # of a checkpoint; raised when an older version could not read it
-MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
 
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
@@ -178,132 +169,3 @@ def newest(file: str) -> Path:
     if not found:
         raise UserError(f"no run with a {file} under {Path('runs').absolute()}; train one first: fer train data=demo")
     return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def find_checkpoints(named: str | list[str] | None) -> list[Path]:
-    """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
-    those of all runs, patterns with *; none: the newest run's."""
-    found: list[Path] = []
-    for name in named if isinstance(named, list) else [named]:
-        if name is None:
-            places = [newest("best.pt")]
-        elif "*" in name and not Path(name).exists():
-            places = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207, Path.glob takes no absolute pattern
-        else:
-            places = [Path(name)]
-        if not places:
-            raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        for place in places:
-            own = place / "best.pt" if place.is_dir() else place
-            sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
-            found += [own] if own.is_file() or not sweep else sweep
-    return list(dict.fromkeys(found))
-
-
-def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more: object) -> None:
-    """A self-describing checkpoint that torch.load(weights_only=True) reads: plain values and tensors only."""
-    contents = {
-        "format": FORMAT,
-        "version": __version__,
-        "config": config.dump(settings),
-        "classes": list(class_names(settings.model.get("classes", 7))),
-        "normalization": network.normalize.state(),
-        "model": network.model.state_dict(),
-        **more,
-    }
-    write(path, lambda file: torch.save(contents, file))
-
-
-def load_checkpoint(path: str | Path) -> dict:
-    """The contents of a checkpoint written by save_checkpoint, on the CPU. Raises UserError for anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size or archive.testzip():
-                raise zipfile.BadZipFile  # one that unpacks to more than itself is a bomb; torch packs nothing
-        with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than weights and plain values; not loaded, it could run code") from None
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception:  # zipfile and torch raise a dozen kinds
-        raise UserError(f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)") from None
-    contents = contents if isinstance(contents, dict) else {}
-    if type(contents.get("format")) is int and contents["format"] > FORMAT:
-        raise UserError(f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; upgrade fer")
-    match {"validation": {"logits": torch.empty(0, 7), "labels": torch.empty(0)}} | contents:  # only best.pt has any
-        case {
-            "format": int(),
-            "config": str(),
-            "classes": list(classes),
-            "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
-            "model": dict(),
-            "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
-        } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
-            if classes not in (list(class_names(7)), list(class_names(8))):
-                raise UserError(f"{path}: trained for other classes than {', '.join(class_names(8))}; of no use here")
-            if n == 0 or (c == len(classes) and {*labels.tolist()} <= {*range(c)}):
-                return contents
-    raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
-
-
-def checkpoint_config(contents: dict, path: str | Path) -> config.TrainConfig:
-    """The training config that a checkpoint carries, checked like one that was typed."""
-    values = config.parse(contents["config"], str(path))
-    with blame(path):
-        return config.check("train", values)
-
-
-@contextlib.contextmanager
-def blame(path: str | Path) -> Iterator[None]:
-    """Within the context what is refused is told as a fault of the config in the file `path`."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: its config, {error}") from None
-
-
-def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
-    """The config of the run in `folder`, whose last.pt holds `contents`, the `typed` keys of `values` laid over it;
-    what would make it another training is refused."""
-    if "training" not in contents:
-        raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
-    saved = config.parse(contents["config"], str(folder / "last.pt"))
-    merged = config.overlay(saved, config.pick(values, [key for key in typed if key not in ("resume", "run")]))
-    changed = [line for key, line in config.difference(saved, merged).items() if key not in MAY_CHANGE]
-    if changed:
-        raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
-    return merged | {"run": None, "resume": str(folder)}
-
-
-def restore(contents: dict, settings: config.TrainConfig, path: str | Path, device: torch.device) -> Network:
-    """The network of a checkpoint, in evaluation mode."""
-    own = {"weights": None} if "weights" in settings.model else {}  # a file to start from; the weights are here now
-    with blame(path):
-        model = config.build("model", settings.model | own)
-    load_weights(model, contents["model"], path)
-    network = Network(model, Normalize(**contents["normalization"])).to(device)
-    if settings.train.channels_last:
-        network = network.to(memory_format=torch.channels_last)
-    return network.eval()
-
-
-def load_weights(
-    model: nn.Module, weights: dict, path: str | Path, to: str = "the model of its config; the file was changed"
-) -> None:
-    try:
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, AttributeError):
-        raise UserError(f"{path}: its weights do not fit {to}") from None
-
-
-def open_data(settings: config.TrainConfig, typed: dict | None) -> Data:
-    """The data of a checkpoint, whole: a typed `data` lies over it, a training's `limit` does not count."""
-    if typed and "normalize" in typed and "_target_" not in typed:
-        raise UserError("data.normalize: comes from the checkpoint; leave it out")
-    base = settings.data | {"limit": None}
-    node = config.check_node("data", config.overlay(base, typed or {}))
-    return config.build("data", node)

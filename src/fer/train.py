@@ -18,21 +18,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import STRENGTHS, Augment
+from fer.checkpoint import load_checkpoint, load_weights, resumed, save_checkpoint
 from fer.data.faces import Data
 from fer.models.network import Network, Normalization, Normalize
 from fer.predict import probabilities
 from fer.progress import Progress, epoch_line, warn_if_long
-from fer.run import (
-    create,
-    load_checkpoint,
-    load_weights,
-    lock,
-    resumed,
-    save_checkpoint,
-    write_environment,
-    write_history,
-    write_text,
-)
+from fer.run import create, lock, write_environment, write_history, write_text
 from fer.runtime import Interrupted, Signals, over_processes, seed_everything
 from fer.schedule import Curve
 
