@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.stats import ttest_rel
 
-from fer.checkpoint import load_checkpoint
-from fer.metrics import mcnemar
+from fer.checkpoint import Checkpoint
 
 EPOCHS, SEEDS = 8, (0, 1, 2)
 BASE = f"experiment=speedrun_cpu train.epochs={EPOCHS} schedule.epochs=[0,2,{EPOCHS}] curves.size.epochs=[0,5]"
@@ -23,10 +24,13 @@ SWITCHES = {
 }
 
 
+def done(folder: Path) -> bool:
+    return (folder / "history.csv").is_file() and len(pd.read_csv(folder / "history.csv")) == EPOCHS
+
+
 def train(folder: Path, data: str, switch: str, seed: int) -> None:
     """A run, begun or gone on with; nothing where it is done."""
-    history = folder / "history.csv"
-    if history.is_file() and len(pd.read_csv(history)) == EPOCHS:
+    if done(folder):
         return
     words = BASE.replace("curves.size.epochs=[0,5]", "") if "curves.size" in switch else BASE
     new = [*words.split(), *switch.split(), f"seed={seed}", f"data.path={data}", f"run={folder}", f"name={folder.name}"]
@@ -36,24 +40,31 @@ def train(folder: Path, data: str, switch: str, seed: int) -> None:
 
 
 def table(out: Path) -> pd.DataFrame:
-    """A row a switch: mean and deviation over the seeds that are done, and McNemar's test over their faces together."""
-    rows, right = [], {}
-    for name, switch in SWITCHES.items():
+    """A row a switch, over the seeds that are done: mean and deviation of the accuracy, points against the recipe, p
+    of a paired t-test over the faces (how many seeds have each right), and the accuracy without copies."""
+    right, fresh, rows = {}, None, []
+    for name in SWITCHES:
         for seed in SEEDS:
-            if (path := out / f"{name}_{seed}" / "best.pt").is_file():
-                found = load_checkpoint(path)["validation"]
-                right[name, seed] = found["logits"].argmax(1) == found["labels"]
+            if done(folder := out / f"{name}_{seed}"):
+                best = Checkpoint.open(folder / "best.pt")
+                found = best.contents["validation"]
+                right[name, seed] = (found["logits"].argmax(1) == found["labels"]).double().numpy()
+                if fresh is None:
+                    data = best.data()
+                    fresh = ~data.open("validation").among(data.open("train")).numpy()
+    for name, switch in SWITCHES.items():
         seeds = [seed for seed in SEEDS if (name, seed) in right and ("base", seed) in right]
         if seeds:
-            shares = [right[name, seed].double().mean().item() for seed in seeds]
-            base = [right["base", seed].double().mean().item() for seed in seeds]
-            won = sum(int((right[name, seed] & ~right["base", seed]).sum()) for seed in seeds)
-            lost = sum(int((right["base", seed] & ~right[name, seed]).sum()) for seed in seeds)
-            deviation = f" ± {statistics.stdev(shares):.4f}" if len(seeds) > 1 else ""
-            gain = f"{100 * (statistics.mean(shares) - statistics.mean(base)):+.2f}"
-            rows.append([switch or "(the recipe itself)", len(seeds), f"{statistics.mean(shares):.4f}{deviation}",
-                         gain, f"{mcnemar(won, lost):.2g}"])  # fmt: skip
-    return pd.DataFrame(rows, columns=["changed", "seeds", "accuracy", "points", "McNemar p"])
+            own, base = (np.stack([right[which, seed] for seed in seeds]) for which in (name, "base"))
+            p = ttest_rel(own.mean(0), base.mean(0)).pvalue if switch else 1.0
+            gain = f"{100 * (own.mean() - base.mean()):+.2f}"
+            rows.append([switch or "(the recipe)", len(seeds), spread(own), gain, f"{p:.2g}", spread(own[:, fresh])])
+    return pd.DataFrame(rows, columns=["changed", "seeds", "accuracy", "points", "p", "without copies"])
+
+
+def spread(right: np.ndarray) -> str:
+    shares = right.mean(1).tolist()
+    return f"{statistics.mean(shares):.4f}" + (f" ± {statistics.stdev(shares):.4f}" if len(shares) > 1 else "")
 
 
 def main() -> None:
