@@ -40,6 +40,7 @@ NOT_RUN = {
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "pip install": "downloads",
     "source .venv/bin/activate": "a shell's own",
+    'eval "$(fer -sc': "a shell's own; tests/test_cli.py",
     ".venv/bin/ruff": "scripts/test runs it",
 }
 # What stands in the pages → what a test has in its folder, or what makes it short.
