@@ -5,9 +5,11 @@ This module holds what every other one shares and imports nothing heavy.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 __version__ = "0.1.0"
 
+Normalization = Literal["none", "unit", "dataset", "image"]  # of a network's input; see models/network.py
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

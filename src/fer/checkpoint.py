@@ -15,9 +15,9 @@ from typing import get_args
 import torch
 from torch import nn
 
-from fer import UserError, __version__, class_names, config
+from fer import Normalization, UserError, __version__, class_names, config
 from fer.data.faces import Data
-from fer.models.network import Network, Normalization, Normalize
+from fer.models.network import Network, Normalize
 from fer.run import newest, write
 
 FORMAT = 1  # raised when an older version could not read it

@@ -8,7 +8,7 @@ import contextlib
 import shlex
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import STRENGTHS, Augment
 from fer.checkpoint import load_checkpoint, load_weights, resumed, save_checkpoint
 from fer.data.faces import Data
-from fer.models.network import Network, Normalization, Normalize
+from fer.models.network import Network, Normalize
 from fer.predict import probabilities
 from fer.progress import Progress, epoch_line, warn_if_long
 from fer.run import create, lock, write_environment, write_history, write_text
@@ -84,7 +84,7 @@ class Trainer:
         if self.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
             raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
         self.weights = balanced_weights(self.targets) if balanced else None
-        return Normalize.fit(cast(Normalization, data.normalize), faces.images)
+        return Normalize.fit(data.normalize, faces.images)
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.step, self.seconds = epoch, 0, 0.0

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
-from fer import CLASSES
-from fer.data.faces import SIZE, Data, Faces, Normalization
+from fer import CLASSES, Normalization
+from fer.data.faces import SIZE, Data, Faces
 
 # Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are hard to tell apart
 # because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do, and because they share companions.

@@ -2,14 +2,12 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from fer import CLASSES, UserError
+from fer import CLASSES, Normalization, UserError
 
 SIZE = 48
-Normalization = Literal["none", "unit", "dataset", "image"]
 
 
 @dataclass(frozen=True)

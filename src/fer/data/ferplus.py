@@ -11,8 +11,8 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fer import UserError, class_names
-from fer.data.faces import Data, Normalization
+from fer import Normalization, UserError, class_names
+from fer.data.faces import Data
 from fer.data.readers import USAGES, faces, find, first
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)

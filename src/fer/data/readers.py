@@ -24,8 +24,8 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
-from fer import CLASSES, UserError
-from fer.data.faces import SIZE, Data, Faces, Normalization
+from fer import CLASSES, Normalization, UserError
+from fer.data.faces import SIZE, Data, Faces
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 DIGITS = tuple(map(str, range(len(CLASSES))))

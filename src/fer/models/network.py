@@ -1,14 +1,13 @@
 """Network: from gray values to logits, normalization included, for any model that has a `size`."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fer import Normalization
 from fer.runtime import autocast
-
-Normalization = Literal["none", "unit", "dataset", "image"]
 
 
 class Normalize(nn.Module):
