@@ -35,10 +35,15 @@ def test_faces_of_any_shape_and_type_are_taken_and_others_refused(fer, tiny):
     network, faces = api.load(tiny()), np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = network.probabilities(faces)
     assert expected.shape == (3, 7) and np.allclose(expected.sum(1), 1)
-    for same in (faces[:, None], torch.tensor(faces).float(), faces.astype(float).tolist()):
+    for same in (faces[:, None], torch.tensor(faces).float(), faces.astype(float).tolist(), faces.astype(np.uint16)):
         assert np.allclose(network.probabilities(same), expected, atol=1e-6)
     assert np.allclose(network.probabilities(faces[0]), expected[:1], atol=1e-6)
-    for wrong, words in ((faces[:, :40], "3×40×48"), (faces[None, None], "shape"), (faces / 255, "0 to 255")):
+    for wrong, words in (
+        (faces[:, :40], "3×40×48"),
+        (faces[None, None], "shape"),
+        (faces / 255, "0 to 255"),
+        (faces * np.nan, "nan"),
+    ):
         with pytest.raises(UserError, match=words):
             network.probabilities(wrong)
 

@@ -155,8 +155,20 @@ def test_every_mode_trains_and_its_run_is_told_with_eight_classes(fer, folder, m
         assert code == 2 and "data.mode=multi: goes without" in err
 
 
+def test_eight_classes_are_measured_on_seven_alike_and_votes_are_found_from_any_folder(fer, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert fer("train", "data=ferplus", "data.path=.", "data.votes=fer2013new.csv", *TINY, "run=r")[0] == 0
+    (folder / "else").mkdir()
+    monkeypatch.chdir(folder / "else")
+    code, _, err = fer("evaluate", "ckpt=../r")
+    assert code == 0, err
+    seven = ["ckpt=../r", "data=fer2013", f"data.path={folder}"]
+    predicted = fer("predict", *seven, "split=validation")[1].split("accuracy ")[1][:6]
+    assert f"  {predicted}  " in fer("evaluate", *seven)[1]
+
+
 def test_the_draws_of_mode_probability_follow_the_votes_and_a_resume_repeats_them(fer, folder):
-    data = ["data=ferplus", f"data.path={folder}", "data.mode=probability"]
+    data = ["data=ferplus", f"data.path={folder}", "data.mode=probability", "schedule=constant"]
     fer("train", *data, *TINY, "run=whole", "train.epochs=3")
     fer("train", *data, *TINY, "run=torn")
     assert fer("train", "resume=torn", "train.epochs=3")[0] == 0
@@ -181,7 +193,7 @@ def test_losses_of_the_modes():
 
 def test_training_starts_from_a_checkpoint_with_a_new_last_layer_for_other_classes(fer, folder):
     assert fer("train", f"data.path={folder}", *TINY, "run=seven")[0] == 0
-    start = ["start=seven/best.pt", "optim.lr=1e-12", "train.epochs=1", "run=eight"]
+    start = ["start=seven/best.pt", "optim=adam", "optim.lr=1e-12", "train.epochs=1", "run=eight"]
     assert fer("train", "data=ferplus", f"data.path={folder}", *TINY[:-2], *start)[0] == 0
     weights = lambda run: torch.load(f"{run}/best.pt", weights_only=True)["model"]  # noqa: E731
     before, after = weights("seven"), weights("eight")

@@ -60,11 +60,24 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     code, out, _ = fer("predict", "ckpt=[runs/0,runs/1]", "select=greedy", "tta=flip", "split=validation", "out=e.csv")
     assert code == 0 and "without tta: " in out
     code, _, err = fer("predict", "ckpt=runs", "select=greedy", "data.seed=7")
-    assert code == 2 and "faces that they learned" in err
+    assert code == 2 and "so it may have learned them" in err
     code, out, _ = fer("predict", "ckpt=runs", "data.seed=7")
     assert code == 0 and "accuracy is not shown" in out and "labelled by 3 checkpoints" in out
     code, _, err = fer("predict", "ckpt=runs/*/none.pt")
     assert code == 2 and "matches no file" in err
+
+
+def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer2013_csv):
+    for seed in (0, 1):
+        data = ["data=fer2013_fraction", f"data.path={fer2013_csv}", "data.fraction=0.3", f"data.seed={seed}"]
+        data += ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
+        assert fer("train", *data, f"run=r{seed}")[0] == 0
+    code, _, err = fer("predict", "ckpt=[r0,r1]", "select=greedy", "split=validation")
+    assert code == 2 and "r1/best.pt was validated on other faces than these" in err
+    code, out, _ = fer("predict", "ckpt=[r0,r1]", "split=validation")
+    assert code == 0 and "accuracy is not shown" in out
+    code, out, _ = fer("predict", "ckpt=[r0,r0/last.pt]", "select=greedy", "split=validation")
+    assert code == 0 and "ensemble: accuracy" in out
 
 
 def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypatch):

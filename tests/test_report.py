@@ -93,6 +93,12 @@ def test_html_in_names_is_shown_not_obeyed(fer, tmp_path):
         assert name not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 
 
+def test_a_run_that_is_not_there_is_refused_by_its_name(fer, run):
+    for named in ("typo", "r/typo"):
+        code, _, err = fer("report", f"run={named}")
+        assert code == 2 and f"{named}: no such checkpoint" in err
+
+
 def test_a_checkpoint_without_predictions_is_refused(fer, run):
     shutil.copy(run / "last.pt", run / "best.pt")
     code, _, err = fer("report", "run=r")

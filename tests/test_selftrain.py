@@ -58,7 +58,16 @@ def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer
     pd.testing.assert_frame_equal(pd.read_csv("s/selftrain.csv"), table)
     assert Path("s/0.3_supervised_only/best.pt").stat().st_mtime_ns == before
     code, _, err = fer(*args, "optim.lr=0.5")
-    assert code == 2 and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.001 → 0.5)" in err
+    assert code == 2 and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.02 → 0.5)" in err
+
+
+def test_what_patience_ended_is_only_read(fer):
+    args = ["selftrain", *TINY, "shares=[0.3]", "rounds=1", "clusters=10", "out=s"]
+    args += ["optim.lr=1e-12", "optim.adam_lr=1e-12", "train.epochs=5", "train.patience=1"]
+    assert fer(*args)[0] == 0
+    assert len(pd.read_csv("s/0.3_round_1/history.csv")) < 5
+    code, out, _ = fer(*args)
+    assert code == 0 and "goes on" not in out
 
 
 def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):

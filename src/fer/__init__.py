@@ -33,7 +33,7 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
     import yaml
 
     roots = [config_dir(), *([Path(user_dir)] if user_dir else [])]
-    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
     if "train" in defaults:
         return choices("train", user_dir)
     groups = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]

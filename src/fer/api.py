@@ -40,11 +40,11 @@ class Classifier:
     ) -> np.ndarray:
         """float64 N×classes, each row sums to 1, of gray faces 0..255 (not 0..1), of any real type, that fill the
         picture as FER2013's do: N×48×48, N×1×48×48 or one alone. tta: views that are averaged, as in fer predict."""
-        found = torch.as_tensor(np.asarray(images))
+        found = torch.as_tensor(np.asarray(images, np.float32))
         if found.ndim not in (2, 3, 4) or found.shape[-2:] != (48, 48) or (found.ndim == 4 and found.shape[1] != 1):
             raise UserError(f"images: of shape {'×'.join(map(str, found.shape))}; should be N×48×48")
         low, high = (found.min(), found.max()) if found.numel() else (0, 255)
-        if low < 0 or high > 255 or 0 < high <= 1:
+        if not (low >= 0 and high <= 255) or 0 < high <= 1:  # NaN too
             raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
         precision = self.checkpoint.settings.train.precision
         return predict.probabilities(self.network, found.reshape(-1, 1, 48, 48), batch_size, precision, tta).numpy()

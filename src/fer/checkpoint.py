@@ -79,7 +79,13 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
             own = place / "best.pt" if place.is_dir() else place
             sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
             found += [own] if own.is_file() or not sweep else sweep
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(existing, found)))
+
+
+def existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt")
+    return path
 
 
 def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more: object) -> None:
@@ -98,9 +104,7 @@ def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, 
 
 def load_checkpoint(path: str | Path) -> dict:
     """The contents of a checkpoint written by save_checkpoint, on the CPU. Raises UserError for anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt")
+    path = existing(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size or archive.testzip():

@@ -48,6 +48,7 @@ Options:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
     args = sys.argv[1:] if argv is None else argv
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # of what the terminal has no letter for
     try:
         return run(*args)
     except KeyboardInterrupt:
@@ -90,7 +91,7 @@ def help_text(command: str) -> str:
 
     import yaml
 
-    root = (config_dir() / f"{command}.yaml").read_text()
+    root = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     heading, _, rest = root.partition("defaults:\n")
     groups = [
         textwrap.fill(f"{group:<11} {', '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 14)
@@ -100,7 +101,7 @@ def help_text(command: str) -> str:
     for entry in yaml.safe_load(root)["defaults"]:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             if choice and group != "model":
-                own = (config_dir() / group / f"{choice}.yaml").read_text().splitlines()
+                own = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
                 keys += [f"  {group}:     # {group}={choice}"]
                 keys += [f"    {line}" for line in own if not line.startswith(("#", "_target_"))]
     return HELP.format(

@@ -36,11 +36,10 @@ TARGETS = {
     "schedule": ("fer.schedule.",),
 }
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
-PROVIDED = {"optim": "params"}  # the argument that the program gives, not the config
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
 class Training(Strict):
@@ -225,9 +224,9 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
         raise UserError(f"{key}: names no _target_; choose one")
     path, fn = node["_target_"], target(group, node)
     hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
-    parameters, given = dict(inspect.signature(fn).parameters), PROVIDED.get(group)
-    if given and not parameters.pop(given, None):
-        raise UserError(f"{key}._target_={path}: refused; it takes no {given}")
+    parameters = dict(inspect.signature(fn).parameters)
+    if group == "optim" and not parameters.pop("params", None):  # which the program gives, not the config
+        raise UserError(f"{key}._target_={path}: refused; it takes no params")
     fields: dict[str, Any] = {
         name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in parameters.items()
@@ -350,7 +349,7 @@ def parse(text: str, where: str) -> dict:
         raise UserError(f"{where}: its config is not valid YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
-    root = yaml.safe_load((config_dir() / "train.yaml").read_text())
+    root = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
     return overlay({key: value for key, value in root.items() if key not in ("defaults", "hydra")}, values)
 
 

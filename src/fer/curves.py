@@ -1,9 +1,9 @@
 """fer curves: what a training would change over time, plotted without training, data or weights."""
 
 import pandas as pd
-import torch
 
 from fer import config, plots
+from fer.summary import build
 from fer.train import build_curves
 
 POINTS = 20  # an epoch
@@ -11,9 +11,7 @@ POINTS = 20  # an epoch
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("curves", values)
-    with torch.device("meta"):  # the model is asked for its dropout only
-        model = config.build("model", cfg.model)
-    curves = build_curves(cfg, config.build("augment", cfg.augment), model)
+    curves = build_curves(cfg, config.build("augment", cfg.augment), build(cfg.model))
     shown = {name: (curve, size) for name, (curve, size) in curves.items() if not curve.waits}
     times = [step / POINTS for step in range(cfg.train.epochs * POINTS + 1)]
     table = {name: [size * curve(t, cfg.train.epochs) for t in times] for name, (curve, size) in shown.items()}

@@ -6,31 +6,33 @@ import csv
 import statistics
 import time
 
+import torch
 from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.predict import average, label, open_members, weigh
-from fer.run import write_csv
+from fer.run import LOOKS, write_csv
 from fer.runtime import pick_device
 from fer.summary import aligned
 
-RECORD = "evaluations.csv"  # in the run folder
 HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accuracy"]
 
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("evaluate", values)
     members = open_members(cfg.ckpt)
-    data = members[0].data(cfg.data)
+    sources = [member.data(cfg.data) for member in {str(m.settings.data): m for m in members}.values()]
+    data = sources[0]
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
     device = pick_device(cfg.device)
-    fresh = ~faces.among(data.open("train"))
-    found = {str(member.path): label(member, faces, cfg.batch_size, device, cfg.tta) for member in members}
+    fresh = ~torch.stack([faces.among(source.open("train")) for source in sources]).any(0)
+    own = [label(member, faces, cfg.batch_size, device, cfg.tta)[:, : len(data.classes)] for member in members]
+    found = {str(member.path): probabilities for member, probabilities in zip(members, own, strict=True)}
     if cfg.select and len(members) > 1:
-        found[f"ensemble, {cfg.select}"] = average(list(found.values()), weigh(members, cfg, data))
+        found[f"ensemble, {cfg.select}"] = average(own, weigh(members, cfg, data))
 
     rows, right = [["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]], {}
     for name, probabilities in found.items():
@@ -52,12 +54,12 @@ def run(values: dict, typed: list[str]) -> None:
 
 def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
     """Mean and deviation of the members that differ in nothing but the seed."""
-    groups: dict[str, list[float]] = {}
+    groups: dict[str, dict[int, float]] = {}
     for member in members:
         recipe = config.dump(member.settings.model_copy(update={"seed": 0, "run": None, "resume": None}))
-        groups.setdefault(recipe, []).append(right[str(member.path)].double().mean().item())
+        groups.setdefault(recipe, {})[member.settings.seed] = right[str(member.path)].double().mean().item()
     return [
-        f"{len(group)} seeds: {statistics.mean(group):.4f} ± {statistics.stdev(group):.4f} (sd)"
+        f"{len(group)} seeds: {statistics.mean(group.values()):.4f} ± {statistics.stdev(group.values()):.4f} (sd)"
         for group in groups.values()
         if len(group) > 1
     ]
@@ -76,7 +78,7 @@ def paired(right: dict[str, Tensor]) -> list[str]:
 
 def record(member: Checkpoint, look: dict[str, object]) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
-    folder, file = member.path.parent, member.path.parent / RECORD
+    folder, file = member.path.parent, member.path.parent / LOOKS
     earlier = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:] if file.is_file() else []
     look |= {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "checkpoint": member.path.name}
     write_csv(file, HEADER, [*earlier, [look[key] for key in HEADER]])

@@ -51,9 +51,9 @@ def run(values: dict, typed: list[str]) -> None:
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     exported, call = exporter(network, notes)
 
-    parts = [(part, call(part)) for part in (faces[:1], *faces.split(BATCH))]
-    off = max((network(part) - logits).abs().max().item() for part, logits in parts)
-    other = sum(int((network(part).argmax(1) != logits.argmax(1)).sum()) for part, logits in parts[1:])
+    parts = [(network(part), call(part)) for part in (faces[:1], *faces.split(BATCH))]
+    off = max((ours - theirs).abs().max().item() for ours, theirs in parts)
+    other = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
     if not off <= TOLERANCE:
         raise UserError(f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other format=")
     out = Path(cfg.out or path.with_name(name))

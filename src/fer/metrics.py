@@ -43,23 +43,21 @@ def macro_f1(confusion: Tensor) -> float:
     return float(f1[occurs].mean()) if occurs.any() else 0.0
 
 
-def classification_report(confusion: Tensor, classes: Sequence[str]) -> dict:
-    """What scikit-learn's classification_report(output_dict=True, zero_division=0) gives for all `classes`."""
-    return _report(confusion, classes, output_dict=True)
-
-
 def report_text(confusion: Tensor, classes: Sequence[str]) -> str:
-    """The same as scikit-learn's text, with four digits and whole counts."""
-    return re.sub(r"(\d+)\.0$", r"  \1", _report(confusion, classes, digits=4), flags=re.MULTILINE)
+    """classification_report as text, with four digits and whole counts."""
+    text = classification_report(confusion, classes, digits=4, output_dict=False)
+    return re.sub(r"(\d+)\.0$", r"  \1", text, flags=re.MULTILINE)
 
 
-def _report(confusion: Tensor, classes: Sequence[str], **how) -> Any:
+def classification_report(confusion: Tensor, classes: Sequence[str], output_dict: bool = True, **how: Any) -> Any:
+    """What scikit-learn's classification_report(zero_division=0) gives for all `classes`."""
     import sklearn.metrics  # takes a second
 
     # Every cell is a face that weighs its count. One more comes and goes: scikit-learn refuses to score nothing.
     truth, predicted = np.append(np.indices(confusion.shape).reshape(2, -1), [[0, 0], [1, 1]], axis=1)
     how |= {"sample_weight": np.append(confusion.cpu(), [1, -1]), "labels": range(len(classes)), "zero_division": 0}
-    return sklearn.metrics.classification_report(truth, predicted, target_names=classes, **how)
+    how |= {"target_names": classes, "output_dict": output_dict}
+    return sklearn.metrics.classification_report(truth, predicted, **how)
 
 
 def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tuple[str, str, float, int]]:

@@ -37,8 +37,7 @@ def run(values: dict, typed: list[str]) -> None:
     if split is None:
         raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
     faces = data.open(split)
-    header, ids, order = sample_order(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, None)
-    faces = faces if order is None else faces.take(order)
+    header, ids, faces = as_sampled(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, faces)
 
     weights, known = weigh(members, cfg, data), len(data.classes)  # of 8 classes the last is left out of data of 7
     means = label_all(members, weights, faces, cfg)[:, :known]
@@ -115,20 +114,23 @@ def weigh(
 ) -> Tensor:
     """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
 
-    Without data, as for photos, that of the first member is opened if there is a choice to make. Of other data than the
-    trainings' nothing is chosen or shown: its validation faces may be ones that they learned.
+    Without data, as for photos, that of the first member is opened if there is a choice to make. Where a member was
+    validated on other faces nothing is chosen or shown: it may have learned these.
     """
     uniform = torch.ones(len(members), dtype=torch.float64)
     if len(members) == 1 or (data is None and cfg.select == "uniform"):
         return uniform
     faces = (data or members[0].data()).open("validation")
-    if cfg.data and any(member.contents.get("validation", {}).get("images") != faces.hash for member in members):
+
+    def may_know(member: Checkpoint) -> bool:
+        seen = member.contents.get("validation", {}).get("images")  # a last.pt does not tell, nor of all one with limit
+        return seen != faces.hash and (cfg.data is not None or member.data().open("validation").hash != faces.hash)
+
+    if knows := next(filter(may_know, members), None):
+        why = f"{knows.path} was validated on other faces than these, so it may have learned them"
         if cfg.select == "greedy":
-            raise UserError(
-                "select=greedy: with other data than the trainings' it would choose on faces that they learned; "
-                "leave data out, or take select=uniform"
-            )
-        print("the ensemble's accuracy is not shown: the validation faces of this data may be ones that it learned")
+            raise UserError(f"select=greedy: {why}; leave it or data= out, or take select=uniform")
+        print(f"the ensemble's accuracy is not shown: {why}")
         return uniform
     device = pick_device(cfg.device)
     parts = [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
@@ -163,9 +165,8 @@ def greedy(parts: list[Tensor], labels: Tensor) -> Tensor:
     return best[1]
 
 
-def sample_order(path: str, faces: Faces) -> tuple[list[str], list[str], torch.Tensor | None]:
-    """Header and ids of a sample submission, and the positions of `faces` in its order (None: as they come, where the
-    sample counts in its own way)."""
+def as_sampled(path: str, faces: Faces) -> tuple[list[str], list[str], Faces]:
+    """Header and ids of a sample submission, and the faces in its order; as they come, where the ids are its own."""
     try:
         sample = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -178,4 +179,4 @@ def sample_order(path: str, faces: Faces) -> tuple[list[str], list[str], torch.T
     ids = sample.iloc[:, 0].tolist()
     position = {name: i for i, name in enumerate(faces.ids)}
     same = len(position) == len(ids) and set(position) == set(ids)
-    return list(sample.columns[:2]), ids, torch.tensor([position[i] for i in ids]) if same else None
+    return list(sample.columns[:2]), ids, faces.take([position[i] for i in ids]) if same else faces

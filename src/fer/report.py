@@ -20,7 +20,7 @@ import torch
 
 from fer import CLASSES, UserError, class_names, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
-from fer.run import make_folder, write_text
+from fer.run import LOOKS, make_folder, write_text
 from fer.summary import build, table_text, totals
 
 TIMES = ("epoch", "seconds", "images_per_second")
@@ -43,7 +43,7 @@ class Part:
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("report", values)
-    folders = [path.parent for path in find_checkpoints(cfg.run)]
+    folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
     if len(folders) > 1 or isinstance(cfg.run, list):
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
         return
@@ -78,7 +78,7 @@ def run(values: dict, typed: list[str]) -> None:
     ]  # fmt: skip
     if (environment := folder / "environment.yaml").is_file():
         parts.append(Part("Environment", text=environment.read_text(encoding="utf-8"), folded=True))
-    macro, noted = metrics.macro_f1(matrix), folder / "evaluations.csv"
+    macro, noted = metrics.macro_f1(matrix), folder / LOOKS
     looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
     private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
     lead = (

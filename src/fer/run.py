@@ -31,6 +31,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
+LOOKS = "evaluations.csv"  # fer evaluate's record of PrivateTest, which the report tells
 
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:

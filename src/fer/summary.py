@@ -42,7 +42,7 @@ def run(values: dict, typed: list[str]) -> None:
     if cfg.models and (cfg.match or any(key.split(".")[0] == "model" for key in typed)):
         raise UserError(f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out")
     paths = sorted((config_dir() / "model").glob("*.yaml"))
-    nodes = {path.stem: config.parse(path.read_text(encoding="utf-8"), str(path)) for path in paths}
+    nodes = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
     if cfg.models:
         if unknown := [name for name in cfg.models if name not in nodes]:
             raise UserError(f"models={unknown[0]}: no such model; {nearest(unknown[0], nodes)}")
@@ -190,7 +190,7 @@ def side_by_side(models: dict[str, nn.Module]) -> str:
 
 
 def input_shape(model: Any) -> tuple[int, int, int]:
-    return getattr(model, "channels", 1), model.size, model.size
+    return 1, model.size, model.size
 
 
 def by(shape: Iterable[int]) -> str:

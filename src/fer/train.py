@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
-from fer.augment import STRENGTHS, Augment
+from fer.augment import STRENGTHS, Augment, check_crop
 from fer.checkpoint import load_checkpoint, load_weights, resumed, save_checkpoint
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
@@ -76,6 +76,8 @@ class Trainer:
             faces = faces.take((~faces.among(held_out)).nonzero()[:, 0])
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
+        if self.augment.crop:
+            check_crop(faces.images, self.augment.crop)
         own = F.one_hot(faces.labels, len(data.classes)).float() if faces.targets is None else faces.targets
         self.images, self.targets = faces.images.to(self.device), own.to(self.device)
         self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
@@ -339,9 +341,7 @@ def run(values: dict, typed: list[str]) -> float:
         contents = load_checkpoint(resume / "last.pt")
         values = resumed(contents, values, typed, resume)
     cfg = config.check("train", values)
-    if "path" in cfg.data:
-        with contextlib.suppress(RuntimeError):  # ~ of nobody
-            cfg.data["path"] = str(Path(cfg.data["path"]).expanduser().absolute())
+    absolute_paths(cfg)
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
@@ -363,6 +363,13 @@ def run(values: dict, typed: list[str]) -> float:
         f"  fer report run={shlex.quote(str(folder))}"
     )
     return trainer.best
+
+
+def absolute_paths(cfg: config.TrainConfig) -> None:
+    """The data of a run is found from any folder."""
+    for key in {"path", "votes"} & {key for key, value in cfg.data.items() if value}:
+        with contextlib.suppress(RuntimeError):  # ~ of nobody
+            cfg.data[key] = str(Path(cfg.data[key]).expanduser().absolute())
 
 
 def fit(trainer: Trainer, folder: Path) -> None:
@@ -392,6 +399,7 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
+    absolute_paths(own)
     if not last.is_file():
         trainer = Trainer(own, device, data)
         fit(trainer, create(own.run, own.name))
@@ -403,6 +411,6 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     own.resume = str(folder)
     trainer = Trainer(own, device, data)
     trainer.load(contents, last)
-    if trainer.epoch < own.train.epochs:
+    if trainer.epoch < own.train.epochs and not trainer.out_of_patience():
         fit(trainer, folder)
     return trainer

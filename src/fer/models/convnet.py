@@ -19,7 +19,7 @@ from annotated_types import Ge, Lt
 from torch import nn
 from typing_extensions import TypedDict
 
-from fer.models.layers import PReLU, Residual, output_size, same_padding
+from fer.models.layers import PReLU, Residual, same_padding
 
 Positive = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -61,7 +61,7 @@ Dense = Positive | Literal["norm", "dropout"] | Dropout
 
 
 class ConvNet(nn.Module):
-    """Images N×channels×size×size to logits N×classes.
+    """Images N×1×size×size to logits N×classes.
 
     kernel, padding: of convolutions that give none; `same` is Keras's (output = ceil(input / stride)), a number is
     zeros on every side. pool: kind of a plain `pool` (2×2, stride 2, SAME). A pool's own numeric padding is explicit
@@ -76,7 +76,7 @@ class ConvNet(nn.Module):
         features: list[Feature],
         head: list[Dense],
         size: Positive = 48,
-        channels: Positive = 1,
+        channels: Literal[1] = 1,
         classes: Positive = 7,
         kernel: Positive = 3,
         padding: Padding = "same",
@@ -92,7 +92,7 @@ class ConvNet(nn.Module):
         dropout: Rate = 0.5,
     ):
         super().__init__()
-        self.size, self.channels, self.any_size = size, channels, "global_pool" in features
+        self.size, self.any_size = size, "global_pool" in features
         self.shape: tuple[int, ...] = (channels, size, size)  # of what is built so far
         self.slope, self.norm_options = slope, dict[str, Any](eps=norm_eps, momentum=norm_momentum)
         self.features, self.head = nn.Sequential(), nn.Sequential()
@@ -117,9 +117,9 @@ class ConvNet(nn.Module):
                     stage, number = stage + 1, 0
                 case {"residual": filters}:
                     number += 1
-                    channels, self.shape = self.shape[0], (filters, *self.shape[1:])
+                    inputs, self.shape = self.shape[0], (filters, *self.shape[1:])
                     act, squeeze = partial(self._act, activation), spec.get("squeeze", 0)
-                    block = Residual(channels, filters, act, squeeze, **self.norm_options)
+                    block = Residual(inputs, filters, act, squeeze, **self.norm_options)
                     self.features.add_module(f"residual{stage}_{number}", block)
                 case {"space_to_depth": block}:
                     filters, side, _ = self.shape
@@ -164,7 +164,7 @@ class ConvNet(nn.Module):
         channels, side, _ = self.shape
         kernel, stride, same = spec["kernel"], spec["stride"], spec["padding"] == "same"
         before, after = same_padding(side, kernel, stride) if same else (spec["padding"],) * 2
-        out = output_size(side, kernel, stride, before + after)
+        out = (side + before + after - kernel) // stride + 1
         if out < 1:
             raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
         layer: nn.Module

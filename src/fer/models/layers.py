@@ -1,4 +1,4 @@
-"""Layers that torch lacks, and the padding arithmetic of the two conventions in use."""
+"""Layers that torch lacks, and Keras's padding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,6 @@ def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """(before, after) zeros that make the output ceil(size / stride): TensorFlow's and Keras's SAME."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
-
-
-def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """floor((W + P - k) / s) + 1, where P counts both sides (2P of the usual formula)."""
-    return (size + padding - kernel) // stride + 1
 
 
 class Residual(nn.Module):
@@ -58,6 +53,3 @@ class PReLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x > 0, x, self.weight * x)
-
-    def extra_repr(self) -> str:
-        return "×".join(map(str, self.weight.shape))
