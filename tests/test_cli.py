@@ -187,9 +187,24 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "did you mean train?" in refused("trian")
     assert "no run with a best.pt" in refused("predict")
     assert "no such checkpoint" in refused("predict", "ckpt=nowhere.pt")
+    assert "[a,b]" in refused("predict", "ckpt=a,b")
+    assert "resume=: names nothing" in refused("train", "resume=")
+    assert "add -m to try each, or write a list as [a,b]" in refused("train", "seed=0,1")
+    assert "optim.lr=abc: should be a valid number, unable" in refused("train", "optim.lr=abc")
+    assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused("train", "curves.rotate=0.5")
+    assert "curves.rotate._target_=Knots: refused" in refused("train", "curves.rotate={_target_: Knots}")
+    assert "columns=['id']: List should have at least 2 items" in refused("predict", "columns=[id]")
+    assert "source=foo: should be competition, or OWNER/NAME" in refused("download", "source=foo")
     (tmp_path / "x.pt").write_bytes(b"PK not really")
     assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
     fer("train", *TINY, "run=r")
+    assert "is for trainings" in refused("evaluate", "ckpt=r", "data=fer2013", "data.validation=test")
+    assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=x.csv", "probs=x.csv")
+    assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
+    assert "is the checkpoint itself" in refused("export", "ckpt=r", "out=r/best.pt")
+    for command in ("explain", "export"):
+        assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
+    assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
     assert "exists already" in refused("train", *TINY, "run=r")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "model=vgg13")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")
@@ -202,6 +217,7 @@ def test_other_refusals(refused, fer, tmp_path):
 
 
 def test_a_refused_sweep_leaves_nothing(refused):
+    assert "model=dn: no such choice; did you mean dnn?" in refused("train", "-m", *TINY, "model=dnn,dn")
     refused("train", "-m", *TINY, "seed=0,1", "optim.lr=-1")
 
 
@@ -232,6 +248,13 @@ def test_sample_submission_gives_header_and_order(fer, tmp_path):
     assert list(got["Emotion"][::-1]) == list(plain["label"])
     fer("predict", "ckpt=r", "columns=[a,b]", "out=c.csv")
     assert (tmp_path / "c.csv").read_text().startswith("a,b\n")
+    pd.DataFrame({"Id": range(1, len(plain) + 1), "Emotion": 0}).to_csv("own.csv", index=False)
+    code, out, _ = fer("predict", "ckpt=r", "sample=own.csv", "out=o.csv")
+    assert code == 0 and "the ids of own.csv are its own, from 1 to" in out
+    assert list(pd.read_csv("o.csv")["Emotion"]) == list(plain.iloc[:, 1])
+    pd.DataFrame({"Id": range(len(plain), 0, -1), "Emotion": 0}).to_csv("mixed.csv", index=False)
+    code, _, err = fer("predict", "ckpt=r", "sample=mixed.csv", "out=m.csv")
+    assert code == 2 and "only some of its ids are faces' ids" in err
 
 
 def test_a_users_own_configs(fer, tmp_path):
@@ -318,6 +341,38 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     assert all(torch.equal(ours[k], whole[k]) for k in whole)
     assert "optim.lr: 0.02 → 0.5" in refused("train", "resume=r", "optim.lr=0.5")
     assert "model" in refused("train", "resume=r", "model=vgg13")
+    assert "epochs: no such key; did you mean train.epochs?" in refused("train", "resume=r", "epochs=3")
+    assert "leave run= out" in refused("train", "resume=r", "run=elsewhere")
+
+
+def test_resume_takes_the_old_command_with_its_experiment(fer, refused):
+    old = ["experiment=compact_dnn", "data=demo", "data.images=70", "device=cpu", "train.epochs=1"]
+    assert fer("train", *old, "run=r")[0] == 0
+    code, out, err = fer("train", *old[:-1], "train.epochs=2", "resume=r/last.pt")
+    assert code == 0 and "goes on at epoch 2" in out, err
+    assert (
+        "goes on at epoch 3" in fer("train", *old[:-1], "resume=r")[1]
+    )  # of 2: the experiment's own are not asked for
+    assert "name: compact_dnn → compact_cnn" in refused("train", "resume=r", "experiment=compact_cnn", "data=demo")
+
+
+def test_resume_refuses_data_that_have_changed(fer, refused, fer2013_csv):
+    args = ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=1"]
+    assert fer("train", f"data.path={fer2013_csv}", *args, "run=r")[0] == 0
+    moved = fer2013_csv.with_name("moved.csv")
+    moved.write_bytes(fer2013_csv.read_bytes())
+    assert fer("train", "resume=r", f"data.path={moved}", "train.epochs=2")[0] == 0
+    header, first, *others = fer2013_csv.read_text().splitlines()
+    fer2013_csv.write_text("\n".join([header, "6" + first[1:], *others]))  # another label
+    assert "other faces or labels" in refused("train", "resume=r", f"data.path={fer2013_csv}", "train.epochs=3")
+
+
+def test_what_to_do_next_is_a_command_that_works(fer, fer2013_csv):
+    for data, command in (("data=demo", "predict"), (f"data.path={fer2013_csv}", "evaluate")):
+        limit = ["data.limit=70", "model=dnn", "model.head=[4]", "device=cpu", "train.epochs=1"]
+        code, out, _ = fer("train", data, *limit, f"run={command}")
+        last = out.splitlines()[-1].split()
+        assert code == 0 and last[:2] == ["fer", command] and fer(*last[1:])[0] == 0
 
 
 def test_a_loss_that_is_no_number_stops_in_words_and_keeps_good_weights(fer):

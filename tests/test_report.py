@@ -129,6 +129,8 @@ def test_a_sweep_is_told_by_what_differs_and_seeds_by_their_mean(fer, tmp_path):
         in out
     )
     assert "Over seeds" in (tmp_path / "c" / "index.html").read_text()
+    shutil.copytree("s/0", "s/again")
+    assert "seeds: " not in fer("report", "run=[s/0,s/again,s/0/last.pt]", "out=d")[1]
 
 
 @pytest.mark.slow

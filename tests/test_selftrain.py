@@ -61,6 +61,18 @@ def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer
     assert code == 2 and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.02 → 0.5)" in err
 
 
+def test_trainings_of_other_faces_are_not_taken_for_these(fer):
+    args = ["selftrain", *TINY, "shares=[0.3]", "rounds=1", "clusters=10", "out=s"]
+    assert fer(*args)[0] == 0
+    code, _, err = fer(*args, "portion=0.9")
+    assert code == 2 and "s/0.3_round_1/last.pt: was trained on other faces or labels" in err
+    assert fer("mislabels", *TINY, "folds=2", "out=m")[0] == 0
+    code, _, err = fer("mislabels", *TINY, "folds=3", "out=m")
+    assert code == 2 and "m/fold0/last.pt: was trained on other faces or labels" in err
+    code, _, err = fer("mislabels", *TINY, "folds=100", "out=n")
+    assert code == 2 and "folds=100: no class has more than" in err and not Path("n").exists()
+
+
 def test_what_patience_ended_is_only_read(fer):
     args = ["selftrain", *TINY, "shares=[0.3]", "rounds=1", "clusters=10", "out=s"]
     args += ["optim.lr=1e-12", "optim.adam_lr=1e-12", "train.epochs=5", "train.patience=1"]

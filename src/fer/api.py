@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from fer import UserError, photos, predict
-from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.launch import launch
 from fer.models.network import Network
@@ -69,7 +69,7 @@ def history(run: str | Path) -> pd.DataFrame:
 
 def load(ckpt: str | Path, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Classifier:
     """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is executed."""
-    checkpoint = Checkpoint.open(find_checkpoints(str(ckpt))[0])
+    checkpoint = Checkpoint.open(find_checkpoint(str(ckpt)))
     return Classifier(checkpoint, checkpoint.network(pick_device(device)))
 
 

@@ -7,7 +7,7 @@ import glob
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -58,6 +58,8 @@ class Checkpoint:
         """Its data, whole: a typed `data` lies over it, and the training's `limit` does not count."""
         if typed and "normalize" in typed and "_target_" not in typed:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
+        if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
+            raise UserError("data.validation=test: is for trainings; leave it out, and name the split: split=test")
         node = config.check_node("data", config.overlay(self.settings.data | {"limit": None}, typed or {}))
         return config.build("data", node)
 
@@ -82,9 +84,18 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     return list(dict.fromkeys(map(existing, found)))
 
 
+def find_checkpoint(named: str | None) -> Path:
+    """The one checkpoint that `ckpt=` names."""
+    first, *others = find_checkpoints(named)
+    if others:
+        raise UserError(f"{named}: {1 + len(others)} checkpoints, {first} and others; name one of them")
+    return first
+
+
 def existing(path: Path) -> Path:
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt")
+        several = "; several are named as [a,b]" if "," in str(path) else ""
+        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt{several}")
     return path
 
 
@@ -107,8 +118,11 @@ def load_checkpoint(path: str | Path) -> dict:
     path = existing(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size or archive.testzip():
+            entries = archive.infolist()
+            if sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
                 raise zipfile.BadZipFile  # one that unpacks to more than itself is a bomb; torch packs nothing
+            if any(entry.external_attr & 0x10 for entry in entries):
+                raise zipfile.BadZipFile  # marked as a folder: torch would leave its tensor to what was in memory
         with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -159,9 +173,15 @@ def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dic
     what would make it another training is refused."""
     if "training" not in contents:
         raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
+    if "run" in typed:
+        raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
     saved = config.parse(contents["config"], str(folder / "last.pt"))
-    merged = config.overlay(saved, config.pick(values, [key for key in typed if key not in ("resume", "run")]))
-    changed = [line for key, line in config.difference(saved, merged).items() if key not in MAY_CHANGE]
-    if changed:
+
+    def merged(keys: Iterable[str]) -> dict:
+        keys = [key for key in keys if key not in ("resume", "run", "experiment")]
+        return config.check("train", config.overlay(saved, config.pick(values, keys))).model_dump()
+
+    new = merged(values if "experiment" in typed else typed)  # an experiment says something of every key
+    if changed := [line for key, line in config.difference(merged(()), new).items() if key not in MAY_CHANGE]:
         raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
-    return merged | {"run": None, "resume": str(folder)}
+    return merged(typed) | {"run": None, "resume": str(folder)}

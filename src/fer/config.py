@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from fer import CLASSES, UserError, config_dir
 
@@ -158,8 +158,14 @@ class ExportConfig(Strict):
     out: str | None
 
 
+def kaggle(source: str) -> str:
+    if not re.fullmatch(r"competition|[\w-]+/[\w-]+", source):
+        raise ValueError("competition, or OWNER/NAME of a data set")
+    return source
+
+
 class DownloadConfig(Strict):
-    source: Annotated[str, Field(pattern=r"^(competition|[\w-]+/[\w-]+)$")]
+    source: Annotated[str, AfterValidator(kaggle)]
     out: str
 
 
@@ -202,7 +208,7 @@ def check_training(config: TrainConfig) -> None:
             raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
     warmup, epochs = config.schedule.get("warmup", 0), config.train.epochs
     if warmup > epochs:
-        raise UserError(f"schedule.warmup={warmup}: longer than the training; set it below train.epochs={epochs}")
+        raise UserError(f"schedule.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or less")
     if not 0 < len(config.name) <= 100 or not config.name.isprintable():
         raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
     if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
@@ -212,8 +218,9 @@ def check_training(config: TrainConfig) -> None:
         raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
     if "classes" in config.model:
         config.model["classes"] = classes
-    if config.run and config.resume:
-        raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
+    for key in {"path", "votes"} & {key for key, value in config.data.items() if value}:
+        with contextlib.suppress(RuntimeError):  # ~ of nobody
+            config.data[key] = str(Path(config.data[key]).expanduser().absolute())  # found from any folder
 
 
 def check_node(group: str, node: dict, key: str = "") -> dict:
@@ -222,7 +229,7 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
     key = key or group
     if "_target_" not in node:
         raise UserError(f"{key}: names no _target_; choose one")
-    path, fn = node["_target_"], target(group, node)
+    path, fn = node["_target_"], target(group, node, key)
     hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
     parameters = dict(inspect.signature(fn).parameters)
     if group == "optim" and not parameters.pop("params", None):  # which the program gives, not the config
@@ -236,18 +243,18 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
     return {"_target_": path} | plain(values.model_dump())
 
 
-def target(group: str, node: dict) -> Any:
+def target(group: str, node: dict, key: str) -> Any:
     """The class or function that a node's `_target_` names, refused unless it is one of the group's own."""
     path = node["_target_"]
     if not isinstance(path, str) or not path.startswith(TARGETS[group]):
-        raise UserError(f"{group}._target_={path}: refused; this project's own start with {TARGETS[group][0]}")
+        raise UserError(f"{key}._target_={path}: refused; this project's own start with {TARGETS[group][0]}")
     module, _, name = path.rpartition(".")
     try:
         fn = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
-        raise UserError(f"{group}._target_={path}: there is no such class or function") from None
+        raise UserError(f"{key}._target_={path}: there is no such class or function") from None
     if not callable(fn) or name.startswith("_") or not f"{fn.__module__}.".startswith(TARGETS[group]):
-        raise UserError(f"{group}._target_={path}: refused; it is not one of this project's {group} targets")
+        raise UserError(f"{key}._target_={path}: refused; it is not one of this project's {group} targets")
     return fn
 
 
@@ -255,7 +262,7 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
     """The object that a checked node describes. Values that the target itself refuses raise UserError, named after
     `key`, where the node stands, or else the group."""
     try:
-        made = target(group, node)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
+        made = target(group, node, key or group)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
     except NotImplementedError:  # a RuntimeError, of torch's meta device
         raise
     except (ValueError, RuntimeError) as error:  # torch refuses sizes and memory with a RuntimeError
@@ -278,8 +285,11 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     same = [e for e in found if locate(values, e["loc"])[0] == where]
     if same[0]["type"] == "missing":
         raise UserError(f"{prefix}{where or same[0]['loc'][-1]}: a value is missing")
-    wrong = (e["msg"].removeprefix("Input should be ").removeprefix("Value error, ") for e in same)
-    raise UserError(f"{prefix}{where}={value}: should be {' or '.join(dict.fromkeys(wrong))}"[:400])
+    wrong = [e["msg"].replace("Input should be ", "should be ").replace("Value error, ", "should be ") for e in same]
+    wrong = [words for words in wrong if "an instance of" not in words] or wrong  # no typed value is a Tensor
+    said = " or ".join(dict.fromkeys(wrong)).replace(" or should be ", " or ").replace(" after validation", "")
+    said = said.replace("a valid dictionary", "a mapping, such as {_target_: …}")
+    raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
 def unknown_key(schema: type[BaseModel], loc: tuple[int | str, ...], prefix: str) -> str:
@@ -289,7 +299,8 @@ def unknown_key(schema: type[BaseModel], loc: tuple[int | str, ...], prefix: str
     for parent in parents:
         fields = getattr(fields[parent].annotation, "model_fields", {}) if parent in fields else {}
     beside = ".".join([*filter(None, [prefix.rstrip(".")]), *parents])
-    near = difflib.get_close_matches(last, fields, n=1, cutoff=0.5)
+    inside = [f"{name}.{last}" for name, f in fields.items() if last in getattr(f.annotation, "model_fields", {})]
+    near = difflib.get_close_matches(last, fields, n=1, cutoff=0.5) or inside
     path = f"{beside}." if beside else ""
     hint = f"did you mean {path}{near[0]}?" if near else f"{beside or 'this command'} has {', '.join(fields)}"
     return f"{path}{last}: no such key; {hint}"

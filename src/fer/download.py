@@ -19,7 +19,6 @@ def run(values: dict, typed: list[str]) -> None:
         from kagglehub.exceptions import CredentialError, KaggleApiHTTPError, UnauthenticatedError
     except ImportError:
         raise UserError("download: a package is missing; pip install 'fer-trainer[download]'") from None
-    out = make_folder(Path(cfg.out))
     competition = cfg.source == "competition"
     fetch = kagglehub.competition_download if competition else kagglehub.dataset_download
     try:
@@ -31,6 +30,7 @@ def run(values: dict, typed: list[str]) -> None:
         raise UserError(f"download: Kaggle refused ({str(error).splitlines()[0][:100]}); {rules}{ACCOUNT}") from None
     except OSError as error:
         raise UserError(f"download: Kaggle cannot be reached ({type(error).__name__}); try again later") from None
+    out = make_folder(Path(cfg.out))
     names = sorted(entry.name for entry in found.iterdir())
     if there := [name for name in names if (out / name).exists()]:
         raise UserError(f"{out / there[0]}: exists already; move it away, or choose another folder with out=")

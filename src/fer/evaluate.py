@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
+from fer.data.faces import Data, Faces
 from fer.predict import average, label, open_members, weigh
 from fer.run import LOOKS, write_csv
 from fer.runtime import pick_device
@@ -22,13 +23,12 @@ HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accurac
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("evaluate", values)
     members = open_members(cfg.ckpt)
-    sources = [member.data(cfg.data) for member in {str(m.settings.data): m for m in members}.values()]
-    data = sources[0]
+    data = members[0].data(cfg.data)
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
     device = pick_device(cfg.device)
-    fresh = ~torch.stack([faces.among(source.open("train")) for source in sources]).any(0)
+    fresh = ~torch.stack([faces.among(learned) for learned in training_faces(members, data, cfg.data)]).any(0)
     own = [label(member, faces, cfg.batch_size, device, cfg.tta)[:, : len(data.classes)] for member in members]
     found = {str(member.path): probabilities for member, probabilities in zip(members, own, strict=True)}
     if cfg.select and len(members) > 1:
@@ -40,7 +40,8 @@ def run(values: dict, typed: list[str]) -> None:
         right[name] = predicted == faces.labels
         low, high = metrics.interval(int(right[name].sum()), len(faces))
         macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
-        accuracy, alone = (f"{hits.double().mean():.4f}" for hits in (right[name], right[name][fresh]))
+        parts = (right[name], right[name][fresh])
+        accuracy, alone = (f"{hits.double().mean():.4f}" if len(hits) else "-" for hits in parts)
         rows.append([name, accuracy, f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
     looks = []
     if cfg.split in data.shut:
@@ -50,6 +51,19 @@ def run(values: dict, typed: list[str]) -> None:
     print(f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces")
     for line in (*seeds(members, right), *paired(right), *looks):
         print(line)
+
+
+def training_faces(members: list[Checkpoint], data: Data, typed: dict | None) -> list[Faces]:
+    """The faces to train on of `data` and, where they are at hand, of each member's own."""
+    found = [data.open("train")]
+    for member in {str(member.settings.data): member for member in members}.values():
+        try:
+            found.append(member.data().open("train"))
+        except UserError as error:
+            if not typed:
+                raise
+            print(f"copies of {member.path}'s own training faces are not counted: {error}")
+    return found
 
 
 def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:

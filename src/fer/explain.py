@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torchvision.transforms.functional import gaussian_blur
 
 from fer import UserError, class_names, config, nearest, plots
-from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
@@ -153,7 +153,7 @@ def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) 
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("explain", values)
-    checkpoint, device = Checkpoint.open(find_checkpoints(cfg.ckpt)[0]), pick_device(cfg.device)
+    checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
     network = checkpoint.network(device).requires_grad_(False)
     seed_everything(cfg.seed)
     faces, logits = choose(cfg, checkpoint, network)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fer import UserError, __version__, config
-from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import SIZE
 from fer.models.network import Network
 from fer.run import write
@@ -30,8 +30,10 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("export", values)
-    checkpoint = Checkpoint.open(find_checkpoints(cfg.ckpt)[0])
+    checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt))
     path, contents = checkpoint.path, checkpoint.contents
+    if cfg.out and Path(cfg.out).resolve() == path.resolve():
+        raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
     network = checkpoint.network(torch.device("cpu")).requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
     notes = {

@@ -5,6 +5,7 @@ in our words. Knows Hydra and the names of commands; what they do stays out.
 import contextlib
 import math
 import os
+import re
 import sys
 from argparse import Namespace
 from importlib import import_module
@@ -122,6 +123,8 @@ def worded(error: Exception, user_dir: str | None = None) -> Exception:
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it")
     if isinstance(error, HydraException | OmegaConfBaseException):
+        if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", str(error)):
+            return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
         return UserError(first_line(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error))
     if user_dir and not isinstance(error, UserError):
         return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
@@ -150,14 +153,17 @@ def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> s
         raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
     groups, group = choices(command, user_dir), bare.split(".")[0]
     if bare in groups:
-        if value in ("", "null"):
-            raise UserError(f"{override}: no such choice; {nearest(value, groups[bare])}")
+        for choice in value.split(",") if sweep and re.fullmatch(r"[\w,-]+", value) else [value]:
+            if choice not in groups[bare] and (choice in ("", "null") or re.fullmatch(r"[\w-]+", choice)):
+                raise UserError(f"{bare}={choice}: no such choice; {nearest(choice, groups[bare])}")
         return f"{bare}={value}"
     if group not in groups and (config_dir() / group).is_dir():
         raise UserError(
             f"{bare}: {'comes from the checkpoint' if command in FROM_RUN else 'no such key here'}; leave it out"
         )
-    if bare in PATHS and value not in ("null", "") and not (value.startswith("[") and value.endswith("]")):
+    if bare in PATHS and not value:
+        raise UserError(f"{override}: names nothing; give a path, or leave {bare} out")
+    if bare in PATHS and value != "null" and not (value.startswith("[") and value.endswith("]")):
         parts = value.split(",") if sweep else [value]
         value = ",".join(part if part[:1] in ("'", '"') else quoted(part) for part in parts)
     return f"++{bare}={value}"

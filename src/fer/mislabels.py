@@ -5,6 +5,7 @@ stay in one fold, or a network would have seen what it is asked about. A fold's 
 how it is trained stays in train.py.
 """
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from sklearn.model_selection import StratifiedGroupKFold
 
-from fer import config, plots
+from fer import UserError, config, plots
 from fer.checkpoint import load_checkpoint
 from fer.data.copies import exact_copies
 from fer.run import make_folder, write_text
@@ -24,13 +25,18 @@ from fer.train import train_in
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("mislabels", values)
-    data, device, out = config.build("data", cfg.data), pick_device(cfg.device), make_folder(Path(cfg.out))
+    data, device = config.build("data", cfg.data), pick_device(cfg.device)
     faces = data.open("train")
     labels, probabilities = faces.labels.numpy(), np.zeros((len(faces), len(data.classes)))
+    if (most := np.bincount(labels).max()) < cfg.folds:
+        raise UserError(f"folds={cfg.folds}: no class has more than {most} faces; set it lower")
+    out = make_folder(Path(cfg.out))
     folds = StratifiedGroupKFold(cfg.folds, shuffle=True, random_state=cfg.seed % 2**32)
-    for number, (seen, unseen) in enumerate(folds.split(labels, labels, exact_copies(faces.images))):
-        folder, parts = out / f"fold{number}", {"train": faces.take(seen), "validation": faces.take(unseen)}
-        best = train_in(folder, cfg, device, replace(data, splits=parts)).best
+    with warnings.catch_warnings(action="ignore"):  # of classes with fewer faces than folds, which some then lack
+        parts = list(folds.split(labels, labels, exact_copies(faces.images)))
+    for number, (seen, unseen) in enumerate(parts):
+        folder, splits = out / f"fold{number}", {"train": faces.take(seen), "validation": faces.take(unseen)}
+        best = train_in(folder, cfg, device, replace(data, splits=splits)).best
         print(f"fold {number + 1} of {cfg.folds}: accuracy {best:.4f} on faces not seen", flush=True)
         logits = load_checkpoint(folder / "best.pt")["validation"]["logits"]
         probabilities[unseen] = logits.double().softmax(1).numpy()

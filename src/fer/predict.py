@@ -24,7 +24,11 @@ def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("predict", values)
     members = open_members(cfg.ckpt)
     cfg.out = cfg.out or ("faces.csv" if cfg.input else "submission.csv")
+    taken = {member.path.resolve() for member in members}
     for target in filter(None, (cfg.out, cfg.probs)):
+        if Path(target).resolve() in taken:
+            raise UserError(f"{target}: is the checkpoint, or named twice; choose another name")
+        taken.add(Path(target).resolve())
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
@@ -178,5 +182,10 @@ def as_sampled(path: str, faces: Faces) -> tuple[list[str], list[str], Faces]:
         )
     ids = sample.iloc[:, 0].tolist()
     position = {name: i for i, name in enumerate(faces.ids)}
-    same = len(position) == len(ids) and set(position) == set(ids)
-    return list(sample.columns[:2]), ids, faces.take([position[i] for i in ids]) if same else faces
+    if len(position) == len(ids) and set(position) == set(ids):
+        return list(sample.columns[:2]), ids, faces.take([position[i] for i in ids])
+    first = int(ids[0]) if ids[0].isdecimal() else 0
+    if set(position) & set(ids) and ids != [str(first + i) for i in range(len(ids))]:
+        raise UserError(f"sample={path}: only some of its ids are faces' ids, so their order is not sure; mend them")
+    print(f"the ids of {path} are its own, from {ids[0]} to {ids[-1]}: taken in the order of the faces")
+    return list(sample.columns[:2]), ids, faces

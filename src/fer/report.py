@@ -55,6 +55,7 @@ def run(values: dict, typed: list[str]) -> None:
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     table = metrics.report_text(matrix, classes)
+    faces = faces_parts(best, cfg, logits, labels)
     out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", table)
 
@@ -69,7 +70,7 @@ def run(values: dict, typed: list[str]) -> None:
              pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
         Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
         calibration(logits, labels),
-        *faces_parts(best, cfg, logits, labels),
+        *faces,
         *(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
           for file in sorted((folder / "explain").glob("*.png"))),
         Part("Schedules", (), "schedules", partial(plots.schedules, history, driven), history[["epoch", *driven]]),
@@ -128,10 +129,12 @@ def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor
     """The most confident mistakes and some faces of every class; a line instead where the data is not at hand."""
     try:
         faces = best.data(cfg.data).open("validation")
+        if not torch.equal(faces.labels, labels):
+            raise UserError("the data is not what the run was validated on; name it with data.path=")
     except UserError as error:
+        if cfg.data:
+            raise
         return [Part("Faces", (f"left out: {error}",))]
-    if not torch.equal(faces.labels, labels):
-        return [Part("Faces", ("left out: the data is not what the run was validated on; name it with data.path=",))]
     confidence, predicted = (column.numpy() for column in logits.softmax(1).double().max(1))
     table = pd.DataFrame({"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence})
     right = table["prediction"] == table["truth"]
@@ -178,9 +181,11 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
         "multiply_adds": [size["multiply-adds"] for size in sizes],
     })  # fmt: skip
     write_text(out / "comparison.csv", table.to_csv(index=False))
+    recipes = [str(own | {"seed": 0}) for own in settings]
+    firsts = ~pd.DataFrame({"recipe": recipes, "seed": [own["seed"] for own in settings]}).duplicated().to_numpy()
     seeds = [
         [", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"]
-        for _, own in best["val_accuracy"].groupby([str(own | {"seed": 0}) for own in settings], sort=False)
+        for _, own in best[firsts].groupby(np.array(recipes)[firsts], sort=False)["val_accuracy"]
         if len(own) > 1
     ]
     looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}

@@ -27,8 +27,11 @@ COMPONENTS = 50  # of the pixels, for the clusters
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("selftrain", values)
-    data, device, out = config.build("data", cfg.data), pick_device(cfg.device), make_folder(Path(cfg.out))
+    data, device = config.build("data", cfg.data), pick_device(cfg.device)
     train, held_out = (replace(data.open(name), targets=None) for name in ("train", "validation"))
+    if cfg.clusters > len(train):
+        raise UserError(f"clusters={cfg.clusters}: more than the {len(train)} faces to train on; set it lower")
+    out = make_folder(Path(cfg.out))
     rows = []
 
     def note(share: float, method: str, accuracy: float, taken: int = 0, right: float = np.nan) -> None:
@@ -84,8 +87,6 @@ def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
 def clusters(train: Faces, known: Tensor, held_out: Faces, count: int, seed: int) -> float:
     """Validation accuracy when every face gets the commonest known label of its cluster, by k-means on the principal
     components of all pixels; that of all known labels where a cluster has none."""
-    if count > len(train):
-        raise UserError(f"clusters={count}: more than the {len(train)} faces to train on; set it lower")
     pixels = [faces.images.flatten(1).numpy().astype(np.float32) / 255 for faces in (train, held_out)]
     components = PCA(min(COMPONENTS, len(train)), random_state=seed).fit(pixels[0])
     points, others = (components.transform(part) for part in pixels)

@@ -4,7 +4,7 @@ The Trainer knows tensors, the config and the run folder that it writes; what a 
 files in run.py, processes and signals in runtime.py.
 """
 
-import contextlib
+import hashlib
 import shlex
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import STRENGTHS, Augment, check_crop
-from fer.checkpoint import load_checkpoint, load_weights, resumed, save_checkpoint
+from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, save_checkpoint
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.predict import probabilities
@@ -82,6 +82,11 @@ class Trainer:
         self.images, self.targets = faces.images.to(self.device), own.to(self.device)
         self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
         self.data_hash, self.val_hash, self.mode, self.classes = data.hash, held_out.hash, data.mode, data.classes
+        learned = hashlib.sha256(held_out.labels.numpy().data)
+        for part in (held_out.images, faces.images, own):
+            learned.update(part.contiguous().numpy().data)
+        self.faces = learned.hexdigest()
+        self.unlabelled = data.unlabelled
         balanced = self.cfg.train.class_weights == "balanced"
         if self.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
             raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
@@ -270,7 +275,7 @@ class Trainer:
         if self.run:
             self.check_finite(sums)
             state = {name: getattr(self, name) for name in self.STATE}
-            state |= {"sums": sums.cpu(), "optimizer": self.optimizer.state_dict()}
+            state |= {"sums": sums.cpu(), "optimizer": self.optimizer.state_dict(), "faces": self.faces}
             state |= {"average": self.average.state_dict()} if self.average else {}
             save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
@@ -279,6 +284,8 @@ class Trainer:
         load_weights(self.network.model, contents["model"], path)
         state = contents["training"]
         try:
+            if state.get("faces", self.faces) != self.faces:  # earlier versions do not tell
+                raise UserError(f"{path}: was trained on other faces or labels than these; start anew elsewhere")
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average:
                 self.average.load_state_dict(state["average"])
@@ -296,7 +303,7 @@ class Trainer:
 
 def start_from(model: nn.Module, path: str) -> None:
     """Copy the weights of the checkpoint at `path`; the last layer keeps its own where its classes are others."""
-    contents = load_checkpoint(path)
+    contents = load_checkpoint(find_checkpoint(path))
     weights, own = contents["model"], model.state_dict()
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     if len(contents["classes"]) != len(own[f"{last}.weight"]):
@@ -338,10 +345,10 @@ def run(values: dict, typed: list[str]) -> float:
     accuracy, for sweeps that optimize it."""
     resume = Path(values["resume"]) if values.get("resume") else None
     if resume:
+        resume = resume.parent if resume.name == "last.pt" and resume.is_file() else resume
         contents = load_checkpoint(resume / "last.pt")
         values = resumed(contents, values, typed, resume)
     cfg = config.check("train", values)
-    absolute_paths(cfg)
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
@@ -357,19 +364,13 @@ def run(values: dict, typed: list[str]) -> float:
     except Interrupted:
         print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={shlex.quote(str(folder))}")
         raise
+    best = f"ckpt={shlex.quote(str(folder / 'best.pt'))}"
     print(
         f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer predict ckpt={shlex.quote(str(folder / 'best.pt'))} out=submission.csv\n"
-        f"  fer report run={shlex.quote(str(folder))}"
+        f"last.pt, history.csv\nnext:\n  fer report run={shlex.quote(str(folder))}\n"
+        + (f"  fer predict {best} out=submission.csv" if trainer.unlabelled else f"  fer evaluate {best}")
     )
     return trainer.best
-
-
-def absolute_paths(cfg: config.TrainConfig) -> None:
-    """The data of a run is found from any folder."""
-    for key in {"path", "votes"} & {key for key, value in cfg.data.items() if value}:
-        with contextlib.suppress(RuntimeError):  # ~ of nobody
-            cfg.data[key] = str(Path(cfg.data[key]).expanduser().absolute())
 
 
 def fit(trainer: Trainer, folder: Path) -> None:
@@ -399,7 +400,6 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
-    absolute_paths(own)
     if not last.is_file():
         trainer = Trainer(own, device, data)
         fit(trainer, create(own.run, own.name))
