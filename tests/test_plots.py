@@ -94,7 +94,7 @@ def inside(figure, texts=None):
 @pytest.mark.parametrize("rows", HISTORIES.values(), ids=HISTORIES.keys())
 def test_curves_and_schedules(rows, tmp_path, drawn):
     assert size(plots.curves(rows, tmp_path / "curves.png")) == (1050, 420)
-    assert size(plots.schedules(rows, ["lr", "seconds"], str(tmp_path / "s.png"))) == (525, 337)
+    assert size(plots.schedules(rows, ["lr", "seconds"], tmp_path / "s.png")) == (525, 337)
     for axes in [*drawn[0].axes, *drawn[1].axes]:
         low, high = axes.get_xlim()
         assert all(tick == round(tick) for tick in axes.get_xticks() if low <= tick <= high)

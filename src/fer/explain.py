@@ -240,4 +240,4 @@ def draw_ascent(cfg: config.ExplainConfig, network: Network, layer: nn.Module, c
     sheet = torch.cat(images)[:, 0].cpu()
     sheet[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
     title += f", {(reached == 0).sum()} stayed silent" if (reached == 0).any() else ""
-    return plots.mosaic(sheet, title, f"{stem}.{cfg.format}", texture=True, names=names)
+    return plots.mosaic(sheet, title, stem.with_name(f"{stem.name}.{cfg.format}"), texture=True, names=names)

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +32,17 @@ BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
 GRAY = "#555555"
 LOOKS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
 MASKED = "#cfe3f5"
+WRONG = "✗ "
+MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction: None where the truth is unknown
 MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
-RUNS: list[dict[str, Any]] = [{"color": colour, "marker": marker} for marker in MARKERS for colour in COLOURS[:7]]
+RUNS: list[dict[str, Any]] = [{"color": colour, "marker": marker} for marker, colour in product(MARKERS, COLOURS[:7])]
+GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+GRIDS = (
+    (7, 7, 0.9),
+    (64, 8, 0.75),
+    (256, 16, 0.4),
+    (np.inf, 24, 0.28),
+)  # images at most, columns, inches of a side
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,  # at 7 inches, the width of both columns
@@ -52,63 +62,56 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def curves(history: "pd.DataFrame", path: str | Path) -> Path:
+def curves(history: "pd.DataFrame", path: Path) -> Path:
     """Loss and accuracy of both splits over epochs, the best epoch marked.
 
     `history` is history.csv as a DataFrame, a row an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
     (accuracies 0 to 1). What is not finite is left out.
     """
-    with _figure(path, 7, 2.8) as figure:
-        panels = _panels(figure, history)
-        known = history[history["val_accuracy"].notna()]
-        for axes, what, scale in panels:
-            _line(axes, history, f"train_{what}", scale, color=VERMILION, linestyle="--", label="train")
-            _line(axes, history, f"val_{what}", scale, color=BLUE, label="validation")
-            for _, best in known.nlargest(1, "val_accuracy").iterrows():  # the first of equals, as `train` has it
-                if np.isfinite(value := scale * best[f"val_{what}"]):
-                    axes.plot(best["epoch"], value, "o", color=BLUE, fillstyle="none", markersize=7, label="best epoch")
-                    number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
-                    axes.set_title(f"epoch {best['epoch']:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
-        figure.legend(*panels[1][0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    return Path(path)
+    best = history.dropna(subset="val_accuracy").nlargest(1, "val_accuracy")  # the first of equals, as `train` has it
+    with _figure(path, 7, 2.8, 1, 2) as (figure, panels):
+        for axes, what in _loss_and_accuracy(panels, history):
+            _line(axes, history, f"train_{what}", color=VERMILION, linestyle="--", label="train")
+            _line(axes, history, f"val_{what}", color=BLUE, label="validation")
+            ring: dict[str, Any] = {"marker": "o", "fillstyle": "none", "markersize": 7, "linestyle": "none"}
+            _line(axes, best, f"val_{what}", color=BLUE, label="best epoch", **ring)
+            for epoch, value in np.asarray(axes.lines[-1].get_xydata()):  # none where it is not finite
+                number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
+                axes.set_title(f"epoch {epoch:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
+        figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return path
 
 
-def compare(histories: "Mapping[str, pd.DataFrame]", path: str | Path) -> Path:
+def compare(histories: "Mapping[str, pd.DataFrame]", path: Path) -> Path:
     """The panels of `curves` for several runs, {name: history}: validation solid, train dashed, where they are few."""
     names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
     tops = [100 * history["val_accuracy"].max() for history in histories.values()]
-    labels = [f"{n}, best {top:.2f} %" if top == top else n for n, top in zip(names, tops, strict=True)]
+    labels = [f"{name}, best {top:.2f} %" for name, top in zip(names, tops, strict=True)]
+    runs = list(zip(histories.values(), cycle(RUNS), strict=False))
     longest = max(map(len, labels), default=0)
     outside, few = len(labels) > 4 or longest > 36, len(labels) < 8
     columns = max(1, 100 // (longest + 8)) if outside else 1  # 7 inches hold 100 letters; 8 for the line
-    with _figure(path, 7, 2.7 + outside * 0.17 * -(-len(labels) // columns)) as figure:
-        looks = [RUNS[i % len(RUNS)] for i in range(len(labels))]
-        panels = _panels(figure, *histories.values())
-        for axes, what, scale in panels:
-            for history, look in zip(histories.values(), looks, strict=True):
+    with _figure(path, 7, 2.7 + outside * 0.17 * -(-len(labels) // columns), 1, 2) as (figure, panels):
+        for axes, what in _loss_and_accuracy(panels, *histories.values()):
+            for history, look in runs:
                 if few:  # of more, a tangle
-                    _line(axes, history, f"train_{what}", scale, **look, linestyle="--", linewidth=0.8, alpha=0.8)
-                _line(axes, history, f"val_{what}", scale, **look)
+                    _line(axes, history, f"train_{what}", **look, linestyle="--", linewidth=0.8, alpha=0.8)
+                _line(axes, history, f"val_{what}", **look)
         splits = [Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")] if few else []
-        splits += [Line2D([], [], color=GRAY, label="validation")]
-        panels[0][0].legend(handles=splits)
-        runs = [Line2D([], [], **look) for look in looks]
-        place: Any = figure if outside else panels[1][0]
+        panels[0].legend(handles=[*splits, Line2D([], [], color=GRAY, label="validation")])
+        place: Any = figure if outside else panels[1]
         where = "outside lower center" if outside else "best"
-        legend = place.legend(runs, ["-"] * len(labels), loc=where, ncols=columns)
-        for text, label in zip(legend.get_texts(), labels, strict=True):
-            text.set_text(label)  # given at once, a label that begins with _ would be left out
-    return Path(path)
+        place.legend([Line2D([], [], **look) for _, look in runs], labels, loc=where, ncols=columns)
+    return path
 
 
-def confusion(matrix: Any, classes: Sequence[str], path: str | Path, title: str | None = None) -> Path:
+def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None = None) -> Path:
     """Counts C×C, rows truth, columns prediction; colour and % are shares of the row, an empty row is blank."""
     matrix = np.asarray(matrix)
     total = matrix.sum(1, keepdims=True)
     shares = matrix / np.where(total > 0, total, np.nan)
     side, margin = 0.44 * max(len(classes), 4), 0.5 + 0.065 * max(map(len, classes))
-    with _figure(path, side + margin, side + margin + 0.2 * bool(title)) as figure:
-        axes = figure.add_subplot()
+    with _figure(path, side + margin, side + margin + 0.2 * bool(title)) as (_, axes):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
             if total[i] > 0:
@@ -119,85 +122,76 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | Path, title: str 
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="prediction", ylabel="truth", title=title)
         _bare(axes)
-    return Path(path)
+    return path
 
 
-def faces(images: Any, captions: Sequence[str], ok: Sequence[bool | None], path: str | Path, columns: int = 8) -> Path:
+def faces(images: Any, captions: Sequence[str], ok: Sequence[bool | None], path: Path, columns: int = 8) -> Path:
     """A grid of faces, uint8 N×1×48×48, with a caption each; `ok` marks right (✓) and wrong (✗, bold, framed) ones."""
-    marks = ["" if good is None else "✓ " if good else "✗ " for good in ok]
-    lines = [(mark + caption).split("\n") for mark, caption in zip(marks, captions, strict=True)]
+    lines = [f"{MARKS[good]}{caption}".split("\n") for good, caption in zip(ok, captions, strict=True)]
     texts = ["\n".join(textwrap.fill(line, 17) for line in own) for own in lines]
     columns = max(1, min(columns, len(texts)))
     longest = [max(t.count("\n") + 1 for t in texts[i : i + columns]) for i in range(0, len(texts), columns)]
     tops = np.cumsum([0.04, *(1.09 + 0.125 * n for n in longest)])  # inches, of each row and of the end
-    with _figure(path, 1.05 * columns, max(tops[-1], 0.5), layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches: 40 axes take seconds
-        axes.axis("off")
+    with _sheet(path, 1.05 * columns, max(tops[-1], 0.5)) as axes:
         if not texts:
             axes.text(0.525, 0.25, "no faces", ha="center", va="center")
-        for i, (image, text, mark) in enumerate(zip(np.asarray(images), texts, marks, strict=True)):
+        for i, (image, text, good) in enumerate(zip(np.asarray(images), texts, ok, strict=True)):
             x, y = 1.05 * (i % columns) + 0.06, tops[i // columns]
-            axes.imshow(image[0], cmap="gray", vmin=0, vmax=255, extent=(x, x + 0.93, y + 0.93, y))
-            if wrong := mark == "✗ ":
+            axes.imshow(image[0], **GRAYS, extent=(x, x + 0.93, y + 0.93, y))
+            if MARKS[good] == WRONG:
                 axes.add_patch(Rectangle((x, y), 0.93, 0.93, fill=False, edgecolor=VERMILION, linewidth=2.5))
-            weight = "bold" if wrong else "normal"
+            weight = "bold" if MARKS[good] == WRONG else "normal"
             axes.text(x + 0.465, y + 0.98, text, ha="center", va="top", fontsize=6.5, weight=weight)
-        axes.set(xlim=(0, 1.05 * columns), ylim=(max(tops[-1], 0.5), 0), aspect="auto")
-    return Path(path)
+    return path
 
 
-def per_class_bars(report: Mapping[str, Any], path: str | Path) -> Path:
+def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
     """Precision, recall and F1 (0 to 1) a class with its support, from metrics.classification_report."""
     rows = {name: row for name, row in report.items() if name not in ("accuracy", "macro avg", "weighted avg")}
-    with _figure(path, max(3.4, len(rows)), 2.4) as figure:
-        axes = figure.add_subplot()
+    with _figure(path, max(3.4, len(rows)), 2.4) as (figure, axes):
         looks = (("precision", "precision", SKY), ("recall", "recall", BLUE), ("f1-score", "F1", ORANGE))
         for i, (key, label, colour) in enumerate(looks):
             heights = [100 * row[key] for row in rows.values()]
-            bars = axes.bar(np.arange(len(rows)) + 0.27 * (i - 1), heights, 0.25, color=colour, label=label)
-            axes.bar_label(bars, fmt="%.0f", fontsize=6.5, padding=1)
+            numbers = [f"{height:.0f}" for height in heights]
+            _bars(axes, np.arange(len(rows)) + 0.27 * (i - 1), heights, numbers, width=0.25, color=colour, label=label)
         names = [f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}" for name, row in rows.items()]
         axes.set_xticks(range(len(rows)), names)
         axes.set(ylim=(0, 105), yticks=range(0, 101, 25), ylabel="score, %")
-        axes.tick_params(axis="x", length=0)
-        axes.grid(False, axis="x")
         figure.legend(loc="outside upper right", ncols=3)
-    return Path(path)
+    return path
 
 
-def schedules(history: "pd.DataFrame", columns: Collection[str], path: str | Path) -> Path:
+def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> Path:
     """Any `columns` of the history over epochs, a small panel each; a rate (lr…) that is never 0 and spans more than
     30× has a logarithmic axis."""
-    with _figure(path, 3.5, 0.35 + 0.95 * len(columns)) as figure:
-        panels = figure.subplots(len(columns), sharex=True, squeeze=False)[:, 0]
-        for axes, column in zip(panels, columns, strict=True):
+    height = 0.35 + 0.95 * len(columns)
+    with _figure(path, 3.5, height, len(columns), sharex=True, squeeze=False) as (_, panels):
+        for axes, column in zip(panels[:, 0], columns, strict=True):
             _line(axes, history, column, color=BLUE)
             axes.set_title(column, loc="left", fontsize=8)
             if column.startswith("lr") and 0 < 30 * history[column].min() < history[column].max():
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(numticks=4))
                 _plain(axes.yaxis)
-        _epochs(panels[-1], history)
-    return Path(path)
+        _epochs(panels[-1, 0], history)
+    return path
 
 
-def recalls(history: "pd.DataFrame", classes: Sequence[str], path: str | Path) -> Path:
+def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path:
     """The share of each class's validation faces that was labelled right, over epochs: columns val_recall_<class>."""
-    with _figure(path, 7, 2.8) as figure:
-        axes = figure.add_subplot()
+    with _figure(path, 7, 2.8) as (figure, axes):
         for i, name in enumerate(classes):
-            _line(axes, history, f"val_recall_{name}", 100, color=COLOURS[i], marker=MARKERS[i % 6], label=name)
+            _line(axes, history, f"val_recall_{name}", color=COLOURS[i], marker=MARKERS[i % 6], label=name)
         axes.set(ylabel="recall, %", ylim=(0, 100))
         _epochs(axes, history)
         figure.legend(loc="outside right center")
-    return Path(path)
+    return path
 
 
-def reliability(before: tuple, after: tuple, path: str | Path) -> Path:
+def reliability(before: tuple, after: tuple, path: Path) -> Path:
     """Accuracy against confidence (Guo et al. 2017) as it is and after scaling: two of (title, confidence, accuracy,
     count), a bin each; see metrics.reliability. Below, how many faces a bin holds."""
-    with _figure(path, 7, 3.4) as figure:
-        panels = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    with _figure(path, 7, 3.4, 2, 2, sharex=True, sharey="row", height_ratios=(3, 1)) as (_, panels):
         for (axes, below), (title, confidence, accuracy, counts) in zip(panels.T, (before, after), strict=True):
             some = counts > 0
             axes.plot((0, 100), (0, 100), color=GRAY, linestyle="--", linewidth=0.8, label="as sure as right")
@@ -209,10 +203,10 @@ def reliability(before: tuple, after: tuple, path: str | Path) -> Path:
         panels[0, 0].set(ylabel="accuracy, %", ylim=(0, 100))
         panels[1, 0].set_ylabel("faces")
         panels[0, 0].legend(loc="upper left")
-    return Path(path)
+    return path
 
 
-def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title: str, path: str | Path) -> Path:
+def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title: str, path: Path) -> Path:
     """A row a face, a column a map of it, {title: (look, N×H×W)}; wrong predictions are marked as in `faces`.
 
     look: gray is 0 to 255, NaN masked; positive and signed are scaled by each map's own largest size, overlay is a
@@ -221,30 +215,28 @@ def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title:
     """
     left, top, step, side = 1.7, 0.66, 0.66, 0.62
     width, height = left + step * len(columns), top + step * len(captions) + 0.24
-    with _figure(path, width, height, layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1))  # one for all, in inches, as in `faces`
-        axes.axis("off")
+    with _sheet(path, width, height) as axes:
         axes.text(0.08, 0.1, textwrap.fill(title, 80), va="top", fontsize=9)
+        faces = next(iter(columns.values()))[1]
         for j, (name, (look, images)) in enumerate(columns.items()):
             x = left + step * j
             axes.text(x + side / 2, top - 0.05, textwrap.fill(name, 12), ha="center", va="bottom", fontsize=6.5)
+            colours = matplotlib.colormaps[LOOKS[look]].with_extremes(bad=MASKED)
             for i, image in enumerate(images):
-                box, largest = (x, x + side, top + step * i + side, top + step * i), np.nanmax(np.abs(image)) or 1
+                y, largest, alpha = top + step * i, np.nanmax(np.abs(image)) or 1, None
+                box = (x, x + side, y + side, y)
                 low, high = {"gray": (0, 255), "signed": (-largest, largest)}.get(look, (0, largest))
-                alpha = None
                 if look == "overlay":
-                    axes.imshow(next(iter(columns.values()))[1][i], cmap="gray", vmin=0, vmax=255, extent=box)
+                    axes.imshow(faces[i], **GRAYS, extent=box)
                     alpha = 0.8 * np.sqrt(image / largest)
-                colours = matplotlib.colormaps[LOOKS[look]].with_extremes(bad=MASKED)
                 axes.imshow(image, cmap=colours, vmin=low, vmax=high, extent=box, alpha=alpha)
         for i, (name, truth, predicted, probability) in enumerate(captions):
-            y, wrong = top + step * i, bool(truth) and truth != predicted
-            mark = "✗ " if wrong else "✓ " if truth else ""
+            y, mark = top + step * i, MARKS[predicted == truth if truth else None]
             name = name if len(name) < 25 else f"…{name[-23:]}"
-            text = [name, *([f"truth: {truth}"] if truth else []), f"{mark}prediction: {predicted}, {probability:.2f}"]
-            weight = "bold" if wrong else "normal"
-            axes.text(0.08, y + side / 2, "\n".join(text), va="center", fontsize=6.5, weight=weight)
-            if wrong:
+            lines = [name, truth and f"truth: {truth}", f"{mark}prediction: {predicted}, {probability:.2f}"]
+            weight = "bold" if mark == WRONG else "normal"
+            axes.text(0.08, y + side / 2, "\n".join(filter(None, lines)), va="center", fontsize=6.5, weight=weight)
+            if mark == WRONG:
                 axes.add_patch(Rectangle((left, y), side, side, fill=False, edgecolor=VERMILION, linewidth=2))
         y = height - 0.12
         for x, look, key in (
@@ -253,13 +245,10 @@ def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title:
         ):
             axes.imshow(np.linspace(0, 1, 64)[None], cmap=LOOKS[look], extent=(x, x + side, y + 0.05, y - 0.05))
             axes.text(x + side + 0.06, y, key, va="center", fontsize=6.5)
-        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
-    return Path(path)
+    return path
 
 
-def mosaic(
-    images: Any, title: str, path: str | Path, texture: bool = False, names: Sequence[str] | None = None
-) -> Path:
+def mosaic(images: Any, title: str, path: Path, texture: bool = False, names: Sequence[str] | None = None) -> Path:
     """Every one of N×h×w images, with its name, or else numbered from 0.
 
     texture: each is spread over gray by its own mean and deviation; without, all share one scale of colours, which the
@@ -267,8 +256,7 @@ def mosaic(
     """
     images = np.asarray(images, dtype=float)
     count = len(images)
-    columns, side = next((c, s) for c, s, most in ((7, 0.9, 7), (8, 0.75, 64), (16, 0.4, 256), (24, 0.28, np.inf))
-                         if count <= most)  # fmt: skip
+    columns, side = next((columns, side) for most, columns, side in GRIDS if count <= most)
     rows, grown = -(-count // columns), max(1, 48 // images.shape[-1])
     if texture:
         deviation = images.std((1, 2), keepdims=True)
@@ -282,8 +270,7 @@ def mosaic(
     height, width = cells.shape[1:]
     sheet = cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
     size = (columns * side + (0.4 if texture else 1), rows * side * height / width + 0.55)
-    with _figure(path, *size) as figure:
-        axes = figure.add_subplot()
+    with _figure(path, *size) as (figure, axes):
         shown = axes.imshow(sheet, cmap=LOOKS[look], vmin=low, vmax=high)
         across = names or [f"+{i}" for i in range(columns)]
         axes.set_xticks(np.arange(len(across)) * width + width / 2, across, fontsize=6.5)
@@ -293,51 +280,45 @@ def mosaic(
         if not texture:
             place: dict[str, Any] = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
             figure.colorbar(shown, **place, extend="both" if look == "signed" else "max").outline.set_visible(False)
-    return Path(path)
+    return path
 
 
-def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: str | Path) -> Path:
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> Path:
     """{split: C counts} as bars, a panel a split: heights are shares of the split, numbers are counts."""
-    with _figure(path, 3.5 if len(counts) == 1 else 7, 2.4) as figure:
-        panels = figure.subplots(1, len(counts), sharey=True, squeeze=False)[0]
-        for axes, (split, column) in zip(panels, counts.items(), strict=True):
-            bars = axes.bar(range(len(classes)), 100 * np.asarray(column) / max(1, sum(column)), color=COLOURS)
-            axes.bar_label(bars, [f"{n:,}" for n in column], fontsize=6.5, padding=1)
+    width = 3.5 if len(counts) == 1 else 7
+    with _figure(path, width, 2.4, 1, len(counts), sharey=True, squeeze=False) as (_, panels):
+        for axes, (split, column) in zip(panels[0], counts.items(), strict=True):
+            heights = 100 * np.asarray(column) / max(1, sum(column))
+            _bars(axes, range(len(classes)), heights, [f"{n:,}" for n in column], color=COLOURS)
             axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
             axes.set_title(f"{split}: {sum(column):,} faces", loc="left")
-            axes.tick_params(axis="x", length=0)
-            axes.grid(False, axis="x")
-        panels[0].set_ylabel("share of the split, %")
-        panels[0].margins(y=0.1)
-    return Path(path)
+        panels[0, 0].set_ylabel("share of the split, %")
+        panels[0, 0].margins(y=0.1)
+    return path
 
 
-def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: str | Path) -> Path:
+def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: Path) -> Path:
     """How gray values are distributed: of all pixels of {split: uint8 N×1×H×W}, and the mean and the deviation of each
     of `faces`, a DataFrame with columns split, mean, deviation."""
-    with _figure(path, 7, 2.3) as figure:
-        panels = figure.subplots(1, 3)
+    with _figure(path, 7, 2.3, 1, 3) as (figure, panels):
         for i, (split, pixels) in enumerate(images.items()):
             own = faces[faces["split"] == split]
             look = {"color": COLOURS[i % 7], "linestyle": ("-", "--", ":", "-.")[i % 4], "label": split}
-            parts = np.array_split(pixels, len(pixels) // 256 + 1)  # bincount makes 8 bytes of each
-            histogram = np.sum([np.bincount(part.ravel(), minlength=256) for part in parts], axis=0)
-            panels[0].stairs(100 * histogram / histogram.sum(), np.arange(257), **look)
-            for axes, column, step in ((panels[1], "mean", 8), (panels[2], "deviation", 4)):
-                counts, edges = np.histogram(own[column], np.arange(33) * step)
-                axes.stairs(100 * counts / len(own), edges, **look)
+            values = (pixels, own["mean"], own["deviation"])
+            for axes, column, bins, end in zip(panels, values, (256, 32, 32), (256, 256, 128), strict=True):
+                counts, edges = np.histogram(column, bins, (0, end))
+                axes.stairs(100 * counts / counts.sum(), edges, **look)
         panels[0].set(xlabel="gray value", ylabel="pixels, %", xlim=(-5, 261))  # room for the peaks at 0 and 255
         panels[1].set(xlabel="mean of a face", ylabel="faces, %", xlim=(0, 256))
         panels[2].set(xlabel="standard deviation of a face", ylabel="faces, %", xlim=(0, 128))
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(images))
-    return Path(path)
+    return path
 
 
-def shares(table: "pd.DataFrame", path: str | Path) -> Path:
+def shares(table: "pd.DataFrame", path: Path) -> Path:
     """Accuracy, with its 95 % interval, against the share of labels, a line a method: columns share, method, accuracy,
     low, high."""
-    with _figure(path, 4.5, 3) as figure:
-        axes = figure.add_subplot()
+    with _figure(path, 4.5, 3) as (_, axes):
         for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
             x, middle = 100 * rows["share"] * 1.02**i, 100 * rows["accuracy"]  # beside each other, not over
             spread = abs(100 * rows[["low", "high"]].T.to_numpy() - middle.to_numpy())
@@ -346,20 +327,21 @@ def shares(table: "pd.DataFrame", path: str | Path) -> Path:
         _plain(axes.xaxis)
         axes.set_xticks(sorted(100 * table["share"].unique()))
         axes.legend()
-    return Path(path)
+    return path
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
-    """A styled Figure of so many inches, which becomes `path` when the block ends: whole, or not at all."""
-    path = Path(path)
+def _figure(path: Path, width: float, height: float, *shape: int, **how: Any) -> Iterator[tuple[Figure, Any]]:
+    """A styled Figure of so many inches and its Axes, as pyplot's subplots(*shape, **how), which becomes `path` when
+    the block ends: whole, or not at all."""
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"{path}: a picture's name ends in .png, .svg or .pdf; choose one of them")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks: boxes will do
-        figure = Figure(figsize=(width, height), layout=layout)  # no pyplot: nothing stays open, no backend is chosen
-        yield figure
+        # no pyplot: nothing stays open, no backend is chosen
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(*shape, **how)
         part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             figure.savefig(part, format=kind, dpi=150)
@@ -370,13 +352,30 @@ def _figure(path: str | Path, width: float, height: float, layout: Any = "constr
             part.unlink(missing_ok=True)
 
 
-def _panels(figure: Figure, *histories: "pd.DataFrame") -> list[tuple[Axes, str, int]]:
-    """Loss and accuracy side by side: (axes, what the columns' names end in, scale) of each."""
-    panels = list(zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True))
-    for axes, what, scale in panels:
-        axes.set_ylabel(what if scale == 1 else f"{what}, %")
+@contextmanager
+def _sheet(path: Path, width: float, height: float) -> Iterator[Axes]:
+    """A figure that is one Axes, in inches from its upper left corner: Axes for 40 pictures would take seconds."""
+    with _figure(path, width, height) as (figure, axes):
+        figure.set_layout_engine("none")
+        axes.set(position=(0, 0, 1, 1))
+        axes.axis("off")
+        yield axes
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
+
+
+def _loss_and_accuracy(panels: Sequence[Axes], *histories: "pd.DataFrame") -> Iterator[tuple[Axes, str]]:
+    """Each of the two panels, and what the names of its columns end in."""
+    for axes, what, label in zip(panels, ("loss", "accuracy"), ("loss", "accuracy, %"), strict=True):
+        axes.set_ylabel(label)
         _epochs(axes, *histories)
-    return panels
+        yield axes, what
+
+
+def _bars(axes: Axes, places: Any, heights: Any, numbers: Sequence[str], **look: Any) -> None:
+    """Bars with numbers above them and names, which need no ticks, below."""
+    axes.bar_label(axes.bar(places, heights, **look), numbers, fontsize=6.5, padding=1)
+    axes.tick_params(axis="x", length=0)
+    axes.grid(False, axis="x")
 
 
 def _bare(axes: Axes) -> None:
@@ -400,10 +399,9 @@ def _epochs(axes: Axes, *histories: "pd.DataFrame") -> None:
         axes.set_xlim(epochs.min() - pad, epochs.max() + pad)
 
 
-def _line(
-    axes: Axes, history: "pd.DataFrame", column: str, scale: float = 1, marker: str | None = None, **look: Any
-) -> None:
-    """A column over the epochs that have it; few of them are dots as well, since one alone draws no line."""
+def _line(axes: Axes, history: "pd.DataFrame", column: str, marker: str | None = None, **look: Any) -> None:
+    """A column over the epochs that have it, shares in percent; few are dots as well, since one alone draws no line."""
     rows = history[np.isfinite(history[column].astype(float))]
+    scale = 100 if "accuracy" in column or "recall" in column else 1
     marker = marker or ("o" if len(rows) <= 10 else None)
     axes.plot(rows["epoch"], scale * rows[column], marker=marker, markevery=max(1, len(rows) // 10), **look)
