@@ -2,15 +2,16 @@
 
 The maths are functions of tensors: images are float N×1×H×W, 0..255, of the network's own input size, classes int64 N,
 the network is in evaluation mode. A class's score is its logit. Randomness comes from torch's global generator. Only
-run(), choose() and what draws know of configs and files.
+run(), choose() and draw_faces() know of configs and files.
 """
 
-from collections.abc import Sequence
 from contextlib import suppress
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from captum.attr import IntegratedGradients, LayerGradCam, NoiseTunnel, Saliency
@@ -23,7 +24,7 @@ from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
-from fer.run import make_folder, write_csv
+from fer.run import make_folder, write_csv, write_text
 from fer.runtime import pick_device, seed_everything
 
 BATCH = 128  # images in one pass with gradients
@@ -95,8 +96,8 @@ def ascend(network: Network, layer: nn.Module, units: Tensor, steps: int = 90, r
     decays by 2 %, and a 3×3 blur makes up 80 % of the first step's image, less of each later one, none of the last:
     without these, deep layers and classes show checkerboards.
     """
-    size: Any = network.model.size
-    images = 128 + 20 * torch.randn(len(units), 1, size, size, device=units.device)
+    side = network.model.size
+    images = 128 + 20 * torch.randn(len(units), 1, side, side, device=units.device)
     for step in range(steps):
         y, x = torch.randint(-2, 3, (2,)).tolist()
         moved = images.roll((y, x), (2, 3)).requires_grad_()
@@ -109,18 +110,18 @@ def ascend(network: Network, layer: nn.Module, units: Tensor, steps: int = 90, r
 
 
 @torch.no_grad()
-def layer_shapes(network: Network, images: Tensor) -> dict[str, torch.Size]:
-    """Name → output shape of every layer that puts out maps N×C×h×w or units N×C, in the order in which they end."""
-    shapes: dict[str, torch.Size] = {}
+def layer_outputs(network: Network, images: Tensor) -> dict[str, Tensor]:
+    """Name → what it puts out of every layer of maps N×C×h×w or units N×C, in the order in which they end."""
+    outputs: dict[str, Tensor] = {}
     names = {module: name for name, module in network.model.named_modules() if name}
 
     def note(module: nn.Module, given: tuple, output: object) -> None:
         if module in names and isinstance(output, Tensor) and output.ndim in (2, 4):
-            shapes.setdefault(names[module], output.shape)
+            outputs.setdefault(names[module], output.clone())  # a ReLU may overwrite it
 
     with register_module_forward_hook(note):
         network(images)
-    return shapes
+    return outputs
 
 
 def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) -> tuple[Faces, Tensor]:
@@ -146,55 +147,9 @@ def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) 
         return faces, logits
     order, predicted = torch.randperm(len(faces)), logits.argmax(1)
     truth = torch.where(faces.labels < 0, predicted, faces.labels)
-    kinds = (2 * truth + (predicted != truth))[order]  # a right and a wrong face of each class
-    chosen = torch.cat([order[kinds == kind][:1] for kind in range(2 * logits.shape[1])])
+    kinds = 2 * truth + (predicted != truth)  # a right and a wrong face of each class
+    chosen = order[np.unique(kinds[order], return_index=True)[1]]
     return faces.take(chosen), logits[chosen]
-
-
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("explain", values)
-    checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
-    network = checkpoint.network(device).requires_grad_(False)
-    seed_everything(cfg.seed)
-    faces, logits = choose(cfg, checkpoint, network)
-    size: Any = network.model.size
-    images = fit(faces.images, size).float().to(device)  # what the network sees of them
-    classes = targets(cfg.target, faces, logits)
-    shapes = layer_shapes(network, images[:1])
-    modules = {name: network.model.get_submodule(name) for name in shapes}
-    convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-    first_and_last = list(dict.fromkeys(convolutions[:1] + convolutions[-1:]))
-    layers = [cfg.layers] if isinstance(cfg.layers, str) else first_and_last if cfg.layers is None else cfg.layers
-    if unknown := [name for name in layers if name not in shapes]:
-        raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], shapes)}")
-
-    out = make_folder(Path(cfg.out or checkpoint.path.parent / "explain"))
-    methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
-    if convolutions:
-        area = shapes[convolutions[-1]][2:]  # Grad-CAM takes what is made of the last convolution before it is pooled
-        last = modules[[name for name, shape in shapes.items() if shape[2:] == area][-1]]
-        methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
-        weight: Any = modules[convolutions[0]].weight
-        kernels = F.pixel_shuffle(weight, isqrt(weight.shape[1]))[:, 0].cpu()  # space_to_depth's channels are pixels
-        write_csv(out / "kernels.csv", ["filter", "weights, row by row"], enumerate(kernels.flatten(1).tolist()))
-        title = f"{convolutions[0]}, all {len(kernels)} kernels"
-        print(plots.mosaic(kernels, title, out / f"kernels.{cfg.format}"))
-    else:
-        print("no convolution: Grad-CAM and kernels are left out")
-    batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
-    maps = {name: torch.cat([method(network, *batch) for batch in batches]) for name, method in methods.items()}
-    print(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
-    for name in layers:
-        found = activations(network, modules[name], images[:1])[0].cpu()
-        found = found.view(len(found), *shapes[name][2:] or (1, 1))
-        rows = zip(range(len(found)), *(f((1, 2)).tolist() for f in (found.amin, found.mean, found.amax)), strict=True)
-        write_csv(out / f"{name}.csv", ["unit", "minimum", "mean", "maximum"], rows)
-        title = f"{name}, all {len(found)} outputs on {faces.ids[0]}"
-        print(plots.mosaic(found, title, out / f"{name}.{cfg.format}"))
-        title = f"{name}, all {len(found)}: what excites each"
-        print(draw_ascent(cfg, network, modules[name], len(found), title, out / f"{name}_ascent"))
-    names, title = class_names(logits.shape[1]), "The ideal face of each class"
-    print(draw_ascent(cfg, network, network, len(names), title, out / "ideal_faces", names))
 
 
 def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
@@ -209,17 +164,74 @@ def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
     return known[named]
 
 
+def run(values: dict, typed: list[str]) -> None:
+    cfg = config.check("explain", values)
+    checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
+    network = checkpoint.network(device).requires_grad_(False)
+    seed_everything(cfg.seed)
+    faces, logits = choose(cfg, checkpoint, network)
+    classes, names = targets(cfg.target, faces, logits), class_names(logits.shape[1])
+    images = fit(faces.images, network.model.size).float().to(device)  # what the network sees of them
+    outputs = layer_outputs(network, images[:1])
+    modules = {name: network.model.get_submodule(name) for name in outputs}
+    convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
+    first_and_last = list(dict.fromkeys(convolutions[:1] + convolutions[-1:]))
+    layers = [cfg.layers] if isinstance(cfg.layers, str) else first_and_last if cfg.layers is None else cfg.layers
+    if unknown := [name for name in layers if name not in outputs]:
+        raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], outputs)}")
+    out = make_folder(Path(cfg.out or checkpoint.path.parent / "explain"))
+
+    def show(stem: str, images: Tensor, title: str, header: list[str], numbers: Tensor, **look: Any) -> None:
+        """All images N×h×w as a picture, and in a CSV a row of numbers for each."""
+        units = look.get("names") or range(len(images))
+        write_csv(out / f"{stem}.csv", header, ([u, *row] for u, row in zip(units, numbers.tolist(), strict=True)))
+        print(plots.mosaic(images, title, out / f"{stem}.{cfg.format}", **look))
+
+    def show_ascent(stem: str, layer: nn.Module, count: int, title: str, **look: Any) -> None:
+        """What excites each of the layer's filters or units, and how much."""
+        seed_everything(cfg.seed)  # the same whatever else is drawn
+        batches = torch.arange(count, device=device).split(BATCH)
+        images = [ascend(network, layer, units) for units in batches]
+        reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, batches, strict=True)]).cpu()
+        sheet, silent = torch.cat(images)[:, 0].cpu(), reached == 0
+        sheet[silent] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
+        title += f", {silent.sum()} stayed silent" if silent.any() else ""
+        show(stem, sheet, title, ["unit", "excitation"], reached[:, None], texture=True, **look)
+
+    methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
+    if convolutions:
+        area = outputs[convolutions[-1]].shape[2:]
+        # Grad-CAM takes what is made of the last convolution before it is pooled
+        last = modules[[name for name, found in outputs.items() if found.shape[2:] == area][-1]]
+        methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
+        weight: Any = modules[convolutions[0]].weight
+        kernels = F.pixel_shuffle(weight, isqrt(weight.shape[1]))[:, 0].cpu()  # space_to_depth's channels are pixels
+        title, header = f"{convolutions[0]}, all {len(kernels)} kernels", ["filter", "weights, row by row"]
+        show("kernels", kernels, title, header, kernels.flatten(1)[:, None])
+    else:
+        print("no convolution: Grad-CAM and kernels are left out")
+    batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
+    maps = {name: torch.cat([method(network, *batch) for batch in batches]) for name, method in methods.items()}
+    print(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
+    for name in layers:
+        found = outputs[name][0].cpu()
+        found = found.view(len(found), *found.shape[1:] or (1, 1))
+        title, header = f"{name}, all {len(found)} outputs on {faces.ids[0]}", ["unit", "minimum", "mean", "maximum"]
+        show(name, found, title, header, torch.stack([f((1, 2)) for f in (found.amin, found.mean, found.amax)], 1))
+        show_ascent(f"{name}_ascent", modules[name], len(found), f"{name}, all {len(found)}: what excites each")
+    show_ascent("ideal_faces", network, len(names), "The ideal face of each class", names=names)
+
+
 def draw_faces(
     cfg: config.ExplainConfig, faces: Faces, logits: Tensor, classes: Tensor, maps: dict[str, Tensor], out: Path
 ) -> Path:
     """saliency.png and its CSV: a row a face, a column a map, and the face where saliency reaches the threshold."""
-    names = [*class_names(logits.shape[1]), ""]  # -1 is no truth
-    rows = [
-        [face, names[truth], names[row.argmax()], names[target], *(f"{p:.6f}" for p in row.softmax(0).tolist())]
-        for face, truth, target, row in zip(faces.ids, faces.labels, classes, logits, strict=True)
-    ]
-    write_csv(out / "saliency.csv", ["face", "truth", "prediction", "target", *names[:-1]], rows)
-    captions = [(face, truth, predicted, max(map(float, p))) for face, truth, predicted, _, *p in rows]
+    names, shares = np.array([*class_names(logits.shape[1]), ""]), logits.softmax(1)  # -1 is no truth
+    truth, predicted, target = (names[own.numpy()] for own in (faces.labels, logits.argmax(1), classes))
+    table = pd.DataFrame({"face": faces.ids, "truth": truth, "prediction": predicted, "target": target})
+    table[names[:-1]] = shares.numpy()
+    write_text(out / "saliency.csv", table.to_csv(index=False, float_format="%.6f"))
+    captions = list(zip(faces.ids, truth, predicted, shares.amax(1).tolist(), strict=True))
     near = gaussian_blur(maps["saliency"], 9, 2.0)  # of single pixels, hardly any would be left
     rest = f"blurred saliency ≥ {cfg.threshold:g} max"
     maps |= {rest: maps["face"].where(near >= cfg.threshold * near.amax((1, 2, 3), keepdim=True), torch.nan)}
@@ -227,17 +239,3 @@ def draw_faces(
     columns = {name: (looks.get(name, "positive"), found[:, 0].cpu().numpy()) for name, found in maps.items()}
     score = {"predicted": "the predicted class", "true": "the true class"}.get(cfg.target, cfg.target)
     return plots.explanations(columns, captions, f"What the score of {score} rests on", out / f"saliency.{cfg.format}")
-
-
-def draw_ascent(cfg: config.ExplainConfig, network: Network, layer: nn.Module, count: int, title: str, stem: Path,
-                names: Sequence[str] | None = None) -> Path:  # fmt: skip
-    """What excites each of a layer's `count` filters or units, and how much."""
-    seed_everything(cfg.seed)  # the same whatever else is drawn
-    units = torch.arange(count, device=next(network.parameters()).device).split(BATCH)
-    images = [ascend(network, layer, part) for part in units]
-    reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, units, strict=True)]).cpu()
-    write_csv(f"{stem}.csv", ["unit", "excitation"], zip(names or range(count), reached.tolist(), strict=True))
-    sheet = torch.cat(images)[:, 0].cpu()
-    sheet[reached == 0] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
-    title += f", {(reached == 0).sum()} stayed silent" if (reached == 0).any() else ""
-    return plots.mosaic(sheet, title, stem.with_name(f"{stem.name}.{cfg.format}"), texture=True, names=names)
