@@ -188,11 +188,11 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
     return path
 
 
-def reliability(before: tuple, after: tuple, path: Path) -> Path:
+def reliability(curves: Sequence[tuple], path: Path) -> Path:
     """Accuracy against confidence (Guo et al. 2017) as it is and after scaling: two of (title, confidence, accuracy,
     count), a bin each; see metrics.reliability. Below, how many faces a bin holds."""
     with _figure(path, 7, 3.4, 2, 2, sharex=True, sharey="row", height_ratios=(3, 1)) as (_, panels):
-        for (axes, below), (title, confidence, accuracy, counts) in zip(panels.T, (before, after), strict=True):
+        for (axes, below), (title, confidence, accuracy, counts) in zip(panels.T, curves, strict=True):
             some = counts > 0
             axes.plot((0, 100), (0, 100), color=GRAY, linestyle="--", linewidth=0.8, label="as sure as right")
             axes.plot(100 * confidence[some], 100 * accuracy[some], "o-", color=BLUE, label="faces")

@@ -48,23 +48,28 @@ def run(values: dict, typed: list[str]) -> None:
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
         return
     folder = folders[0]
-    best = Checkpoint.open(folder / "best.pt")
-    settings, contents = best.settings, best.contents
-    history, logits, labels = read_history(folder), *validation(best)
+    best, history = Checkpoint.open(folder / "best.pt"), read_history(folder)
+    settings, found, epoch = best.settings, best.contents.get("validation"), best.contents.get("epoch")
+    if not found or type(epoch) is not int:
+        raise UserError(f"{best.path}: holds no validation predictions; use a best.pt written by fer train")
+    logits, labels = found["logits"].float(), found["labels"].long()
     classes = class_names(logits.shape[1])
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
-    table = metrics.report_text(matrix, classes)
+    table, report = metrics.report_text(matrix, classes), metrics.classification_report(matrix, classes)
+    mistakes = "; ".join(
+        f"{truth} → {said} {share:.0%} ({count})"
+        for truth, said, share, count in metrics.top_confusions(matrix, classes, 5)
+    )
     faces = faces_parts(best, cfg, logits, labels)
     out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", table)
 
+    recalls = history.filter(regex="^epoch$|^val_recall_")
     driven = [name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))]
-    recalls = history[["epoch", *(name for name in history if name.startswith("val_recall_"))]]
-    report = metrics.classification_report(matrix, classes)
     parts = [
         Part("Loss and accuracy", (), "curves", partial(plots.curves, history), history),
-        Part("Confusion", confused(matrix), "confusion", lambda path: plots.confusion(matrix, classes, path, title),
+        Part("Confusion", (mistakes,), "confusion", partial(plots.confusion, matrix, classes, title=title),
              pd.DataFrame(matrix.numpy(), classes, classes).rename_axis("truth").reset_index()),
         Part("Precision, recall and F1", (), "per_class", partial(plots.per_class_bars, report),
              pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
@@ -83,32 +88,17 @@ def run(values: dict, typed: list[str]) -> None:
     looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
     private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
     lead = (
-        f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {contents['epoch']}.",
+        f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {epoch}.",
         f"These faces chose the epoch too, so their accuracy is a little too good. {private}",
     )
     write_page(out, title, lead, parts, cfg.format)
     tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
-    print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n" + "\n".join(confused(matrix)))
-    print(f"open:\n  {out / 'index.html'}")
+    print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n{mistakes}\nopen:\n  {out / 'index.html'}")
 
 
 def copy(file: Path, path: Path) -> Path:
     """A picture that fer explain has made, of one kind whatever the report's is."""
     return Path(shutil.copyfile(file, path.with_suffix(file.suffix)))
-
-
-def validation(best: Checkpoint) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits N×classes and labels N that the best weights had on the validation faces."""
-    found = best.contents.get("validation")
-    if not found or type(best.contents.get("epoch")) is not int:
-        raise UserError(f"{best.path}: holds no validation predictions; use a best.pt written by fer train")
-    return found["logits"].float(), found["labels"].long()
-
-
-def confused(matrix: torch.Tensor) -> tuple[str, ...]:
-    """The likeliest mistakes, in words."""
-    pairs = metrics.top_confusions(matrix, class_names(len(matrix)), 5)
-    return ("; ".join(f"{truth} → {said} {share:.0%} ({count})" for truth, said, share, count in pairs),)
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
@@ -121,8 +111,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
         rows += [(scale, *row) for row in zip(*bins, strict=True)]
     line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, which also chose the number."
     data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
-    before, after = panels
-    return Part("Calibration", (line,), "calibration", partial(plots.reliability, before, after), data)
+    return Part("Calibration", (line,), "calibration", partial(plots.reliability, panels), data)
 
 
 def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
@@ -137,33 +126,32 @@ def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor
         return [Part("Faces", (f"left out: {error}",))]
     confidence, predicted = (column.numpy() for column in logits.softmax(1).double().max(1))
     table = pd.DataFrame({"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence})
-    right = table["prediction"] == table["truth"]
+    right, names = table["prediction"] == table["truth"], class_names(logits.shape[1])
+    said = [f"{names[row.prediction]} {row.confidence:.0%}" for row in table.itertuples()]
+    captions = np.where(right, said, [f"{said}\nis {names[label]}" for said, label in zip(said, labels, strict=True)])
     mistakes = table[~right].sort_values("confidence", ascending=False, kind="stable")[: cfg.samples]
-    chosen = table.iloc[samples(predicted, labels.numpy(), cfg.samples, cfg.seed)]
-    parts, names = [], class_names(logits.shape[1])
+    chosen = table.iloc[samples(right.to_numpy(), labels.numpy(), cfg.samples, cfg.seed)]
+    parts = []
     for title, name, rows in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
-        captions = [
-            f"{names[row.prediction]} {row.confidence:.0%}" + f"\nis {names[row.truth]}" * (not right[row.Index])
-            for row in rows.itertuples()
-        ]
-        draw = partial(plots.faces, faces.images[rows.index].numpy(), captions, right[rows.index], columns=7)
+        at = rows.index
+        draw = partial(plots.faces, faces.images[at].numpy(), captions[at], right[at], columns=7)
         parts.append(Part(title, (), name, draw, rows))
     return parts
 
 
-def samples(predicted: np.ndarray, labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+def samples(right: np.ndarray, truth: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Positions of `count` faces, half of them mistakes as far as there are any, ordered by their true class."""
-    right, generator = predicted == labels, np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     wrong, good = (generator.permutation(np.flatnonzero(mask)) for mask in (~right, right))
     half = max(count // 2, count - len(good))
     chosen = np.concatenate([wrong[:half], good[: count - min(half, len(wrong))]])
-    return chosen[np.argsort(labels[chosen], kind="stable")]
+    return chosen[np.argsort(truth[chosen], kind="stable")]
 
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    found = [Checkpoint.open(folder / "best.pt") for folder in folders]
-    settings = [own.settings.model_dump(exclude={"run", "resume"}) for own in found]
+    found = [Checkpoint.open(folder / "best.pt").settings for folder in folders]
+    settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
     keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
     differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
     names = labels(folders, [own["name"] for own in settings], differing)
@@ -181,11 +169,11 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
         "multiply_adds": [size["multiply-adds"] for size in sizes],
     })  # fmt: skip
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    recipes = [str(own | {"seed": 0}) for own in settings]
-    firsts = ~pd.DataFrame({"recipe": recipes, "seed": [own["seed"] for own in settings]}).duplicated().to_numpy()
+    runs = best.assign(recipe=[str(own | {"seed": 0}) for own in settings], seed=[own["seed"] for own in settings])
+    recipes = runs.drop_duplicates(["recipe", "seed"]).groupby("recipe", sort=False)["val_accuracy"]
     seeds = [
         [", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"]
-        for _, own in best[firsts].groupby(np.array(recipes)[firsts], sort=False)["val_accuracy"]
+        for _, own in recipes
         if len(own) > 1
     ]
     looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
