@@ -1,6 +1,5 @@
 """The trainings and the table of scripts/ablation; see there."""
 
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -42,16 +41,12 @@ def train(folder: Path, data: str, switch: str, seed: int) -> None:
 def table(out: Path) -> pd.DataFrame:
     """A row a switch, over the seeds that are done: mean and deviation of the accuracy, points against the recipe, p
     of a paired t-test over the faces (how many seeds have each right), and the accuracy without copies."""
-    right, fresh, rows = {}, None, []
-    for name in SWITCHES:
-        for seed in SEEDS:
-            if done(folder := out / f"{name}_{seed}"):
-                best = Checkpoint.open(folder / "best.pt")
-                found = best.contents["validation"]
-                right[name, seed] = (found["logits"].argmax(1) == found["labels"]).double().numpy()
-                if fresh is None:
-                    data = best.data()
-                    fresh = ~data.open("validation").among(data.open("train")).numpy()
+    folders = {(name, seed): out / f"{name}_{seed}" for name in SWITCHES for seed in SEEDS}
+    best = {key: Checkpoint.open(folder / "best.pt") for key, folder in folders.items() if done(folder)}
+    found = {key: own.contents["validation"] for key, own in best.items()}
+    right = {key: (own["logits"].argmax(1) == own["labels"]).double().numpy() for key, own in found.items()}
+    data = next(iter(best.values())).data()
+    fresh, rows = ~data.open("validation").among(data.open("train")).numpy(), []
     for name, switch in SWITCHES.items():
         seeds = [seed for seed in SEEDS if (name, seed) in right and ("base", seed) in right]
         if seeds:
@@ -63,8 +58,8 @@ def table(out: Path) -> pd.DataFrame:
 
 
 def spread(right: np.ndarray) -> str:
-    shares = right.mean(1).tolist()
-    return f"{statistics.mean(shares):.4f}" + (f" ± {statistics.stdev(shares):.4f}" if len(shares) > 1 else "")
+    shares = right.mean(1)
+    return f"{shares.mean():.4f}" + (f" ± {shares.std(ddof=1):.4f}" if len(shares) > 1 else "")
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -51,10 +50,8 @@ def compare(what: str, ours: Callable, rival: Callable, pairs: int) -> None:
     times = [(seconds(ours), seconds(rival)) for _ in range(pairs)]
     low, middle, high = statistics.quantiles([theirs / own for own, theirs in times], n=4)
     own, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    print(
-        f"{what}: {middle:.2f}× ({low:.2f} to {high:.2f}), {own:.3f} s against {theirs:.3f} s, {pairs} pairs",
-        flush=True,
-    )
+    against = f"{own:.3f} s against {theirs:.3f} s, {pairs} pairs"
+    print(f"{what}: {middle:.2f}× ({low:.2f} to {high:.2f}), {against}", flush=True)
 
 
 def draw_csv(path: Path, rows: int) -> Path:
@@ -107,11 +104,8 @@ def bare_steps(bare: Trainer) -> Callable[[], None]:
 
 def loader(folder: Path, workers: int) -> DataLoader:
     """What a user would write: torchvision's dataset and transforms, the augmentation of augment=standard."""
-    # its check of the official file's MD5, which a drawn one cannot pass
-    FER2013._RESOURCES["fer"] = (
-        "fer2013.csv",
-        hashlib.md5((folder / "fer2013" / "fer2013.csv").read_bytes()).hexdigest(),
-    )
+    digest = hashlib.md5((folder / "fer2013" / "fer2013.csv").read_bytes()).hexdigest()
+    FER2013._RESOURCES["fer"] = ("fer2013.csv", digest)  # it expects the official file's, which a drawn one has not
     steps = [
         v2.RandomHorizontalFlip(0.5),
         v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
@@ -237,16 +231,15 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{name}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, Python {platform.python_version()}")  # fmt: skip
 
-    def run(*args: str) -> Callable:
-        return lambda: subprocess.run([sys.executable, *args], check=True, stdout=subprocess.DEVNULL)
-
-    compare("python -c pass, against fer --help", run("-c", "pass"), run("-m", "fer", "--help"), 15)
-    folder = Path(tempfile.mkdtemp())
-    try:
+    start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    nothing, helps = (partial(start, [sys.executable, *words]) for words in (["-c", "pass"], ["-m", "fer", "--help"]))
+    compare("python -c pass, against fer --help", nothing, helps, 15)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         path = Path(sys.argv[1]) / "fer2013.csv" if len(sys.argv) > 1 else draw_csv(folder / "fer2013.csv", 32_298)
-        compare("first read of fer2013.csv, against pandas and np.fromstring", lambda: read_csv(path),
-                lambda: pandas_loop(path), 5)  # fmt: skip
-        cached = lambda: fer2013(str(path), None, "auto", 0.1, 25_000, "auto", 0, "dataset")  # noqa: E731
+        what = "first read of fer2013.csv, against pandas and np.fromstring"
+        compare(what, partial(read_csv, path), partial(pandas_loop, path), 5)
+        cached = partial(fer2013, str(path), None, "auto", 0.1, 25_000, "auto", 0, "dataset")
         cached()
         print(f"cached data ready: {statistics.median(seconds(cached) for _ in range(5)):.3f} s")
 
@@ -256,8 +249,6 @@ def main() -> None:
         if CUDA:
             training_rows(CUDA, "vgg13", folder, [16], "optim=sgd")
         peak_memory(path)
-    finally:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
