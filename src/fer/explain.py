@@ -136,7 +136,7 @@ def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) 
     else:
         data = checkpoint.data(cfg.data)
         faces = data.open(cfg.split)
-        labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut or not faces.labelled else faces.labels
+        labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut else faces.labels
         faces = Faces(faces.images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
         if cfg.image:
             if beyond := [i for i in positions if int(i) >= len(faces)]:

@@ -9,6 +9,7 @@ import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,9 +100,8 @@ def compare(histories: "Mapping[str, pd.DataFrame]", path: Path) -> Path:
                 _line(axes, history, f"val_{what}", **look)
         splits = [Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")] if few else []
         panels[0].legend(handles=[*splits, Line2D([], [], color=GRAY, label="validation")])
-        place: Any = figure if outside else panels[1]
-        where = "outside lower center" if outside else "best"
-        place.legend([Line2D([], [], **look) for _, look in runs], labels, loc=where, ncols=columns)
+        legend = partial(figure.legend, loc="outside lower center") if outside else panels[1].legend
+        legend([Line2D([], [], **look) for _, look in runs], labels, ncols=columns)
     return path
 
 
@@ -239,10 +239,8 @@ def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title:
             if mark == WRONG:
                 axes.add_patch(Rectangle((left, y), side, side, fill=False, edgecolor=VERMILION, linewidth=2))
         y = height - 0.12
-        for x, look, key in (
-            (0.08, "positive", "0 to the map's maximum"),
-            (2.3, "signed", "lowers or raises the score"),
-        ):
+        keys = {"positive": "0 to the map's maximum", "signed": "lowers or raises the score"}
+        for (look, key), x in zip(keys.items(), (0.08, 2.3), strict=True):
             axes.imshow(np.linspace(0, 1, 64)[None], cmap=LOOKS[look], extent=(x, x + side, y + 0.05, y - 0.05))
             axes.text(x + side + 0.06, y, key, va="center", fontsize=6.5)
     return path

@@ -57,10 +57,8 @@ def run(values: dict, typed: list[str]) -> None:
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     table, report = metrics.report_text(matrix, classes), metrics.classification_report(matrix, classes)
-    mistakes = "; ".join(
-        f"{truth} → {said} {share:.0%} ({count})"
-        for truth, said, share, count in metrics.top_confusions(matrix, classes, 5)
-    )
+    pairs = metrics.top_confusions(matrix, classes, 5)
+    mistakes = "; ".join(f"{truth} → {said} {share:.0%} ({count})" for truth, said, share, count in pairs)
     faces = faces_parts(best, cfg, logits, labels)
     out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", table)
@@ -171,11 +169,8 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
     write_text(out / "comparison.csv", table.to_csv(index=False))
     runs = best.assign(recipe=[str(own | {"seed": 0}) for own in settings], seed=[own["seed"] for own in settings])
     recipes = runs.drop_duplicates(["recipe", "seed"]).groupby("recipe", sort=False)["val_accuracy"]
-    seeds = [
-        [", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"]
-        for _, own in recipes
-        if len(own) > 1
-    ]
+    several = [own for _, own in recipes if len(own) > 1]
+    seeds = [[", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"] for own in several]
     looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
     cells = [[looks[name].format(cell) for name, cell in row.items()] for row in table.to_dict("records")]
     parts = [
@@ -227,7 +222,7 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
         if part.data is not None:
             write_text(out / f"{part.name}.csv", part.data.to_csv(index=False))
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    page = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
     write_text(out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures))
 
 
