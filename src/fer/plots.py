@@ -38,12 +38,7 @@ MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction: None where th
 MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
 RUNS: list[dict[str, Any]] = [{"color": colour, "marker": marker} for marker, colour in product(MARKERS, COLOURS[:7])]
 GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-GRIDS = (
-    (7, 7, 0.9),
-    (64, 8, 0.75),
-    (256, 16, 0.4),
-    (np.inf, 24, 0.28),
-)  # images at most, columns, inches of a side
+GRIDS = ((7, 7, 0.9), (64, 8, 0.75), (256, 16, 0.4), (np.inf, 24, 0.28))  # images at most, columns, inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,  # at 7 inches, the width of both columns
@@ -138,9 +133,9 @@ def faces(images: Any, captions: Sequence[str], ok: Sequence[bool | None], path:
         for i, (image, text, good) in enumerate(zip(np.asarray(images), texts, ok, strict=True)):
             x, y = 1.05 * (i % columns) + 0.06, tops[i // columns]
             axes.imshow(image[0], **GRAYS, extent=(x, x + 0.93, y + 0.93, y))
-            if MARKS[good] == WRONG:
+            if wrong := MARKS[good] == WRONG:
                 axes.add_patch(Rectangle((x, y), 0.93, 0.93, fill=False, edgecolor=VERMILION, linewidth=2.5))
-            weight = "bold" if MARKS[good] == WRONG else "normal"
+            weight = "bold" if wrong else "normal"
             axes.text(x + 0.465, y + 0.98, text, ha="center", va="top", fontsize=6.5, weight=weight)
     return path
 
