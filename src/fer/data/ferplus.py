@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from fer import Normalization, UserError, class_names
 from fer.data.faces import Data
-from fer.data.readers import USAGES, faces, find, first
+from fer.data.readers import USAGES, find
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
@@ -42,11 +42,10 @@ def ferplus(
 
     splits = {}
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
-        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
+        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
         if rows.size:
             kept = torch.from_numpy(targets[rows]).float()
-            whole = replace(faces(table, rows), labels=kept.argmax(1), targets=kept)
-            splits[name] = first(whole, limit or len(rows), spread=False)
+            splits[name] = replace(table.cut(rows), labels=kept.argmax(1), targets=kept)
         elif name != "private":
             raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
