@@ -38,7 +38,7 @@ def run(values: dict, typed: list[str]) -> None:
     write_text(out / "duplicates.csv", table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]))
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
-    classes = {name: np.flatnonzero(faces["label"] == name) for name in data.classes if name in set(faces["label"])}
+    classes = faces.groupby("label", observed=True).indices
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
     means = 255 * (means - means.min()) / max(np.ptp(means), 1)  # of little contrast as they are; all stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
@@ -109,14 +109,12 @@ def disputed(copies: pd.DataFrame) -> list[list[int]]:
 def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], path: Path) -> Path:
     """A picture with each of `rows`, lists of positions, in a row of its own, white where it ends early."""
     columns = max(map(len, rows), default=1)
-    shown: list[np.ndarray] = []
-    captions: list[str] = []
-    for row in rows:
-        blank = columns - len(row)
-        shown += [*images[row].numpy(), *np.full((blank, 1, SIZE, SIZE), 255)]
-        captions += [f"{face.label}\n{face.split} {face.id[-9:]}" for face in faces.iloc[row].itertuples()]
-        captions += [""] * blank
-    return plots.faces(shown, captions, [None] * len(captions), path, columns)
+    cells = [i for row in rows for i in [*row, *[-1] * (columns - len(row))]]
+    white = np.full((1, SIZE, SIZE), 255)
+    shown = [white if i < 0 else images[i].numpy() for i in cells]
+    named = zip(cells, faces.iloc[cells].itertuples(), strict=True)
+    captions = ["" if i < 0 else f"{face.label}\n{face.split} {face.id[-9:]}" for i, face in named]
+    return plots.faces(shown, captions, [None] * len(cells), path, columns)
 
 
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
