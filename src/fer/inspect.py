@@ -33,7 +33,7 @@ def run(values: dict, typed: list[str]) -> None:
     write_text(out / "counts.csv", counts.round(4).to_csv())
     blank = faces[faces["deviation"] < BLANK]
     write_text(out / "blank.csv", blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]))
-    copies = faces[faces.groupby("group")["id"].transform("size") > 1].sort_values("group", kind="stable")
+    copies = faces[faces.duplicated("group", keep=False)].sort_values("group", kind="stable")
     table = copies.assign(group=copies["group"].rank(method="dense").astype(int))
     write_text(out / "duplicates.csv", table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]))
 

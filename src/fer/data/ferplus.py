@@ -37,9 +37,8 @@ def ferplus(
     place = Path(path).expanduser()
     file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
     counts = read_votes(file, table.usage)
-    by_majority, to_train = shares(counts, "majority", classes), shares(counts, mode, classes)
-    scored = by_majority if score == "majority" else np.eye(classes)[table.labels]
-
+    to_train = shares(counts, mode, classes)
+    scored = shares(counts, "majority", classes) if score == "majority" else np.eye(classes)[table.labels]
     splits = {}
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
@@ -97,5 +96,6 @@ def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
     taken = votes * taken
     kept = (taken.sum(1) > total[:, 0] / 2) & (taken.argmax(1) < classes)
     own = taken[:, :classes] * kept[:, None]
-    own = (own > 0).astype(float) if mode == "multi" else own
+    if mode == "multi":
+        own = np.sign(own)
     return own / own.sum(1, keepdims=True).clip(min=1)
