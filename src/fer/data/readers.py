@@ -31,6 +31,7 @@ from fer import CLASSES, Normalization, UserError
 from fer.data.faces import SIZE, Data, Faces
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
+SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
 DIGITS = tuple(map(str, range(len(CLASSES))))
 COLUMNS = {"label": ("emotion", "label"), "pixels": ("pixels", "feature"), "usage": ("usage",), "id": ("id",)}
 OTHER_NAMES = ("anger", "disgusted", "fearful", "happiness", "sadness", "surprised")  # of CLASSES
@@ -88,25 +89,23 @@ def fer2013(
         raise UserError(f"data.path={path}: the faces to train on have no labels; a column emotion or label is needed")
     if split == "usage" and (train.usage < 0).any():
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
-    rows = {"train": np.flatnonzero(train.usage <= 0)}
-    rows |= {name: np.flatnonzero(train.usage == number) for number, name in ((1, "public"), (2, "private"))}
+    part = train.usage.clip(0)  # position in SPLITS of each row's own
     if validation == "test":
         if not folders or test is None:
             raise UserError(f"data.validation=test: {path} is no image folder with a test/; use data.split instead")
         judge = "test"
-    elif split in ("auto", "usage") and rows["public"].size:
+    elif split in ("auto", "usage") and 1 in part:
         judge = "public"
     elif split == "usage":
         raise UserError(f"data.split=usage: {path} has no PublicTest rows; use data.split=fraction")
     else:
-        judge, pool = "validation", rows["train"]
-        chosen = choose(train.labels[pool], split, fraction, from_index, seed)
-        rows |= {"train": pool[~chosen], "validation": pool[chosen]}
-    if not rows["train"].size:
+        judge, pool = "validation", np.flatnonzero(part == 0)
+        part[pool[choose(train.labels[pool], split, fraction, from_index, seed)]] = 3
+    if 0 not in part:
         raise UserError(
             f"data.path={path}: no rows are left to train on; it needs Training rows or a lower data.fraction"
         )
-    splits = {name: train.cut(own, limit, spread=folders) for name, own in rows.items() if own.size}
+    splits = {SPLITS[n]: train.cut(np.flatnonzero(part == n), limit, spread=folders) for n in np.unique(part)}
     content = str(train.hash)
     if test is not None:
         splits["test"] = test.cut(np.arange(len(test.images)), limit, spread=folders)
@@ -118,9 +117,7 @@ def fer2013(
 
 def find(path: str) -> tuple[Table, Table | None, bool]:
     """The faces to train on, those of a test file or folder, and whether they are image folders."""
-    place = Path(path)
-    with contextlib.suppress(RuntimeError):  # ~ of nobody
-        place = place.expanduser()
+    place = Path(os.path.expanduser(path))  # noqa: PTH111, Path's own raises at a ~ of nobody
     try:
         for train, test in LAYOUTS:
             there = Path.is_dir if train == "train" else Path.is_file
@@ -135,18 +132,17 @@ def find(path: str) -> tuple[Table, Table | None, bool]:
 
 def choose(labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int) -> np.ndarray:
     """Bool per training row: does it validate?"""
+    count, generator = len(labels), np.random.default_rng(seed)
     if split == "from_index":
-        if from_index >= len(labels):
-            raise UserError(
-                f"data.from_index={from_index}: nothing would validate; there are {len(labels)} rows to train"
-            )
-        return np.arange(len(labels)) >= from_index
-    held_out, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
+        if from_index >= count:
+            raise UserError(f"data.from_index={from_index}: nothing would validate; there are {count} rows to train")
+        return np.arange(count) >= from_index
+    held_out = np.zeros(count, bool)
     for label in range(len(CLASSES)):
         rows = generator.permutation(np.flatnonzero(labels == label))
         held_out[rows[: round(fraction * len(rows))]] = True
     if not held_out.any():
-        raise UserError(f"data.fraction={fraction}: nothing of {len(labels)} rows would validate; set it higher")
+        raise UserError(f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher")
     return held_out
 
 
