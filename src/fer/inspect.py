@@ -119,17 +119,16 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
 
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
     """The findings in words."""
-    lines, sizes = [], faces["split"].value_counts(sort=False)
-    for name, *row in count(faces, ["split"]).itertuples():
-        lines.append("{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(name, *row))
-    for kind, key in ({"exact": "same"} | ({"exact and near": "group"} if near else {})).items():
+    splits = count(faces, ["split"])
+    lines = ["{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row) for row in splits.itertuples()]
+    for kind, key in (("exact", "same"), ("exact and near", "group"))[: 2 if near else 1]:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
         extra = f"{len(faces) - len(groups):,} extra, in {several:,} groups"
         lines.append(f"{kind} copies: {extra}, {conflicts:,} of them with conflicting labels")
-        for earlier, later in combinations(sizes.index, 2):
+        for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
-            own = f"{copied:,} of {sizes[later]:,} {later} faces stand in {earlier} too"
+            own = f"{copied:,} of {splits['faces'][later]:,} {later} faces stand in {earlier} too"
             lines.append(f"  {own}, {others:,} of them only with another label")
     return lines
 

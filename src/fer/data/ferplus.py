@@ -16,6 +16,7 @@ from fer.data.faces import Data
 from fer.data.readers import USAGES, find
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
+SOURCE = "github.com/microsoft/FERPlus"
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
 
@@ -43,8 +44,8 @@ def ferplus(
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
         if rows.size:
-            kept = torch.from_numpy(targets[rows]).float()
-            splits[name] = replace(table.cut(rows), labels=kept.argmax(1), targets=kept)
+            own = torch.from_numpy(targets[rows]).float()
+            splits[name] = replace(table.cut(rows), labels=own.argmax(1), targets=own)
         elif name != "private":
             raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
@@ -58,12 +59,10 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read ({reason}); get fer2013new.csv from github.com/microsoft/FERPlus"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({reason}); get fer2013new.csv from {SOURCE}") from None
     columns = [*EMOTIONS, "unknown", "NF"]
     if missing := [name for name in ("Usage", "Image name", *columns) if name not in table]:
-        raise UserError(f"{path}: has no column {missing[0]}; get it again from github.com/microsoft/FERPlus")
+        raise UserError(f"{path}: has no column {missing[0]}; get it again from {SOURCE}")
     if len(table) != len(usage):
         raise UserError(f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data set")
     if (other := np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])).size:

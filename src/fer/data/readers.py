@@ -204,10 +204,8 @@ def filled_lines(file: "BufferedReader[FileIO]", path: Path, digest) -> Iterator
 
 def fields_of(place: str, line: bytes) -> list[str]:
     text = line.decode("utf-8", "replace")
-    if '"' not in text:
-        return text.split(",")
     try:
-        (fields,) = csv.reader([text], strict=True)
+        (fields,) = csv.reader([text], strict=True) if '"' in text else [text.split(",")]  # which is faster
     except (csv.Error, ValueError):
         raise UserError(f"{place}: its quotes do not close; mend or remove the line") from None
     return fields
