@@ -1,7 +1,7 @@
 """Faces in photos, for fer predict input=: found by scikit-image's cascade, cropped as FER2013's, named and drawn. What
 labels them is handed in; of networks and checkpoints it knows nothing."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ SEARCHED = 640  # pixels of a photo's longer side that are searched; a face take
 SMALLEST = 24
 MARGIN = 0.1  # of the shorter side, added by repeating the edge: faces that fill a photo are found only so
 VOTES = 16  # windows that must agree on a face
-Box = tuple[int, int, int]  # x, y and side of a square, in pixels
 DETAIL = 7.0  # gray levels: deviation from the local mean. 999 of 1,000 FER2013 faces have 8.6; smooth shades, on which
 # the cascade sees faces too, have 6 or fewer
+Box = tuple[int, int, int]  # x, y and side of a square, in pixels
 
 
 def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]) -> None:
@@ -37,8 +37,7 @@ def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Cal
     folder = out.with_name(f"{out.stem}_photos")
     if out.resolve() in [file.resolve() for file in files] or folder.resolve() == files[0].parent.resolve():
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
-    detector = cascade()
-    found: list[tuple[Path, Box, torch.Tensor]] = []
+    detector, found = cascade(), []
     for file in files:
         own = find_faces(read_photo(file).convert("L"), detector)
         found += [(file, *face) for face in own]
@@ -51,18 +50,17 @@ def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Cal
         return
     crops = torch.stack([crop for *_, crop in found])
     means = label(Faces(crops, torch.full((len(crops),), -1), [str(i) for i in range(len(crops))]))
-    rows: list[list[object]] = []
-    texts: dict[Path, list[tuple[Box, str]]] = {}
+    make_folder(folder)
+    rows, texts = [], defaultdict(list)
     for (file, (x, y, side), _), mean in zip(found, means, strict=True):
         name = classes[mean.argmax()]
         rows.append([readable(file), x, y, side, side, name, *(f"{p:.6f}" for p in mean.tolist())])
-        texts.setdefault(file, []).append(((x, y, side), f"{name} {mean.max():.0%}"))
-    make_folder(folder)
+        texts[file].append(((x, y, side), f"{name} {mean.max():.0%}"))
     write_csv(out, header, rows)
     stems = Counter(file.stem for file in files)
-    for file, own_texts in texts.items():
+    for file in texts:
         name = file.stem if stems[file.stem] == 1 else file.name
-        write(folder / f"{name}.png", partial(draw(read_photo(file), own_texts).save, format="PNG"))
+        write(folder / f"{name}.png", partial(draw(read_photo(file), texts[file]).save, format="PNG"))
     print(f"{len(rows)} faces in {len(texts)} of {len(files)} photos labelled: {out}, {folder}")
 
 
