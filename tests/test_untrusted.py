@@ -235,7 +235,7 @@ def test_a_csv_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeyp
     assert 100e6 < readers.available_memory() < 1e15
     with (tmp_path / "fer2013.csv").open("wb") as file:
         file.truncate(1 << 40)
-    monkeypatch.setattr(readers, "split_rows", None)
+    monkeypatch.setattr(readers, "FileIO", None)
     monkeypatch.setattr(readers, "available_memory", lambda: 8e9)
     with pytest.raises(UserError, match=r"fer2013.csv: is 1099.5 GB .* take 769.7 GB of memory, where 8.0 GB are free"):
         readers.read_csv(tmp_path / "fer2013.csv")

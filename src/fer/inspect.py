@@ -33,12 +33,12 @@ def run(values: dict, typed: list[str]) -> None:
     write_text(out / "counts.csv", counts.round(4).to_csv())
     blank = faces[faces["deviation"] < BLANK]
     write_text(out / "blank.csv", blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]))
-    copies = faces[faces.groupby("group")["id"].transform("size") > 1].sort_values("group", kind="stable")
+    copies = faces[faces.duplicated("group", keep=False)].sort_values("group", kind="stable")
     table = copies.assign(group=copies["group"].rank(method="dense").astype(int))
     write_text(out / "duplicates.csv", table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]))
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
-    classes = {name: np.flatnonzero(faces["label"] == name) for name in data.classes if name in set(faces["label"])}
+    classes = faces.groupby("label", observed=True).indices
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
     means = 255 * (means - means.min()) / max(np.ptp(means), 1)  # of little contrast as they are; all stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
@@ -109,29 +109,26 @@ def disputed(copies: pd.DataFrame) -> list[list[int]]:
 def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], path: Path) -> Path:
     """A picture with each of `rows`, lists of positions, in a row of its own, white where it ends early."""
     columns = max(map(len, rows), default=1)
-    shown: list[np.ndarray] = []
-    captions: list[str] = []
-    for row in rows:
-        blank = columns - len(row)
-        shown += [*images[row].numpy(), *np.full((blank, 1, SIZE, SIZE), 255)]
-        captions += [f"{face.label}\n{face.split} {face.id[-9:]}" for face in faces.iloc[row].itertuples()]
-        captions += [""] * blank
-    return plots.faces(shown, captions, [None] * len(captions), path, columns)
+    cells = [i for row in rows for i in [*row, *[-1] * (columns - len(row))]]
+    white = np.full((1, SIZE, SIZE), 255)
+    shown = [white if i < 0 else images[i].numpy() for i in cells]
+    named = zip(cells, faces.iloc[cells].itertuples(), strict=True)
+    captions = ["" if i < 0 else f"{face.label}\n{face.split} {face.id[-9:]}" for i, face in named]
+    return plots.faces(shown, captions, [None] * len(cells), path, columns)
 
 
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
     """The findings in words."""
-    lines, sizes = [], faces["split"].value_counts(sort=False)
-    for name, *row in count(faces, ["split"]).itertuples():
-        lines.append("{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(name, *row))
-    for kind, key in ({"exact": "same"} | ({"exact and near": "group"} if near else {})).items():
+    splits = count(faces, ["split"])
+    lines = ["{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row) for row in splits.itertuples()]
+    for kind, key in (("exact", "same"), ("exact and near", "group"))[: 2 if near else 1]:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
         extra = f"{len(faces) - len(groups):,} extra, in {several:,} groups"
         lines.append(f"{kind} copies: {extra}, {conflicts:,} of them with conflicting labels")
-        for earlier, later in combinations(sizes.index, 2):
+        for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
-            own = f"{copied:,} of {sizes[later]:,} {later} faces stand in {earlier} too"
+            own = f"{copied:,} of {splits['faces'][later]:,} {later} faces stand in {earlier} too"
             lines.append(f"  {own}, {others:,} of them only with another label")
     return lines
 

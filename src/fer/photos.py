@@ -1,7 +1,7 @@
 """Faces in photos, for fer predict input=: found by scikit-image's cascade, cropped as FER2013's, named and drawn. What
 labels them is handed in; of networks and checkpoints it knows nothing."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fer import UserError
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
-from fer.data.readers import FORMATS, MAX_PIXELS, image_files
+from fer.data.readers import image_files, opened
 from fer.run import make_folder, write, write_csv
 
 SEARCHED = 640  # pixels of a photo's longer side that are searched; a face takes SMALLEST of them or more
@@ -23,6 +23,7 @@ MARGIN = 0.1  # of the shorter side, added by repeating the edge: faces that fil
 VOTES = 16  # windows that must agree on a face
 DETAIL = 7.0  # gray levels: deviation from the local mean. 999 of 1,000 FER2013 faces have 8.6; smooth shades, on which
 # the cascade sees faces too, have 6 or fewer
+Box = tuple[int, int, int]  # x, y and side of a square, in pixels
 
 
 def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Callable[[Faces], torch.Tensor]) -> None:
@@ -49,16 +50,18 @@ def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Cal
         return
     crops = torch.stack([crop for *_, crop in found])
     means = label(Faces(crops, torch.full((len(crops),), -1), [str(i) for i in range(len(crops))]))
-    named = [(file, *box, classes[p.argmax()], p) for (file, box, _), p in zip(found, means, strict=True)]
     make_folder(folder)
-    lines = ([readable(file), x, y, s, s, name, *(f"{v:.6f}" for v in p.tolist())] for file, x, y, s, name, p in named)
-    write_csv(out, header, lines)
-    stems, photos = Counter(file.stem for file in files), dict.fromkeys(file for file, *_ in found)
-    for file in photos:
-        picture = draw(read_photo(file), [(x, y, s, f"{n} {p.max():.0%}") for f, x, y, s, n, p in named if f == file])
-        target = folder / f"{file.stem if stems[file.stem] == 1 else file.name}.png"
-        write(target, partial(picture.save, format="PNG"))
-    print(f"{len(named)} faces in {len(photos)} of {len(files)} photos labelled: {out}, {folder}")
+    rows, texts = [], defaultdict(list)
+    for (file, (x, y, side), _), mean in zip(found, means, strict=True):
+        name = classes[mean.argmax()]
+        rows.append([readable(file), x, y, side, side, name, *(f"{p:.6f}" for p in mean.tolist())])
+        texts[file].append(((x, y, side), f"{name} {mean.max():.0%}"))
+    write_csv(out, header, rows)
+    stems = Counter(file.stem for file in files)
+    for file in texts:
+        name = file.stem if stems[file.stem] == 1 else file.name
+        write(folder / f"{name}.png", partial(draw(read_photo(file), texts[file]).save, format="PNG"))
+    print(f"{len(rows)} faces in {len(texts)} of {len(files)} photos labelled: {out}, {folder}")
 
 
 def readable(file: Path) -> str:
@@ -79,22 +82,15 @@ def read_photo(file: Path) -> Image.Image:
     """The first frame, upright as its EXIF says, in RGB."""
     if not file.is_file():
         raise UserError(f"input={readable(file)}: no such file or folder; name a photo or a folder of photos")
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{readable(file)}: has {image.width}×{image.height} pixels; make it smaller")
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{readable(file)}: pixels of mode {image.mode}; save it with 8 bits")
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UserError:
-        raise
-    except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
-        raise UserError(f"{readable(file)}: not a readable image; replace or remove it") from None
+    with opened(file, "make it smaller") as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"{readable(file)}: pixels of mode {image.mode}; save it with 8 bits")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def find_faces(photo: Image.Image, detector: Any) -> list[tuple[tuple[int, int, int], torch.Tensor]]:
-    """The upright faces of a gray photo from left to right: x, y and side of the square in pixels, and what is in it,
-    uint8 1×48×48, as tight as FER2013's faces.
+def find_faces(photo: Image.Image, detector: Any) -> list[tuple[Box, torch.Tensor]]:
+    """The upright faces of a gray photo from left to right: boxes, and what is in them, uint8 1×48×48, as tight as
+    FER2013's faces.
 
     The cascade sees faces in much else, but there its windows differ between a photo and its mirror image: a face is
     where VOTES of them agree.
@@ -132,15 +128,15 @@ def find_faces(photo: Image.Image, detector: Any) -> list[tuple[tuple[int, int, 
     return found
 
 
-def draw(photo: Image.Image, faces: list[tuple[int, int, int, str]]) -> Image.Image:
+def draw(photo: Image.Image, faces: list[tuple[Box, str]]) -> Image.Image:
     """The photo, a small one enlarged, with a box and a text for each face."""
     times = max(1, 480 // max(photo.size))
-    photo = photo.resize((photo.width * times, photo.height * times))
+    photo = ImageOps.scale(photo, times)
     pen, size = ImageDraw.Draw(photo), max(14, max(photo.size) // 40)
     font = ImageFont.load_default(size)
-    for x, y, side, text in faces:
-        x, y, side, line = x * times, y * times, side * times, max(2, size // 8)
-        pen.rectangle((x, y, x + side, y + side), outline="#E69F00", width=line)
+    for box, text in faces:
+        x, y, side = (times * number for number in box)
+        pen.rectangle((x, y, x + side, y + side), outline="#E69F00", width=max(2, size // 8))
         wide, high = pen.textlength(text, font) + size // 2, round(size * 1.3)
         left, top = max(0, min(x, photo.width - wide)), y - high if y >= high else min(y + side, photo.height - high)
         pen.rectangle((left, top, left + wide, top + high), fill="#E69F00")

@@ -1,7 +1,5 @@
 """Copies among faces, exact and near: tensors in, positions out; of splits, labels and reports it knows nothing."""
 
-import hashlib
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,8 +15,7 @@ BLOCK = 256  # faces or pairs compared at once: 33 MB of cosines with FER2013
 def exact_copies(images: Tensor) -> np.ndarray:
     """int64 N: the position of the first image equal to each of uint8 N×1×H×W, its own where it is the first."""
     first: dict[bytes, int] = {}
-    digests = (hashlib.sha256(image).digest() for image in images.contiguous().numpy())
-    return np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], dtype=np.int64)
+    return np.array([first.setdefault(image.tobytes(), i) for i, image in enumerate(images.numpy())], dtype=np.int64)
 
 
 def near_copies(images: Tensor, threshold: float) -> np.ndarray:
@@ -28,15 +25,17 @@ def near_copies(images: Tensor, threshold: float) -> np.ndarray:
     are copies whose detail at full size correlates by more than `threshold`.
     """
     parts = [detail(F.avg_pool2d(part.float(), SIZE // 8), 5).flatten(1) for part in images.split(BLOCK)]
-    outlines, found = F.normalize(torch.cat(parts)), [np.empty((0, 2), np.int64)]
+    outlines, close, copies = F.normalize(torch.cat(parts)), [], [np.empty((0, 2), np.int64)]
     for start in range(0, len(images), BLOCK):
-        close = (outlines[start : start + BLOCK] @ outlines[start:].T > SIMILAR).numpy()
-        rows, columns = np.divmod(np.flatnonzero(close), close.shape[1])  # 1.4 times as fast as torch's nonzero
-        pairs = start + np.stack([rows, columns], 1)[rows < columns]
-        for part in np.array_split(pairs, len(pairs) // BLOCK + 1):
-            a, b = (detail(images[side].float(), 7)[:, 0].numpy() for side in part.T)
-            found.append(part[correlation(a, b) > threshold])
-    return np.concatenate(found)
+        similar = (outlines[start : start + BLOCK] @ outlines[start:].T > SIMILAR).numpy()
+        rows, columns = np.divmod(np.flatnonzero(similar), similar.shape[1])  # 1.4 times as fast as torch's nonzero
+        close.append(start + np.stack([rows, columns], 1)[rows < columns])
+    pairs = np.concatenate(close)
+    for start in range(0, len(pairs), BLOCK):
+        part = pairs[start : start + BLOCK]
+        a, b = (detail(images[side].float(), 7)[:, 0] for side in part.T)
+        copies.append(part[correlation(a, b).numpy() > threshold])
+    return np.concatenate(copies)
 
 
 def detail(images: Tensor, window: int) -> Tensor:
@@ -44,16 +43,17 @@ def detail(images: Tensor, window: int) -> Tensor:
     return images - F.avg_pool2d(F.pad(images, (window // 2,) * 4, mode="replicate"), window, 1)
 
 
-def correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def correlation(a: Tensor, b: Tensor) -> Tensor:
     """Cosine, N, of a and b, N×H×W, where they overlap, at the best of the displacements up to SHIFT each way."""
-    best, (height, width) = np.full(len(a), -1.0), a.shape[1:]
-    for y in range(-SHIFT, SHIFT + 1):
-        for x in range(-SHIFT, SHIFT + 1):
-            over = a[:, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
-            under = b[:, max(-y, 0) : height + min(-y, 0), max(-x, 0) : width + min(-x, 0)]
-            dot, *squares = (np.einsum("nyx,nyx->n", *two) for two in ((over, under), (over, over), (under, under)))
-            best = np.maximum(best, dot / np.sqrt(np.prod(squares, 0)).clip(1e-8))
-    return best
+
+    def sums(moved: Tensor, still: Tensor) -> Tensor:
+        """N×displacements: the sum of the products where the two overlap."""
+        padded = F.pad(moved, (SHIFT,) * 4)
+        return F.conv2d(padded[None], still[:, None], groups=len(still)).flatten(2)[0]
+
+    ones = torch.ones_like(a)
+    squares = sums(b * b, ones) * sums(ones, a * a)
+    return (sums(b, a) / squares.sqrt().clamp(1e-8)).amax(1)
 
 
 def merge(count: int, pairs: np.ndarray) -> np.ndarray:

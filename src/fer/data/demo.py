@@ -67,10 +67,9 @@ def demo(
     for stream, (name, count) in enumerate((("train", images), ("validation", images // 6), ("test", images // 6))):
         rng = np.random.Generator(np.random.PCG64([seed, stream]))
         shown = class_mix(count, rng)
-        labels = np.full(count, -1) if name == "test" else mislabel(shown, rng)
-        keep = count if limit is None else min(limit, count)
-        drawn = torch.from_numpy(draw(shown, rng, keep))
-        splits[name] = Faces(drawn, torch.from_numpy(labels[:keep].astype(np.int64)), [str(i) for i in range(keep)])
+        labels = torch.full((count,), -1) if name == "test" else torch.tensor(mislabel(shown, rng), dtype=torch.int64)
+        drawn = torch.from_numpy(draw(shown, rng, min(count, limit or count)))
+        splits[name] = Faces(drawn, labels[:limit], [str(i) for i in range(len(drawn))])
     return Data(splits, normalize)
 
 
@@ -165,7 +164,8 @@ class Drawing:
 def picture(face, au, rng):
     y, x = (np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5) * (2 / SIZE) - 1
     u, v = turned((x - face.shift_x) / face.size, (y - face.shift_y) / face.size, face.tilt)
-    m = np.abs(u - face.yaw * (1 - u * u))  # both halves of a face at once: features live at m >= 0
+    across = u - face.yaw * (1 - u * u)
+    m = np.abs(across)  # both halves of a face at once: features live at m >= 0
     side = np.where(u > face.yaw, np.float32(1), np.float32(-1))
     pen = Drawing(face.backdrop * (1 + 0.2 * x), 2 / SIZE / face.size)
     draw_head(pen, face, au, u, v)
@@ -173,8 +173,10 @@ def picture(face, au, rng):
     draw_nose(pen, face, au, m, v)
     draw_eyes(pen, face, au, m, v, side)
     draw_brows(pen, face, au, m, v)
-    draw_mouth(pen, face, au, u - face.yaw * (1 - u * u), v)
-    draw_glasses(pen, face, m, v)
+    draw_mouth(pen, face, au, across, v)
+    frame = np.abs(oval(m - face.eye_x, v - face.eye_y - 0.02, 0.24, 0.2)) - 0.018
+    bridge = np.maximum(m - 0.1, np.abs(v - face.eye_y + 0.03) - 0.02)
+    pen.fill(np.minimum(frame, bridge), 35, face.glasses > 0.88)
     return photographed(pen.image, face, x, y, rng)
 
 
@@ -274,21 +276,14 @@ def draw_mouth(pen, face, au, x, v):
     pen.fill(np.maximum(mouth, bottom - 0.07 * lower * square - v) + 0.012, 215, lower > 0.15)
 
 
-def draw_glasses(pen, face, m, v):
-    frame = np.abs(oval(m - face.eye_x, v - face.eye_y - 0.02, 0.24, 0.2)) - 0.018
-    bridge = np.maximum(m - 0.1, np.abs(v - face.eye_y + 0.03) - 0.02)
-    pen.fill(np.minimum(frame, bridge), 35, face.glasses > 0.88)
-
-
 def photographed(image, face, x, y, rng):
     """Hidden in part by a bar or a hand, lit from one side, blurred, noisy."""
     a, b = turned(x - face.cover_x, y - face.cover_y, face.cover_turn)
     bar = np.maximum(np.abs(b) - 0.13, 0)
     hand = np.maximum(oval(a - 0.5, b, 0.55, 0.3), 0)
-    hidden = np.where(face.occluded > 0.94, bar, hand)
-    tone = np.where(
-        face.occluded > 0.94, face.cover_tone, face.skin * (0.9 - 0.35 * np.square(np.square(ripples(b, 0.16))))
-    )
+    fingers = face.skin * (0.9 - 0.35 * np.square(np.square(ripples(b, 0.16))))
+    is_bar = face.occluded > 0.94
+    hidden, tone = np.where(is_bar, bar, hand), np.where(is_bar, face.cover_tone, fingers)
     image += np.clip(1 - hidden * 24, 0, 1) * (face.occluded > 0.88) * (tone - image)
     image = (image * (1 + face.light_x * x + face.light_y * y) - 120) * face.contrast + face.brightness
     image[:, 1:-1] += face.blur * (image[:, 2:] + image[:, :-2] - 2 * image[:, 1:-1])

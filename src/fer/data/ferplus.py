@@ -13,9 +13,10 @@ from annotated_types import Ge
 
 from fer import Normalization, UserError, class_names
 from fer.data.faces import Data
-from fer.data.readers import USAGES, faces, find, first
+from fer.data.readers import USAGES, find
 
 EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
+SOURCE = "github.com/microsoft/FERPlus"
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
 
@@ -37,16 +38,14 @@ def ferplus(
     place = Path(path).expanduser()
     file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
     counts = read_votes(file, table.usage)
-    by_majority, to_train = shares(counts, "majority", classes), shares(counts, mode, classes)
-    scored = by_majority if score == "majority" else np.eye(classes)[table.labels]
-
+    to_train = shares(counts, mode, classes)
+    scored = shares(counts, "majority", classes) if score == "majority" else np.eye(classes)[table.labels]
     splits = {}
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
-        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))
+        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
         if rows.size:
-            kept = torch.from_numpy(targets[rows]).float()
-            whole = replace(faces(table, rows), labels=kept.argmax(1), targets=kept)
-            splits[name] = first(whole, limit or len(rows), spread=False)
+            own = torch.from_numpy(targets[rows]).float()
+            splits[name] = replace(table.cut(rows), labels=own.argmax(1), targets=own)
         elif name != "private":
             raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
@@ -60,12 +59,10 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: cannot be read ({reason}); get fer2013new.csv from github.com/microsoft/FERPlus"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({reason}); get fer2013new.csv from {SOURCE}") from None
     columns = [*EMOTIONS, "unknown", "NF"]
     if missing := [name for name in ("Usage", "Image name", *columns) if name not in table]:
-        raise UserError(f"{path}: has no column {missing[0]}; get it again from github.com/microsoft/FERPlus")
+        raise UserError(f"{path}: has no column {missing[0]}; get it again from {SOURCE}")
     if len(table) != len(usage):
         raise UserError(f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data set")
     if (other := np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])).size:
@@ -98,5 +95,6 @@ def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
     taken = votes * taken
     kept = (taken.sum(1) > total[:, 0] / 2) & (taken.argmax(1) < classes)
     own = taken[:, :classes] * kept[:, None]
-    own = (own > 0).astype(float) if mode == "multi" else own
+    if mode == "multi":
+        own = np.sign(own)
     return own / own.sum(1, keepdims=True).clip(min=1)

@@ -4,19 +4,22 @@ A source (a CSV file, a folder of images) is parsed once into a Table and cached
 not read as faces is refused with file, line and remedy. Knows nothing of configs, devices or FER+'s votes.
 """
 
+import codecs
 import contextlib
 import csv
 import hashlib
-import itertools
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import BufferedReader, FileIO
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +31,7 @@ from fer import CLASSES, Normalization, UserError
 from fer.data.faces import SIZE, Data, Faces
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
+SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
 DIGITS = tuple(map(str, range(len(CLASSES))))
 COLUMNS = {"label": ("emotion", "label"), "pixels": ("pixels", "feature"), "usage": ("usage",), "id": ("id",)}
 OTHER_NAMES = ("anger", "disgusted", "fearful", "happiness", "sadness", "surprised")  # of CLASSES
@@ -59,6 +63,15 @@ class Table:
     ids: np.ndarray
     hash: np.ndarray
 
+    def cut(self, rows: np.ndarray, limit: int | None = None, spread: bool = False) -> Faces:
+        """The faces in `rows`, or the first `limit` of them; with `spread` as evenly over the classes as they go."""
+        labels = self.labels[rows]
+        rank = pd.Series(labels).groupby(labels).cumcount() if spread else np.arange(len(rows))
+        kept = np.sort(np.argsort(rank, kind="stable")[:limit])
+        ids = self.ids[rows] if self.ids.size else np.arange(len(rows)).astype(str)
+        images = torch.from_numpy(self.images[rows[kept]])
+        return Faces(images[:, None], torch.from_numpy(labels[kept]), ids[kept].tolist())
+
 
 def fer2013(
     path: str,
@@ -76,43 +89,35 @@ def fer2013(
         raise UserError(f"data.path={path}: the faces to train on have no labels; a column emotion or label is needed")
     if split == "usage" and (train.usage < 0).any():
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
-    pool = np.flatnonzero(train.usage <= 0)
-    of_usage = {name: np.flatnonzero(train.usage == number) for number, name in ((1, "public"), (2, "private"))}
-    splits = {name: faces(train, rows) for name, rows in of_usage.items() if rows.size}
-    shut = {"private"} & {*splits}
-    if test is not None:
-        splits["test"] = faces(test, np.arange(len(test.images)))
-        if validation != "test" and (folders or splits["test"].labelled):  # then it may hold PrivateTest
-            shut.add("test")
-
+    part = train.usage.clip(0)  # position in SPLITS of each row's own
     if validation == "test":
         if not folders or test is None:
             raise UserError(f"data.validation=test: {path} is no image folder with a test/; use data.split instead")
-        held_out = splits["test"]
-    elif split in ("auto", "usage") and "public" in splits:
-        held_out = splits["public"]
+        judge = "test"
+    elif split in ("auto", "usage") and 1 in part:
+        judge = "public"
     elif split == "usage":
         raise UserError(f"data.split=usage: {path} has no PublicTest rows; use data.split=fraction")
     else:
-        chosen = choose(train.labels[pool], split, fraction, from_index, seed)
-        held_out, pool = faces(train, pool[chosen]), pool[~chosen]
-    if not pool.size:
+        judge, pool = "validation", np.flatnonzero(part == 0)
+        part[pool[choose(train.labels[pool], split, fraction, from_index, seed)]] = 3
+    if 0 not in part:
         raise UserError(
             f"data.path={path}: no rows are left to train on; it needs Training rows or a lower data.fraction"
         )
-    splits = {"train": faces(train, pool), "validation": held_out} | splits
-    if limit:
-        kept = {id(f): first(f, limit, spread=folders) for f in splits.values()}
-        splits = {name: kept[id(f)] for name, f in splits.items()}
-    content = str(train.hash) if test is None else hashlib.sha256(f"{train.hash}{test.hash}".encode()).hexdigest()
-    return Data(splits, normalize, frozenset(shut), content)
+    splits = {SPLITS[n]: train.cut(np.flatnonzero(part == n), limit, spread=folders) for n in np.unique(part)}
+    content = str(train.hash)
+    if test is not None:
+        splits["test"] = test.cut(np.arange(len(test.images)), limit, spread=folders)
+        content = hashlib.sha256(f"{train.hash}{test.hash}".encode()).hexdigest()
+    splits = {"train": splits["train"], "validation": splits[judge]} | splits
+    doubtful = {"private", "test"} & {*splits} - {judge}  # a test split with labels may hold PrivateTest
+    return Data(splits, normalize, frozenset(name for name in doubtful if splits[name].labelled), content)
 
 
 def find(path: str) -> tuple[Table, Table | None, bool]:
     """The faces to train on, those of a test file or folder, and whether they are image folders."""
-    place = Path(path)
-    with contextlib.suppress(RuntimeError):  # ~ of nobody
-        place = place.expanduser()
+    place = Path(os.path.expanduser(path))  # noqa: PTH111, Path's own raises at a ~ of nobody
     try:
         for train, test in LAYOUTS:
             there = Path.is_dir if train == "train" else Path.is_file
@@ -127,36 +132,21 @@ def find(path: str) -> tuple[Table, Table | None, bool]:
 
 def choose(labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int) -> np.ndarray:
     """Bool per training row: does it validate?"""
+    count, generator = len(labels), np.random.default_rng(seed)
     if split == "from_index":
-        if from_index >= len(labels):
-            raise UserError(
-                f"data.from_index={from_index}: nothing would validate; there are {len(labels)} rows to train"
-            )
-        return np.arange(len(labels)) >= from_index
-    held_out, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
+        if from_index >= count:
+            raise UserError(f"data.from_index={from_index}: nothing would validate; there are {count} rows to train")
+        return np.arange(count) >= from_index
+    held_out = np.zeros(count, bool)
     for label in range(len(CLASSES)):
         rows = generator.permutation(np.flatnonzero(labels == label))
         held_out[rows[: round(fraction * len(rows))]] = True
     if not held_out.any():
-        raise UserError(f"data.fraction={fraction}: nothing of {len(labels)} rows would validate; set it higher")
+        raise UserError(f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher")
     return held_out
 
 
-def faces(table: Table, rows: np.ndarray) -> Faces:
-    ids = table.ids[rows].tolist() if table.ids.size else [str(i) for i in range(len(rows))]
-    whole = len(rows) == len(table.images)
-    images = torch.from_numpy(table.images if whole else table.images[rows])
-    return Faces(images[:, None], torch.from_numpy(table.labels[rows]), ids)
-
-
-def first(split: Faces, limit: int, spread: bool) -> Faces:
-    """The first `limit` faces; with `spread` as evenly over the classes as they go, in their order."""
-    labels = split.labels.numpy()
-    rank = pd.Series(labels).groupby(labels).cumcount() if spread else np.arange(len(split))
-    return split.take(np.sort(np.argsort(rank, kind="stable")[:limit]))
-
-
-Row = tuple[str, list[bytes]]  # the file and its line, in words, and the line's fields
+Line = tuple[str, bytes]  # the file and the line's number, in words, and the line
 
 
 def read_csv(path: Path) -> Table:
@@ -168,11 +158,11 @@ def read_csv(path: Path) -> Table:
             f"{memory / 1e9:.1f} GB are free; take a part of the file or a larger machine"
         )
     digest, parts = hashlib.sha256(), []
-    with path.open("rb", buffering=1 << 19) as file, ThreadPoolExecutor(2) as pool:  # numpy works outside Python's lock
-        rows = split_rows(file, path, digest)
-        header = [read_header(*row) for row in itertools.islice(rows, 1)]
-        while block := list(itertools.islice(rows, BLOCK)):
-            parts.append(pool.submit(parse_rows, block, *header[0]))
+    with BufferedReader(FileIO(path), 1 << 19) as file, ThreadPoolExecutor(2) as pool:
+        lines = filled_lines(file, path, digest)
+        header = [read_header(*line) for line in islice(lines, 1)]
+        while block := list(islice(lines, BLOCK)):
+            parts.append(pool.submit(parse, block, *header))  # numpy works outside Python's lock
             if len(parts) > 8:
                 parts[-9].result()  # so that the reader does not run ahead
     if not parts:
@@ -194,131 +184,105 @@ def available_memory() -> int:
     return min(found)
 
 
-def split_rows(file: BinaryIO, path: Path, digest) -> Iterator[Row]:
+def filled_lines(file: "BufferedReader[FileIO]", path: Path, digest) -> Iterator[Line]:
     """The lines that are not blank, none read much beyond MAX_LINE; all that is read goes through the digest too."""
-    unhashed = []  # line by line, the digest would wait for Python's lock: the whole would take 1.3 times as long
-    for number in itertools.count(1):
-        line, place = file.readline(MAX_LINE + 5), f"{path}, line {number}"  # with a mark and an end
-        unhashed.append(line)
-        if not line or number % BLOCK == 0:
-            digest.update(b"".join(unhashed))
-            unhashed.clear()
-        if not line:
-            return
-        if number == 1:
-            if line.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise UserError(f"{path}: is UTF-16; save it as UTF-8")
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        line = line.removesuffix(b"\n")
-        if len(line) > MAX_LINE:
-            raise UserError(f"{place}: is over {MAX_LINE} bytes long; a face has 2304 numbers")
-        line = line.removesuffix(b"\r")
-        if line.strip():
-            yield place, unquote(line, place) if b'"' in line else line.split(b",")
+    if file.peek().startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+    if file.peek().startswith(codecs.BOM_UTF8):
+        digest.update(file.read(len(codecs.BOM_UTF8)))
+    number, bounded = 0, iter(partial(file.readline, MAX_LINE + 2), b"")  # with its end
+    while block := list(islice(bounded, BLOCK)):
+        for line in block:
+            number += 1
+            line = line.removesuffix(b"\n")
+            if len(line) > MAX_LINE:
+                raise UserError(f"{path}, line {number}: is over {MAX_LINE} bytes long; a face has 2304 numbers")
+            if line.strip():
+                yield f"{path}, line {number}", line.removesuffix(b"\r")
+        digest.update(b"".join(block))  # line by line, it would wait for Python's lock: 1.3 times as long
 
 
-def unquote(line: bytes, place: str) -> list[bytes]:
-    """The fields of a line that has quotes."""
+def fields_of(place: str, line: bytes) -> list[str]:
+    text = line.decode("utf-8", "replace")
     try:
-        (row,) = csv.reader([line.decode("utf-8", "surrogateescape")], strict=True)
+        (fields,) = csv.reader([text], strict=True) if '"' in text else [text.split(",")]  # which is faster
     except (csv.Error, ValueError):
         raise UserError(f"{place}: its quotes do not close; mend or remove the line") from None
-    return [field.encode("utf-8", "surrogateescape") for field in row]
+    return fields
 
 
-def text(field: bytes) -> str:
-    return field.decode("utf-8", "replace").strip()
-
-
-def read_header(place: str, row: list[bytes]) -> tuple[dict[str, int], int]:
-    """Role → column, from names in any order, case and white space; and how many columns there are."""
-    names = [text(field).lower() for field in row]
-    where = {}
+def read_header(place: str, line: bytes) -> list[str]:
+    """Each column's role, "" where it has none, from names in any order, case and white space."""
+    names = [field.strip().lower() for field in fields_of(place, line)]
+    roles = [next((role for role, known in COLUMNS.items() if name in known), "") for name in names]
     for role, known in COLUMNS.items():
-        found = [column for column, name in enumerate(names) if name in known]
-        if len(found) > 1:
-            raise UserError(f"{place}: {len(found)} columns named {' or '.join(known)}; keep one")
-        if found:
-            where[role] = found[0]
-    if "pixels" not in where:
+        if roles.count(role) > 1:
+            raise UserError(f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one")
+    if "pixels" not in roles:
         raise UserError(f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so")
-    return where, len(names)
+    return roles
 
 
-def parse_rows(rows: list[Row], where: dict[str, int], width: int) -> tuple[np.ndarray, ...]:
-    """Images, labels, usage and ids of some rows."""
-    for place, fields in rows:
-        if len(fields) != width:  # more of them: two rows that lost the line end between them
-            raise UserError(f"{place}: has {len(fields)} columns where the header has {width}; mend or remove the line")
-    labels = codes(rows, where.get("label"), "a label", DIGITS)
-    usage = codes(rows, where.get("usage"), "a Usage", USAGES)
-    ids = np.array([read_id(place, fields[where["id"]]) for place, fields in rows if "id" in where], dtype=np.str_)
-    images = parse_pixels([fields[where["pixels"]] for _, fields in rows])
-    if images is None:
-        reasons = ((place, explain(fields[where["pixels"]])) for place, fields in rows)
-        place, reason = next(pair for pair in reasons if pair[1])
-        raise UserError(f"{place}: {reason}; mend or remove the line")
-    return images, labels, usage, ids
+def parse(lines: list[Line], roles: list[str]) -> tuple[np.ndarray, ...]:
+    """Images, labels, usage and ids of some lines."""
+    places, rows = [place for place, _ in lines], [fields_of(*line) for line in lines]
+    for place, row in zip(places, rows, strict=True):
+        if (width := len(row)) != len(roles):  # more of them: two rows that lost the line end between them
+            raise UserError(f"{place}: has {width} columns where the header has {len(roles)}; mend or remove the line")
+    columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
+    labels = codes(places, columns.get("label", ()), "a label", DIGITS)
+    usage = codes(places, columns.get("usage", ()), "a Usage", USAGES)
+    ids = [field.strip() for field in columns.get("id", ())]  # `=1+1` too: a submission gives back what it was asked
+    for place, name in zip(places, ids, strict=False):
+        if len(name) > MAX_ID or "\0" in name:
+            raise UserError(f"{place}: {name[:20]!r} … is no id, up to {MAX_ID} characters; mend the line")
+    return parse_pixels(places, columns["pixels"]), labels, usage, np.array(ids, dtype=np.str_)
 
 
-def codes(rows: list[Row], column: int | None, what: str, known: tuple[str, ...]) -> np.ndarray:
-    """Positions of a column's values among `known`, -1 where there is no such column."""
-    if column is None:
-        return np.full(len(rows), -1)
-    values = [text(fields[column]) for _, fields in rows]
-    for (place, _), value in zip(rows, values, strict=True):
+def codes(places: list[str], fields: Sequence[str], what: str, known: tuple[str, ...]) -> np.ndarray:
+    """Positions of a column's fields among `known`, -1 where there is no such column."""
+    values = [field.strip() for field in fields]
+    for place, value in zip(places, values, strict=False):
         if value not in known:
             raise UserError(f"{place}: {value[:20]!r} is not {what} ({', '.join(known)}); mend or remove the line")
-    return np.array([known.index(value) for value in values])
+    return np.array([known.index(value) for value in values] or [-1] * len(places))
 
 
-def read_id(place: str, field: bytes) -> str:
-    """The id as it stands, `=1+1` too: a submission must give back what it was asked about."""
-    name = text(field)
-    if len(name) > MAX_ID or "\0" in name:
-        raise UserError(f"{place}: {name[:20]!r} … is no id, up to {MAX_ID} characters; mend the line")
-    return name
-
-
-def parse_pixels(texts: list[bytes]) -> np.ndarray | None:
-    """uint8 N×48×48 from fields of 2304 numbers, None where one is bad: every byte must be a digit or a blank, a run
-    of digits is a number of at most three digits, up to 255.
+def parse_pixels(places: list[str], fields: Sequence[str]) -> np.ndarray:
+    """uint8 N×48×48 from fields of 2304 numbers: every byte must be a digit or a blank, a run of digits is a number of
+    at most three digits, up to 255.
 
     Each byte is looked at together with the three before it, for all bytes at once; what stands at the last digit of a
     run is the number. 2.7 times as fast as np.fromstring row by row, and strict.
     """
-    data = np.frombuffer(b" ".join([b"  ", *texts, b""]), np.uint8)
-    is_digit, blank = data - 48 < 10, data == 32  # bytes below "0" wrap around to large values
-    digit = data & 15  # of a blank: 0
-    pair = is_digit[2:-1] & is_digit[3:]
-    hundreds, low = digit[1:-2] * pair.view(np.uint8), digit[2:-1] * 10
-    low += digit[3:]
-    four = pair & is_digit[1:-2] & is_digit[:-3]
+    data = np.frombuffer(" ".join(["  ", *fields, ""]).encode(), np.uint8)
+    blank, is_digit, digit = data == 32, data - 48 < 10, data & 15  # bytes below "0" wrap around; a blank's digit is 0
+    three = is_digit[1:-3] & is_digit[2:-2] & is_digit[3:-1]
+    hundreds, low = digit[1:-3] * three, digit[2:-2] * 10 + digit[3:-1]
+    numbers = low + hundreds * 100  # 256 and more wrap around
+    wrong = (hundreds > 2) | (numbers < low) | (three & is_digit[:-4])
     last = np.flatnonzero(is_digit[3:-1] & blank[4:])
-    hundreds, values = hundreds.take(last), low.take(last)
-    values += hundreds * 100  # 256 and more wrap around
-    found = np.searchsorted(last, np.cumsum([len(text) + 1 for text in texts]))  # numbers up to the end of each field
-    good = np.count_nonzero(is_digit) + np.count_nonzero(blank) == len(data) and not four.any()
-    if not good or (found != np.arange(1, len(texts) + 1) * SIZE * SIZE).any():
-        return None
-    if hundreds.max() > 2 or (values < hundreds * 100).any():
-        return None
-    return values.reshape(-1, SIZE, SIZE)
+    found = np.searchsorted(last, np.cumsum([len(field) + 1 for field in fields]))  # up to the end of each field
+    whole = (found == np.arange(1, len(fields) + 1) * SIZE * SIZE).all()
+    if not whole or wrong.any() or np.count_nonzero(is_digit) + np.count_nonzero(blank) < len(data):
+        raise UserError(next(filter(None, map(explain, places, fields))))
+    return numbers.take(last).reshape(-1, SIZE, SIZE)
 
 
-def explain(field: bytes) -> str:
+def explain(place: str, field: str) -> str:
     """What is wrong with a field of pixels, the slow way; nothing if it is good."""
-    values = [value for value in field.decode("utf-8", "replace").split(" ") if value]
+    values = [value for value in field.split(" ") if value]
     bad = [value for value in values if not re.fullmatch("[0-9]{1,3}", value) or int(value) > 255]
     if bad:
-        return f"{bad[0][:20]!r} is not a gray value from 0 to 255"
-    return f"has {len(values)} pixels, not 2304 (48×48)" if len(values) != SIZE * SIZE else ""
+        return f"{place}: {bad[0][:20]!r} is not a gray value from 0 to 255; mend or remove the line"
+    good = len(values) == SIZE * SIZE
+    return "" if good else f"{place}: has {len(values)} pixels, not 2304 (48×48); mend or remove the line"
 
 
 def read_folder(path: Path) -> Table:
     """Images in folders named after their emotions, gray or colour, of any size; by file name over all folders, so
     that no stretch of rows is of one class."""
-    digest, found = hashlib.sha256(), []
+    found = []
     for folder in class_folders(path):
         name = re.sub(r"^[0-6][\W_]+(?=\w)", "", folder.name.strip().lower())
         if name not in LABELS:
@@ -326,12 +290,12 @@ def read_folder(path: Path) -> Table:
         found += [(file.name, LABELS[name], file) for file in image_files(folder)]
     if not found:
         raise UserError(f"{path}: no images in folders {', '.join(CLASSES)}; put them there")
-    found.sort()
-    images = np.stack([read_image(file) for *_, file in found])
-    for (name, label, _), image in zip(found, images, strict=True):
+    names, labels, files = zip(*sorted(found), strict=True)
+    images, digest = np.stack([read_image(file) for file in files]), hashlib.sha256()
+    for name, label, image in zip(names, labels, images, strict=True):
         digest.update(f"{CLASSES[label]}/{name}\0".encode("utf-8", "surrogateescape") + image.tobytes())
-    labels = np.array([label for _, label, _ in found])
-    return Table(images, labels, np.full(len(found), -1), np.empty(0, np.str_), np.array(digest.hexdigest()))
+    no_usage, no_ids = np.full(len(images), -1), np.empty(0, np.str_)
+    return Table(images, np.array(labels), no_usage, no_ids, np.array(digest.hexdigest()))
 
 
 def class_folders(path: Path) -> list[Path]:
@@ -342,25 +306,34 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
 
 
-def read_image(file: Path) -> np.ndarray:
-    """uint8 48×48: the first frame, gray, resized."""
+@contextlib.contextmanager
+def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
+    """The image in a file from anyone, of bounded size; within the context whatever its decoder says is a UserError."""
     try:
         if not file.is_file():
             raise OSError  # a pipe would be waited for
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{file}: has {image.width}×{image.height} pixels; make it smaller or remove it")
-            if not image.mode.startswith(("I", "F")):
-                gray = image.convert("L")
-            else:  # 16 bits and more: PIL would clip, not scale
-                values = np.asarray(image, dtype=np.float64)
-                wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")  # 32 bits of unknown range
-                if wide or values.min() < 0 or values.max() > 65535:
-                    raise UserError(f"{file}: pixels of mode {image.mode}; save it with 8 or 16 bits")
-                gray = Image.fromarray((values / 257).round().astype(np.uint8))
-            return np.asarray(gray.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+                raise UserError(f"{file}: has {image.width}×{image.height} pixels; {too_large}")
+            yield image
+    except UserError:
+        raise
+    except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
         raise UserError(f"{file}: not a readable image; replace or remove it") from None
+
+
+def read_image(file: Path) -> np.ndarray:
+    """uint8 48×48: the first frame, gray, resized."""
+    with opened(file, "make it smaller or remove it") as image:
+        if not image.mode.startswith(("I", "F")):
+            gray = image.convert("L")
+        else:  # 16 bits and more: PIL would clip, not scale
+            values = np.asarray(image, dtype=np.float64)
+            wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")  # 32 bits of unknown range
+            if wide or values.min() < 0 or values.max() > 65535:
+                raise UserError(f"{file}: pixels of mode {image.mode}; save it with 8 or 16 bits")
+            gray = Image.fromarray((values / 257).round().astype(np.uint8))
+        return np.asarray(gray.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
 def cached(source: Path) -> Table:
