@@ -168,9 +168,12 @@ def blame(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: its config, {error}") from None
 
 
-def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
-    """The config of the run in `folder`, whose last.pt holds `contents`, the `typed` keys of `values` laid over it;
-    what would make it another training is refused."""
+def resumed(values: dict, typed: list[str]) -> dict:
+    """The config of the run that `resume` names, the `typed` keys of `values` laid over it; what would make it another
+    training is refused."""
+    named = Path(values["resume"])
+    folder = named.parent if named.name == "last.pt" and named.is_file() else named
+    contents = load_checkpoint(folder / "last.pt")
     if "training" not in contents:
         raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in typed:

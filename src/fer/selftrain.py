@@ -49,7 +49,7 @@ def run(values: dict, typed: list[str]) -> None:
             name = f"round {number}" if number else "supervised only"
             folder = out / f"{share:g} {name}".replace(" ", "_")
             seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
-            note(share, name, train_in(folder, cfg, device, seen).best, len(taken), right)
+            note(share, name, train_in(folder, cfg, device, seen).best["val_accuracy"], len(taken), right)
             if number < cfg.rounds:
                 (teacher,) = open_members(str(folder))
                 found = label(teacher, others, cfg.train.batch_size, device, "none")
