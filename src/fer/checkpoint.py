@@ -51,7 +51,7 @@ class Checkpoint:
         load_weights(built, self.contents["model"], self.path)
         network = Network(built, Normalize(**self.contents["normalization"])).to(device)
         if self.settings.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
         return network.eval()
 
     def data(self, typed: dict | None = None) -> Data:

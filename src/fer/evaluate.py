@@ -12,9 +12,8 @@ from torch import Tensor
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
-from fer.predict import average, label, open_members, weigh
+from fer.predict import average, label_each, open_members, weigh
 from fer.run import LOOKS, write_csv
-from fer.runtime import pick_device
 from fer.summary import aligned
 
 HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accuracy"]
@@ -27,22 +26,20 @@ def run(values: dict, typed: list[str]) -> None:
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
-    device = pick_device(cfg.device)
     fresh = ~torch.stack([faces.among(learned) for learned in training_faces(members, data, cfg.data)]).any(0)
-    own = [label(member, faces, cfg.batch_size, device, cfg.tta)[:, : len(data.classes)] for member in members]
-    found = {str(member.path): probabilities for member, probabilities in zip(members, own, strict=True)}
+    own = [probabilities[:, : len(data.classes)] for probabilities in label_each(members, faces, cfg)]
+    found = dict(zip([str(member.path) for member in members], own, strict=True))
     if cfg.select and len(members) > 1:
         found[f"ensemble, {cfg.select}"] = average(own, weigh(members, cfg, data))
 
     rows, right = [["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]], {}
     for name, probabilities in found.items():
         predicted = probabilities.argmax(1)
-        right[name] = predicted == faces.labels
-        low, high = metrics.interval(int(right[name].sum()), len(faces))
+        right[name] = hits = predicted == faces.labels
+        low, high = metrics.interval(int(hits.sum()), len(faces))
         macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
-        parts = (right[name], right[name][fresh])
-        accuracy, alone = (f"{hits.double().mean():.4f}" if len(hits) else "-" for hits in parts)
-        rows.append([name, accuracy, f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
+        alone = f"{hits[fresh].double().mean():.4f}" if fresh.any() else "-"
+        rows.append([name, f"{hits.double().mean():.4f}", f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
     looks = []
     if cfg.split in data.shut:
         of = {"split": cfg.split, "faces": len(faces), "data_sha256": data.hash, "tta": cfg.tta}

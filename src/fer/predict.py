@@ -18,6 +18,7 @@ from fer.run import write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
+Asked = config.PredictConfig | config.EvaluateConfig
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -32,9 +33,8 @@ def run(values: dict, typed: list[str]) -> None:
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
-        classes = members[0].classes
-        place, out = Path(cfg.input), Path(cfg.out)
-        photos.run(place, out, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
+        ask = lambda faces: label_all(members, weigh(members, cfg), faces, cfg)  # noqa: E731
+        photos.run(Path(cfg.input), Path(cfg.out), typed, members[0].classes, ask)
         return
     data = members[0].data(cfg.data)
     split = cfg.split or data.unlabelled
@@ -86,11 +86,15 @@ def label(member: Checkpoint, faces: Faces, batch_size: int, device: torch.devic
         return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
 
 
-def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: config.PredictConfig) -> Tensor:
-    """The members' mean probabilities, as label's; those of no weight are not asked."""
+def label_each(members: list[Checkpoint], faces: Faces, cfg: Asked) -> list[Tensor]:
     device = pick_device(cfg.device)
+    return [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
+
+
+def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: Asked) -> Tensor:
+    """The members' mean probabilities, as label's; those of no weight are not asked."""
     asked = [member for member, weight in zip(members, weights, strict=True) if weight]
-    return average([label(member, faces, cfg.batch_size, device, cfg.tta) for member in asked], weights[weights > 0])
+    return average(label_each(asked, faces, cfg), weights[weights > 0])
 
 
 @torch.no_grad()
@@ -113,9 +117,7 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("mnc,m->nc", torch.stack(parts), weights / weights.sum())
 
 
-def weigh(
-    members: list[Checkpoint], cfg: config.PredictConfig | config.EvaluateConfig, data: Data | None = None
-) -> Tensor:
+def weigh(members: list[Checkpoint], cfg: Asked, data: Data | None = None) -> Tensor:
     """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
 
     Without data, as for photos, that of the first member is opened if there is a choice to make. Where a member was
@@ -125,30 +127,27 @@ def weigh(
     if len(members) == 1 or (data is None and cfg.select == "uniform"):
         return uniform
     faces = (data or members[0].data()).open("validation")
-
-    def may_know(member: Checkpoint) -> bool:
+    shown = faces.hash
+    for member in members:
         seen = member.contents.get("validation", {}).get("images")  # a last.pt does not tell, nor of all one with limit
-        return seen != faces.hash and (cfg.data is not None or member.data().open("validation").hash != faces.hash)
-
-    if knows := next(filter(may_know, members), None):
-        why = f"{knows.path} was validated on other faces than these, so it may have learned them"
+        if seen == shown or (cfg.data is None and member.data().open("validation").hash == shown):
+            continue
+        why = f"{member.path} was validated on other faces than these, so it may have learned them"
         if cfg.select == "greedy":
             raise UserError(f"select=greedy: {why}; leave it or data= out, or take select=uniform")
         print(f"the ensemble's accuracy is not shown: {why}")
         return uniform
-    device = pick_device(cfg.device)
-    parts = [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
+    parts = label_each(members, faces, cfg)
     weights = greedy(parts, faces.labels) if cfg.select == "greedy" else uniform
 
     def right(weights: Tensor) -> float:
         return (average(parts, weights).argmax(1) == faces.labels).double().mean().item()
 
     rows = []
-    for i, member in enumerate(members):
-        alone = torch.zeros_like(weights).index_fill_(0, torch.tensor(i), 1)
+    for member, weight, alone in zip(members, weights, torch.eye(len(members), dtype=torch.float64), strict=True):
         others = weights * (1 - alone)
         without = f"{right(others):.4f}" if others.any() else "-"
-        rows.append([str(member.path), f"{weights[i] / weights.sum():.2f}", f"{right(alone):.4f}", without])
+        rows.append([str(member.path), f"{weight / weights.sum():.2f}", f"{right(alone):.4f}", without])
     print(pd.DataFrame(rows, columns=["member", "weight", "alone", "ensemble without it"]).to_string(index=False))
     print(f"ensemble: accuracy {right(weights):.4f} on validation, which also chose it")
     return weights

@@ -16,8 +16,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fer import UserError, config, metrics, plots
+from fer.checkpoint import Checkpoint
 from fer.data.faces import Faces
-from fer.predict import label, open_members
+from fer.predict import label
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.train import train_in
@@ -49,9 +50,9 @@ def run(values: dict, typed: list[str]) -> None:
             name = f"round {number}" if number else "supervised only"
             folder = out / f"{share:g} {name}".replace(" ", "_")
             seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
-            note(share, name, train_in(folder, cfg, device, seen).best["val_accuracy"], len(taken), right)
+            note(share, name, train_in(folder, cfg, device, seen), len(taken), right)
             if number < cfg.rounds:
-                (teacher,) = open_members(str(folder))
+                teacher = Checkpoint.open(folder / "best.pt")
                 found = label(teacher, others, cfg.train.batch_size, device, "none")
                 taken, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
                 right = (said == others.labels[taken]).double().mean().item()
@@ -76,11 +77,9 @@ def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
     """Positions and labels of the surest predictions, float N×C, that portion of those of every class (class-balanced
     self-training, Zou et al. 2018, arXiv:1810.07911): by confidence alone, the common classes would take all."""
     confidence, said = probabilities.max(1)
-    taken = [torch.empty(0, dtype=torch.int64)]
-    for number in range(probabilities.shape[1]):
-        rows = (said == number).nonzero()[:, 0]
-        taken.append(rows[confidence[rows].argsort(descending=True, stable=True)[: round(portion * len(rows))]])
-    chosen = torch.cat(taken).sort().values
+    classes = pd.Series(confidence.numpy()).groupby(said.numpy())
+    sure = classes.rank(method="first", ascending=False) <= (portion * classes.transform("size")).round()
+    chosen = torch.from_numpy(np.flatnonzero(sure))
     return chosen, said[chosen]
 
 

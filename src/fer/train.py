@@ -48,8 +48,7 @@ class Trainer:
         if cfg.start and not cfg.resume:
             start_from(model, cfg.start)
         if cfg.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.side: int = model.size
+            model.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
         self.optimizer = config.build("optim", cfg.optim, params=model.parameters())
         self.curves = build_curves(cfg, self.augment, model)
@@ -194,8 +193,9 @@ class Trainer:
             group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         for module, own in self.dropouts:
             module.p = own * dropout
+        whole = self.network.model.size
         # shrunk to multiples of 4, for two poolings at least
-        return factors, self.side if size == 1 else max(round(size * self.side / 4), 1) * 4
+        return factors, whole if size == 1 else max(round(size * whole / 4), 1) * 4
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
@@ -215,10 +215,10 @@ class Trainer:
     def measure(self) -> tuple[dict[str, Any], Tensor]:
         """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
         (loss, right, _), start = self.whole_sums().tolist(), time.perf_counter()
-        logits = torch.empty(len(self.val_images), len(self.classes), device=self.device)
+        logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
         if self.rank == 0:  # one process judges, all know: they must stop together
             logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
-        logits = over_processes(logits, "first")
+        logits = over_processes(logits, "sum")
         matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
         crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
@@ -271,19 +271,11 @@ class Trainer:
         """last.pt: the weights and all that a resume needs."""
         self.saved, sums = time.perf_counter(), self.whole_sums()
         if self.run:
-            best, average = self.best, {"average": self.average.state_dict()} if self.average else {}
-            state = {
-                "epoch": self.epoch,
-                "step": self.step,
-                "seconds": self.seconds,
-                "best": best["val_accuracy"],
-                "best_epoch": best["epoch"],
-                "history": self.history,
-                "sums": sums.cpu(),
-                "optimizer": self.optimizer.state_dict(),
-                "faces": self.faces,
-            }
-            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state | average)
+            state = {"step": self.step, "seconds": self.seconds, "sums": sums.cpu(), "history": self.history}
+            state |= {"optimizer": self.optimizer.state_dict(), "faces": self.faces}
+            state |= {"average": self.average.state_dict()} if self.average else {}
+            known = {"epoch": self.epoch, "best": self.best["val_accuracy"], "best_epoch": self.best["epoch"]}
+            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state | known)
 
     def load(self, path: Path) -> None:
         """Go on where the last.pt at `path` stopped."""
@@ -393,8 +385,9 @@ def fit(trainer: Trainer) -> None:
         trainer.fit()
 
 
-def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> Trainer:
-    """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
+def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
+    """The best validation accuracy of a training on `data` in `folder`: begun, gone on with or, where it is done, only
+    loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
     if last.is_file():
@@ -405,4 +398,4 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     trainer = Trainer(own, device, data)
     if not trainer.done:
         fit(trainer)
-    return trainer
+    return trainer.best["val_accuracy"]
