@@ -68,16 +68,12 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
     those of all runs, patterns with *; none: the newest run's."""
     found: list[Path] = []
-    for name in named if isinstance(named, list) else [named]:
-        if name is None:
-            places = [newest("best.pt")]
-        elif "*" in name and not Path(name).exists():
-            places = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207, Path.glob takes no absolute pattern
-        else:
-            places = [Path(name)]
-        if not places:
+    for name in named if isinstance(named, list) else [named or str(newest())]:
+        pattern = "*" in name and not Path(name).exists()
+        matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not matches:
             raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        for place in places:
+        for place in map(Path, matches):
             own = place / "best.pt" if place.is_dir() else place
             sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
             found += [own] if own.is_file() or not sweep else sweep
@@ -119,10 +115,10 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
-                raise zipfile.BadZipFile  # one that unpacks to more than itself is a bomb; torch packs nothing
-            if any(entry.external_attr & 0x10 for entry in entries):
-                raise zipfile.BadZipFile  # marked as a folder: torch would leave its tensor to what was in memory
+            bomb = sum(entry.file_size for entry in entries) > path.stat().st_size  # torch packs nothing
+            hollow = any(entry.external_attr & 0x10 for entry in entries)  # a folder: torch leaves its tensor unset
+            if bomb or hollow or archive.testzip():
+                raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

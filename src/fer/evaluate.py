@@ -44,10 +44,8 @@ def run(values: dict, typed: list[str]) -> None:
     if cfg.split in data.shut:
         of = {"split": cfg.split, "faces": len(faces), "data_sha256": data.hash, "tta": cfg.tta}
         looks = [record(member, of | {"accuracy": row[1]}) for member, row in zip(members, rows[1:], strict=False)]
-    print("\n".join(aligned(rows)))
-    print(f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces")
-    for line in (*seeds(members, right), *paired(right), *looks):
-        print(line)
+    copies = f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces"
+    print(*aligned(rows), copies, *seeds(members, right), *paired(right), *looks, sep="\n")
 
 
 def training_faces(members: list[Checkpoint], data: Data, typed: dict | None) -> list[Faces]:
@@ -79,12 +77,11 @@ def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
 def paired(right: dict[str, Tensor]) -> list[str]:
     """Each against the first by McNemar's test."""
     (first, base), *others = right.items()
-    lines = []
-    for name, hits in others:
-        won, lost = int((hits & ~base).sum()), int((base & ~hits).sum())
-        p = metrics.mcnemar(won, lost)
-        lines.append(f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = {p:.3g}")
-    return lines
+    counts = [(name, int((hits & ~base).sum()), int((base & ~hits).sum())) for name, hits in others]
+    return [
+        f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = {metrics.mcnemar(won, lost):.3g}"
+        for name, won, lost in counts
+    ]
 
 
 def record(member: Checkpoint, look: dict[str, object]) -> str:

@@ -179,12 +179,12 @@ def as_sampled(path: str, faces: Faces) -> tuple[list[str], list[str], Faces]:
             f"sample={path}: has {sample.shape[1]} columns and {len(sample)} rows; needed are 2 columns and a row for "
             f"each of the {len(faces)} faces"
         )
-    ids = sample.iloc[:, 0].tolist()
+    header, ids = list(sample.columns[:2]), sample.iloc[:, 0].tolist()
     position = {name: i for i, name in enumerate(faces.ids)}
     if len(position) == len(ids) and set(position) == set(ids):
-        return list(sample.columns[:2]), ids, faces.take([position[i] for i in ids])
+        return header, ids, faces.take([position[i] for i in ids])
     first = int(ids[0]) if ids[0].isdecimal() else 0
     if set(position) & set(ids) and ids != [str(first + i) for i in range(len(ids))]:
         raise UserError(f"sample={path}: only some of its ids are faces' ids, so their order is not sure; mend them")
     print(f"the ids of {path} are its own, from {ids[0]} to {ids[-1]}: taken in the order of the faces")
-    return list(sample.columns[:2]), ids, faces
+    return header, ids, faces

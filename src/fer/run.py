@@ -50,10 +50,8 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
         cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
         if not isinstance(cause, OSError):
             raise
-        raise UserError(
-            f"{path}: cannot be written ({cause.strerror or cause}), what was there is kept; make room or choose "
-            "another place"
-        ) from None
+        why = f"({cause.strerror or cause}), what was there is kept; make room or choose another place"
+        raise UserError(f"{path}: cannot be written {why}") from None
     with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -155,9 +153,10 @@ def git_commit(root: Path) -> str | None:
     return None
 
 
-def newest(file: str) -> Path:
-    """The newest run under ./runs that holds `file`, sweeps included."""
-    found = [path for pattern in (f"runs/*/{file}", f"runs/*/*/{file}") for path in Path().glob(pattern)]
+def newest() -> Path:
+    """The newest best.pt of the runs under ./runs, sweeps included."""
+    runs = Path("runs")
+    found = [*runs.glob("*/best.pt"), *runs.glob("*/*/best.pt")]
     if not found:
-        raise UserError(f"no run with a {file} under {Path('runs').absolute()}; train one first: fer train data=demo")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+        raise UserError(f"no run with a best.pt under {runs.absolute()}; train one first: fer train data=demo")
+    return max(found, key=lambda path: path.stat().st_mtime)

@@ -45,18 +45,17 @@ def run(values: dict, typed: list[str]) -> None:
         known = keep(train.labels, share, cfg.seed)
         note(share, "clusters", clusters(train, known, held_out, cfg.clusters, cfg.seed))
         labelled, others = train.take(known.nonzero()[:, 0]), train.take((~known).nonzero()[:, 0])
-        faces, taken, right = labelled, torch.empty(0, dtype=torch.int64), np.nan
+        faces, taken, right = labelled, 0, np.nan
         for number in range(cfg.rounds + 1):
             name = f"round {number}" if number else "supervised only"
             folder = out / f"{share:g} {name}".replace(" ", "_")
             seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
-            note(share, name, train_in(folder, cfg, device, seen), len(taken), right)
+            note(share, name, train_in(folder, cfg, device, seen), taken, right)
             if number < cfg.rounds:
-                teacher = Checkpoint.open(folder / "best.pt")
-                found = label(teacher, others, cfg.train.batch_size, device, "none")
-                taken, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
-                right = (said == others.labels[taken]).double().mean().item()
-                own = others.take(taken)
+                found = label(Checkpoint.open(folder / "best.pt"), others, cfg.train.batch_size, device, "none")
+                chosen, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
+                own = others.take(chosen)
+                taken, right = len(own), (said == own.labels).double().mean().item()
                 images, labels = torch.cat([labelled.images, own.images]), torch.cat([labelled.labels, said])
                 faces = Faces(images, labels, labelled.ids + own.ids)
     table = pd.DataFrame(rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"])

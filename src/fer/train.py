@@ -58,9 +58,11 @@ class Trainer:
         self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.average: AveragedModel | None = None
         self.judged = self.network  # what is validated and kept as best
+        self.saves = {"optimizer": self.optimizer}  # what changes in them goes into last.pt
         if cfg.train.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
             self.judged = Network(self.average.module, normalize)
+            self.saves["average"] = self.average
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
         self.saved = time.perf_counter()
@@ -272,10 +274,9 @@ class Trainer:
         self.saved, sums = time.perf_counter(), self.whole_sums()
         if self.run:
             state = {"step": self.step, "seconds": self.seconds, "sums": sums.cpu(), "history": self.history}
-            state |= {"optimizer": self.optimizer.state_dict(), "faces": self.faces}
-            state |= {"average": self.average.state_dict()} if self.average else {}
-            known = {"epoch": self.epoch, "best": self.best["val_accuracy"], "best_epoch": self.best["epoch"]}
-            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state | known)
+            state |= {"epoch": self.epoch, "best": self.best["val_accuracy"], "best_epoch": self.best["epoch"]}
+            state |= {"faces": self.faces} | {name: part.state_dict() for name, part in self.saves.items()}
+            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
     def load(self, path: Path) -> None:
         """Go on where the last.pt at `path` stopped."""
@@ -285,9 +286,8 @@ class Trainer:
             state = contents["training"]
             if state.get("faces", self.faces) != self.faces:  # earlier versions do not tell
                 raise UserError(f"{path}: was trained on other faces or labels than these; start anew elsewhere")
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
+            for name, part in self.saves.items():
+                part.load_state_dict(state[name])
             self.history, self.step, self.seconds = list(state["history"]), int(state["step"]), float(state["seconds"])
             self.sums = state["sums"].to(self.device).reshape(3)
             self.sums[:2] *= self.rank == 0  # they are added up
@@ -350,15 +350,14 @@ def run(values: dict, typed: list[str]) -> float:
     try:
         fit(trainer)
     except Interrupted:
-        folder = trainer.run
-        print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={shlex.quote(str(folder))}")
+        again = f"fer train resume={shlex.quote(str(trainer.run))}"
+        print(f"stopped; everything so far is in {trainer.run}; go on with\n  {again}")
         raise
-    accuracy, ckpt = trainer.best["val_accuracy"], shlex.quote(f"{trainer.run}/best.pt")
-    print(
-        f"best validation accuracy {accuracy:.4f} after epoch {trainer.best['epoch']}; {trainer.run} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer report run={shlex.quote(str(trainer.run))}\n"
-        + (f"  fer predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"  fer evaluate ckpt={ckpt}")
-    )
+    folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
+    run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/best.pt")
+    judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
+    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
+    print(f"next:\n  fer report run={run}\n  fer {judge}")
     return accuracy
 
 
