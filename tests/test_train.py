@@ -261,6 +261,29 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.judged.parameters(), t.judged.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": -1},
+        {"step": 99},
+        {"seconds": "x"},
+        {"history": 5},
+        {"history": [{}]},
+        {"epoch": 7},
+        {"sums": 1},
+        {"optimizer": {}},
+    ],
+)
+def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed):
+    t = trainer("train.epochs=1")
+    t.run = tmp_path
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save(contents | {"training": contents["training"] | changed}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: its training state does not fit its config"):
+        trainer("train.epochs=1", f"resume={tmp_path}")
+
+
 def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path):
     t = trainer("train.epochs=2", "optim=sgd", "optim.lr=0.01", "schedule=constant")
     t.run = tmp_path
