@@ -67,6 +67,8 @@ class Checkpoint:
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
     those of all runs, patterns with *; none: the newest run's."""
+    if named == []:
+        raise UserError("[]: names no checkpoint; name one, or leave the key out for the newest run's")
     found: list[Path] = []
     for name in named if isinstance(named, list) else [named or str(newest())]:
         pattern = "*" in name and not Path(name).exists()
