@@ -2,10 +2,10 @@
 at PrivateTest. Knows predictions and labels; networks stay in predict.py.
 """
 
-import csv
 import statistics
 import time
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,10 +13,8 @@ from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
 from fer.predict import average, label_each, open_members, weigh
-from fer.run import LOOKS, write_csv
+from fer.run import LOOKS, write_text
 from fer.summary import aligned
-
-HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accuracy"]
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -42,8 +40,7 @@ def run(values: dict, typed: list[str]) -> None:
         rows.append([name, f"{hits.double().mean():.4f}", f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
     looks = []
     if cfg.split in data.shut:
-        of = {"split": cfg.split, "faces": len(faces), "data_sha256": data.hash, "tta": cfg.tta}
-        looks = [record(member, of | {"accuracy": row[1]}) for member, row in zip(members, rows[1:], strict=False)]
+        looks = [record(member, cfg, data, row[1]) for member, row in zip(members, rows[1:], strict=False)]
     copies = f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces"
     print(*aligned(rows), copies, *seeds(members, right), *paired(right), *looks, sep="\n")
 
@@ -84,10 +81,12 @@ def paired(right: dict[str, Tensor]) -> list[str]:
     ]
 
 
-def record(member: Checkpoint, look: dict[str, object]) -> str:
+def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy: str) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
     folder, file = member.path.parent, member.path.parent / LOOKS
-    earlier = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:] if file.is_file() else []
-    look |= {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "checkpoint": member.path.name}
-    write_csv(file, HEADER, [*earlier, [look[key] for key in HEADER]])
-    return f"look number {len(earlier) + 1} at {look['split']} with {folder}: noted in {file}; report the first"
+    look = {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "split": cfg.split, "faces": len(data.open(cfg.split))}
+    look |= {"data_sha256": data.hash, "checkpoint": member.path.name, "tta": cfg.tta, "accuracy": accuracy}
+    earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
+    write_text(file, "\n".join([*earlier, *new, ""]))
+    return f"look number {len(earlier) or 1} at {cfg.split} with {folder}: noted in {file}; report the first"

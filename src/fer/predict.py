@@ -3,7 +3,6 @@ augmentation and ensembles. Knows checkpoints and faces; training, and how faces
 """
 
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 import torch
@@ -18,7 +17,7 @@ from fer.run import write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
-Asked = config.PredictConfig | config.EvaluateConfig
+Asked = config.PredictConfig | config.EvaluateConfig  # both tell device, batch size, views and selection
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -69,9 +68,8 @@ def open_members(named: str | list[str] | None) -> list[Checkpoint]:
     members = [Checkpoint.open(path) for path in find_checkpoints(named)]
     for member in members:
         if member.classes != members[0].classes:
-            raise UserError(
-                f"{member.path}: has {len(member.classes)} classes, {members[0].path} another number; leave one out"
-            )
+            own = f"{member.path}: has {len(member.classes)} classes"
+            raise UserError(f"{own}, {members[0].path} another number; leave one out")
     return members
 
 
@@ -106,7 +104,7 @@ def probabilities(network: Network, images: Tensor, batch_size: int, precision: 
     """
     views = [images, images.flip(-1)] if tta == "flip" else [images]
     if tta == "tencrop":
-        side, own = images.shape[-1], cast(int, network.model.size)
+        side, own = images.shape[-1], network.model.size
         views = list(ten_crops(images, own if own < side else side * 7 // 8))
     found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views]
     return torch.stack(found).mean(0)

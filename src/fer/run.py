@@ -76,7 +76,7 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def worded(what: str, remedy: str) -> Iterator[None]:
+def told(what: str, remedy: str) -> Iterator[None]:
     """Within the context what the system refuses is a UserError: what, why, and the remedy."""
     try:
         yield
@@ -89,7 +89,7 @@ def create(path: str | None, name: str) -> Path:
     stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     for folder in map(Path, [path] if path else numbered):
-        with worded(f"run={folder}: cannot be made", "choose another place"), contextlib.suppress(FileExistsError):
+        with told(f"run={folder}: cannot be made", "choose another place"), contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
     if folder.is_dir() and not any(folder.iterdir()):
@@ -99,7 +99,7 @@ def create(path: str | None, name: str) -> Path:
 
 def make_folder(path: Path) -> Path:
     """The folder, made where it is missing: for pictures, which may replace older ones."""
-    with worded(f"{path}: cannot be made", "choose another with out="):
+    with told(f"{path}: cannot be made", "choose another with out="):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -109,7 +109,7 @@ def lock(folder: str | Path) -> Iterator[None]:
     """Within the context no other process trains in `folder`, and what a killed save left there is gone. The kernel
     lets go of the lock when its process ends, in whatever way."""
     with contextlib.ExitStack() as held:
-        with worded(f"run folder {folder}: cannot be written in", "name another"):
+        with told(f"run folder {folder}: cannot be written in", "name another"):
             file = held.enter_context(Path(folder, ".lock").open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
