@@ -58,7 +58,7 @@ class Trainer:
         self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.average: AveragedModel | None = None
         self.judged = self.network  # what is validated and kept as best
-        self.saves = {"optimizer": self.optimizer}  # what changes in them goes into last.pt
+        self.saves = {"optimizer": self.optimizer}  # whose state goes into last.pt, by name
         if cfg.train.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
             self.judged = Network(self.average.module, normalize)
@@ -216,7 +216,8 @@ class Trainer:
 
     def measure(self) -> tuple[dict[str, Any], Tensor]:
         """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
-        (loss, right, _), start = self.whole_sums().tolist(), time.perf_counter()
+        loss, right, _ = self.whole_sums().tolist()
+        start = time.perf_counter()
         logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
         if self.rank == 0:  # one process judges, all know: they must stop together
             logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
