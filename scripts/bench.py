@@ -79,7 +79,7 @@ def trainer(device: torch.device, *overrides: str) -> Trainer:
 
 def epoch(ours: Trainer) -> None:
     """The training part of a fer train epoch."""
-    ours.start_epoch(0)
+    ours.start_epoch()
     with Signals() as signals:
         ours.train_epoch(signals)
 

@@ -65,6 +65,9 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     assert code == 0 and "accuracy is not shown" in out and "labelled by 3 checkpoints" in out
     code, _, err = fer("predict", "ckpt=runs/*/none.pt")
     assert code == 2 and "matches no file" in err
+    for command in ("predict ckpt=[]", "evaluate ckpt=[]", "report run=[]"):
+        code, _, err = fer(*command.split())
+        assert code == 2 and "[]: names no checkpoint" in err
 
 
 def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer2013_csv):

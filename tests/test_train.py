@@ -30,21 +30,18 @@ def trainer(compose):
 
 
 def test_an_epoch_sees_every_face_once_and_no_batch_of_one(trainer):
-    batches = trainer().batches()
+    batches = trainer().batches(0)
     assert [len(b) for b in batches] == [20] * 6 + [21]
     assert sorted(torch.cat(batches).tolist()) == list(range(141))
-    other = trainer()
-    other.start_epoch(1)
-    assert not torch.equal(torch.cat(batches), torch.cat(other.batches()))
-    assert torch.equal(torch.cat(batches), torch.cat(trainer().batches()))
+    assert not torch.equal(torch.cat(batches), torch.cat(trainer().batches(1)))
+    assert torch.equal(torch.cat(batches), torch.cat(trainer().batches(0)))
 
 
 def test_balanced_sampling_draws_each_class_alike(trainer):
     t = trainer("train.sampling=balanced")
     drawn = torch.zeros(7)
     for epoch in range(60):
-        t.start_epoch(epoch)
-        drawn += t.targets[torch.cat(t.batches())].sum(0)
+        drawn += t.targets[torch.cat(t.batches(epoch))].sum(0)
     assert drawn.sum() == 60 * 141
     assert ((drawn / drawn.sum() - 1 / 7).abs() < 0.02).all()
 
@@ -74,7 +71,7 @@ def test_one_step_is_torchs(trainer):
                 "schedule=constant", "model.dropout=0.0", "train.precision=fp32")  # fmt: skip
     twin = trainer("model.dropout=0.0")
     optimizer = torch.optim.SGD(twin.network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    order = t.batches()[0]
+    order = t.batches(0)[0]
     F.cross_entropy(twin.network(t.images[order]), t.targets[order].argmax(1)).backward()
     optimizer.step()
     t.fit()
@@ -260,9 +257,31 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
         torch.testing.assert_close(ours, theirs)
     accuracy = (t.judged.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
     assert t.history[-1]["val_accuracy"] == pytest.approx(accuracy)
-    again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd")
-    again.load(torch.load(tmp_path / "last.pt", weights_only=True), tmp_path / "last.pt")
+    again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd", f"resume={tmp_path}")
     assert all(torch.equal(a, b) for a, b in zip(again.judged.parameters(), t.judged.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"step": -1},
+        {"step": 99},
+        {"seconds": "x"},
+        {"history": 5},
+        {"history": [{}]},
+        {"epoch": 7},
+        {"sums": 1},
+        {"optimizer": {}},
+    ],
+)
+def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed):
+    t = trainer("train.epochs=1")
+    t.run = tmp_path
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    torch.save(contents | {"training": contents["training"] | changed}, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: its training state does not fit its config"):
+        trainer("train.epochs=1", f"resume={tmp_path}")
 
 
 def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path):
@@ -308,6 +327,6 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "history.csv", "last.pt"]
     contents = torch.load(tmp_path / "best.pt", weights_only=True)
     found = contents["validation"]
-    assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(t.best)
+    assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(t.best["val_accuracy"])
     assert contents["classes"][1] == "disgust" and contents["normalization"]["kind"] == "dataset"
     assert "fer.models.convnet.ConvNet" in contents["config"]

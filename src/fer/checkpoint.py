@@ -51,7 +51,7 @@ class Checkpoint:
         load_weights(built, self.contents["model"], self.path)
         network = Network(built, Normalize(**self.contents["normalization"])).to(device)
         if self.settings.train.channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)
         return network.eval()
 
     def data(self, typed: dict | None = None) -> Data:
@@ -67,17 +67,15 @@ class Checkpoint:
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
     those of all runs, patterns with *; none: the newest run's."""
+    if named == []:
+        raise UserError("[]: names no checkpoint; name one, or leave the key out for the newest run's")
     found: list[Path] = []
-    for name in named if isinstance(named, list) else [named]:
-        if name is None:
-            places = [newest("best.pt")]
-        elif "*" in name and not Path(name).exists():
-            places = [Path(p) for p in sorted(glob.glob(name))]  # noqa: PTH207, Path.glob takes no absolute pattern
-        else:
-            places = [Path(name)]
-        if not places:
+    for name in named if isinstance(named, list) else [named or str(newest())]:
+        pattern = "*" in name and not Path(name).exists()
+        matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
+        if not matches:
             raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
-        for place in places:
+        for place in map(Path, matches):
             own = place / "best.pt" if place.is_dir() else place
             sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
             found += [own] if own.is_file() or not sweep else sweep
@@ -119,10 +117,10 @@ def load_checkpoint(path: str | Path) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            if sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
-                raise zipfile.BadZipFile  # one that unpacks to more than itself is a bomb; torch packs nothing
-            if any(entry.external_attr & 0x10 for entry in entries):
-                raise zipfile.BadZipFile  # marked as a folder: torch would leave its tensor to what was in memory
+            bomb = sum(entry.file_size for entry in entries) > path.stat().st_size  # torch packs nothing
+            hollow = any(entry.external_attr & 0x10 for entry in entries)  # a folder: torch leaves its tensor unset
+            if bomb or hollow or archive.testzip():
+                raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -168,9 +166,12 @@ def blame(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: its config, {error}") from None
 
 
-def resumed(contents: dict, values: dict, typed: list[str], folder: Path) -> dict:
-    """The config of the run in `folder`, whose last.pt holds `contents`, the `typed` keys of `values` laid over it;
-    what would make it another training is refused."""
+def resumed(values: dict, typed: list[str]) -> dict:
+    """The config of the run that `resume` names, the `typed` keys of `values` laid over it; what would make it another
+    training is refused."""
+    named = Path(values["resume"])
+    folder = named.parent if named.name == "last.pt" and named.is_file() else named
+    contents = load_checkpoint(folder / "last.pt")
     if "training" not in contents:
         raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in typed:

@@ -2,22 +2,19 @@
 at PrivateTest. Knows predictions and labels; networks stay in predict.py.
 """
 
-import csv
 import statistics
 import time
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
-from fer.predict import average, label, open_members, weigh
-from fer.run import LOOKS, write_csv
-from fer.runtime import pick_device
+from fer.predict import average, label_each, open_members, weigh
+from fer.run import LOOKS, write_text
 from fer.summary import aligned
-
-HEADER = ["time", "split", "faces", "data_sha256", "checkpoint", "tta", "accuracy"]
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -27,30 +24,25 @@ def run(values: dict, typed: list[str]) -> None:
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
-    device = pick_device(cfg.device)
     fresh = ~torch.stack([faces.among(learned) for learned in training_faces(members, data, cfg.data)]).any(0)
-    own = [label(member, faces, cfg.batch_size, device, cfg.tta)[:, : len(data.classes)] for member in members]
-    found = {str(member.path): probabilities for member, probabilities in zip(members, own, strict=True)}
+    own = [probabilities[:, : len(data.classes)] for probabilities in label_each(members, faces, cfg)]
+    found = dict(zip([str(member.path) for member in members], own, strict=True))
     if cfg.select and len(members) > 1:
         found[f"ensemble, {cfg.select}"] = average(own, weigh(members, cfg, data))
 
     rows, right = [["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]], {}
     for name, probabilities in found.items():
         predicted = probabilities.argmax(1)
-        right[name] = predicted == faces.labels
-        low, high = metrics.interval(int(right[name].sum()), len(faces))
+        right[name] = hits = predicted == faces.labels
+        low, high = metrics.interval(int(hits.sum()), len(faces))
         macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
-        parts = (right[name], right[name][fresh])
-        accuracy, alone = (f"{hits.double().mean():.4f}" if len(hits) else "-" for hits in parts)
-        rows.append([name, accuracy, f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
+        alone = f"{hits[fresh].double().mean():.4f}" if fresh.any() else "-"
+        rows.append([name, f"{hits.double().mean():.4f}", f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone])
     looks = []
     if cfg.split in data.shut:
-        of = {"split": cfg.split, "faces": len(faces), "data_sha256": data.hash, "tta": cfg.tta}
-        looks = [record(member, of | {"accuracy": row[1]}) for member, row in zip(members, rows[1:], strict=False)]
-    print("\n".join(aligned(rows)))
-    print(f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces")
-    for line in (*seeds(members, right), *paired(right), *looks):
-        print(line)
+        looks = [record(member, cfg, data, row[1]) for member, row in zip(members, rows[1:], strict=False)]
+    copies = f"{len(faces)} faces of {cfg.split}; {int((~fresh).sum())} are exact copies of training faces"
+    print(*aligned(rows), copies, *seeds(members, right), *paired(right), *looks, sep="\n")
 
 
 def training_faces(members: list[Checkpoint], data: Data, typed: dict | None) -> list[Faces]:
@@ -82,18 +74,19 @@ def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
 def paired(right: dict[str, Tensor]) -> list[str]:
     """Each against the first by McNemar's test."""
     (first, base), *others = right.items()
-    lines = []
-    for name, hits in others:
-        won, lost = int((hits & ~base).sum()), int((base & ~hits).sum())
-        p = metrics.mcnemar(won, lost)
-        lines.append(f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = {p:.3g}")
-    return lines
+    counts = [(name, int((hits & ~base).sum()), int((base & ~hits).sum())) for name, hits in others]
+    return [
+        f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = {metrics.mcnemar(won, lost):.3g}"
+        for name, won, lost in counts
+    ]
 
 
-def record(member: Checkpoint, look: dict[str, object]) -> str:
+def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy: str) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
     folder, file = member.path.parent, member.path.parent / LOOKS
-    earlier = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))[1:] if file.is_file() else []
-    look |= {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "checkpoint": member.path.name}
-    write_csv(file, HEADER, [*earlier, [look[key] for key in HEADER]])
-    return f"look number {len(earlier) + 1} at {look['split']} with {folder}: noted in {file}; report the first"
+    look = {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "split": cfg.split, "faces": len(data.open(cfg.split))}
+    look |= {"data_sha256": data.hash, "checkpoint": member.path.name, "tta": cfg.tta, "accuracy": accuracy}
+    earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
+    write_text(file, "\n".join([*earlier, *new, ""]))
+    return f"look number {len(earlier) or 1} at {cfg.split} with {folder}: noted in {file}; report the first"

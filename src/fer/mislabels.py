@@ -36,7 +36,7 @@ def run(values: dict, typed: list[str]) -> None:
         parts = list(folds.split(labels, labels, exact_copies(faces.images)))
     for number, (seen, unseen) in enumerate(parts):
         folder, splits = out / f"fold{number}", {"train": faces.take(seen), "validation": faces.take(unseen)}
-        best = train_in(folder, cfg, device, replace(data, splits=splits)).best
+        best = train_in(folder, cfg, device, replace(data, splits=splits))
         print(f"fold {number + 1} of {cfg.folds}: accuracy {best:.4f} on faces not seen", flush=True)
         logits = load_checkpoint(folder / "best.pt")["validation"]["logits"]
         probabilities[unseen] = logits.double().softmax(1).numpy()

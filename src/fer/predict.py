@@ -3,7 +3,6 @@ augmentation and ensembles. Knows checkpoints and faces; training, and how faces
 """
 
 from pathlib import Path
-from typing import cast
 
 import pandas as pd
 import torch
@@ -18,6 +17,7 @@ from fer.run import write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
+Asked = config.PredictConfig | config.EvaluateConfig  # both tell device, batch size, views and selection
 
 
 def run(values: dict, typed: list[str]) -> None:
@@ -32,9 +32,8 @@ def run(values: dict, typed: list[str]) -> None:
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     if cfg.input:
-        classes = members[0].classes
-        place, out = Path(cfg.input), Path(cfg.out)
-        photos.run(place, out, typed, classes, lambda faces: label_all(members, weigh(members, cfg), faces, cfg))
+        ask = lambda faces: label_all(members, weigh(members, cfg), faces, cfg)  # noqa: E731
+        photos.run(Path(cfg.input), Path(cfg.out), typed, members[0].classes, ask)
         return
     data = members[0].data(cfg.data)
     split = cfg.split or data.unlabelled
@@ -69,9 +68,8 @@ def open_members(named: str | list[str] | None) -> list[Checkpoint]:
     members = [Checkpoint.open(path) for path in find_checkpoints(named)]
     for member in members:
         if member.classes != members[0].classes:
-            raise UserError(
-                f"{member.path}: has {len(member.classes)} classes, {members[0].path} another number; leave one out"
-            )
+            own = f"{member.path}: has {len(member.classes)} classes"
+            raise UserError(f"{own}, {members[0].path} another number; leave one out")
     return members
 
 
@@ -86,11 +84,15 @@ def label(member: Checkpoint, faces: Faces, batch_size: int, device: torch.devic
         return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
 
 
-def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: config.PredictConfig) -> Tensor:
-    """The members' mean probabilities, as label's; those of no weight are not asked."""
+def label_each(members: list[Checkpoint], faces: Faces, cfg: Asked) -> list[Tensor]:
     device = pick_device(cfg.device)
+    return [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
+
+
+def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: Asked) -> Tensor:
+    """The members' mean probabilities, as label's; those of no weight are not asked."""
     asked = [member for member, weight in zip(members, weights, strict=True) if weight]
-    return average([label(member, faces, cfg.batch_size, device, cfg.tta) for member in asked], weights[weights > 0])
+    return average(label_each(asked, faces, cfg), weights[weights > 0])
 
 
 @torch.no_grad()
@@ -102,7 +104,7 @@ def probabilities(network: Network, images: Tensor, batch_size: int, precision: 
     """
     views = [images, images.flip(-1)] if tta == "flip" else [images]
     if tta == "tencrop":
-        side, own = images.shape[-1], cast(int, network.model.size)
+        side, own = images.shape[-1], network.model.size
         views = list(ten_crops(images, own if own < side else side * 7 // 8))
     found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views]
     return torch.stack(found).mean(0)
@@ -113,9 +115,7 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
     return torch.einsum("mnc,m->nc", torch.stack(parts), weights / weights.sum())
 
 
-def weigh(
-    members: list[Checkpoint], cfg: config.PredictConfig | config.EvaluateConfig, data: Data | None = None
-) -> Tensor:
+def weigh(members: list[Checkpoint], cfg: Asked, data: Data | None = None) -> Tensor:
     """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
 
     Without data, as for photos, that of the first member is opened if there is a choice to make. Where a member was
@@ -125,30 +125,27 @@ def weigh(
     if len(members) == 1 or (data is None and cfg.select == "uniform"):
         return uniform
     faces = (data or members[0].data()).open("validation")
-
-    def may_know(member: Checkpoint) -> bool:
+    shown = faces.hash
+    for member in members:
         seen = member.contents.get("validation", {}).get("images")  # a last.pt does not tell, nor of all one with limit
-        return seen != faces.hash and (cfg.data is not None or member.data().open("validation").hash != faces.hash)
-
-    if knows := next(filter(may_know, members), None):
-        why = f"{knows.path} was validated on other faces than these, so it may have learned them"
+        if seen == shown or (cfg.data is None and member.data().open("validation").hash == shown):
+            continue
+        why = f"{member.path} was validated on other faces than these, so it may have learned them"
         if cfg.select == "greedy":
             raise UserError(f"select=greedy: {why}; leave it or data= out, or take select=uniform")
         print(f"the ensemble's accuracy is not shown: {why}")
         return uniform
-    device = pick_device(cfg.device)
-    parts = [label(member, faces, cfg.batch_size, device, cfg.tta) for member in members]
+    parts = label_each(members, faces, cfg)
     weights = greedy(parts, faces.labels) if cfg.select == "greedy" else uniform
 
     def right(weights: Tensor) -> float:
         return (average(parts, weights).argmax(1) == faces.labels).double().mean().item()
 
     rows = []
-    for i, member in enumerate(members):
-        alone = torch.zeros_like(weights).index_fill_(0, torch.tensor(i), 1)
+    for member, weight, alone in zip(members, weights, torch.eye(len(members), dtype=torch.float64), strict=True):
         others = weights * (1 - alone)
         without = f"{right(others):.4f}" if others.any() else "-"
-        rows.append([str(member.path), f"{weights[i] / weights.sum():.2f}", f"{right(alone):.4f}", without])
+        rows.append([str(member.path), f"{weight / weights.sum():.2f}", f"{right(alone):.4f}", without])
     print(pd.DataFrame(rows, columns=["member", "weight", "alone", "ensemble without it"]).to_string(index=False))
     print(f"ensemble: accuracy {right(weights):.4f} on validation, which also chose it")
     return weights
@@ -180,12 +177,12 @@ def as_sampled(path: str, faces: Faces) -> tuple[list[str], list[str], Faces]:
             f"sample={path}: has {sample.shape[1]} columns and {len(sample)} rows; needed are 2 columns and a row for "
             f"each of the {len(faces)} faces"
         )
-    ids = sample.iloc[:, 0].tolist()
+    header, ids = list(sample.columns[:2]), sample.iloc[:, 0].tolist()
     position = {name: i for i, name in enumerate(faces.ids)}
     if len(position) == len(ids) and set(position) == set(ids):
-        return list(sample.columns[:2]), ids, faces.take([position[i] for i in ids])
+        return header, ids, faces.take([position[i] for i in ids])
     first = int(ids[0]) if ids[0].isdecimal() else 0
     if set(position) & set(ids) and ids != [str(first + i) for i in range(len(ids))]:
         raise UserError(f"sample={path}: only some of its ids are faces' ids, so their order is not sure; mend them")
     print(f"the ids of {path} are its own, from {ids[0]} to {ids[-1]}: taken in the order of the faces")
-    return list(sample.columns[:2]), ids, faces
+    return header, ids, faces

@@ -5,8 +5,7 @@ a checkpoint stays out.
 """
 
 import contextlib
-import csv
-import io
+import itertools
 import os
 import platform
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pandas as pd
 import torch
 import yaml
 
@@ -47,15 +47,11 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):  # the folder may be gone too
             beside.unlink()
-        cause = (
-            error.__context__ if isinstance(error, RuntimeError) else error
-        )  # torch.save hides that the disk is full
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
         if not isinstance(cause, OSError):
             raise
-        raise UserError(
-            f"{path}: cannot be written ({cause.strerror or cause}), what was there is kept; make room or choose "
-            "another place"
-        ) from None
+        why = f"({cause.strerror or cause}), what was there is kept; make room or choose another place"
+        raise UserError(f"{path}: cannot be written {why}") from None
     with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -69,39 +65,43 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    write_text(path, pd.DataFrame(rows, columns=list(header), dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     """history.csv, a row an epoch; no file before the first."""
     if history:
-        rows = ([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in history)
-        write_csv(folder / "history.csv", list(history[0]), rows)
+        table = pd.DataFrame(history).to_csv(index=False, float_format="%.6g", na_rep="nan")
+        write_text(folder / "history.csv", table)
+
+
+@contextlib.contextmanager
+def told(what: str, remedy: str) -> Iterator[None]:
+    """Within the context what the system refuses is a UserError: what, why, and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} ({error.strerror}); {remedy}") from None
 
 
 def create(path: str | None, name: str) -> Path:
     """A new, empty run folder; `path` None chooses runs/<date>_<time>_<name>. An existing run is refused."""
-    stem = Path(path) if path else Path("runs") / f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
-    folder, number = stem, 1
-    while True:
-        try:
+    stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
+    numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    for folder in map(Path, [path] if path else numbered):
+        with told(f"run={folder}: cannot be made", "choose another place"), contextlib.suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:
-            if path and folder.is_dir() and not any(folder.iterdir()):
-                return folder
-            if path:
-                raise UserError(
-                    f"run={path}: exists already; choose another name, or go on with it: fer train resume={path}"
-                ) from None
-        except OSError as error:
-            raise UserError(f"run={folder}: cannot be made ({error.strerror}); choose another place") from None
-        number += 1
-        folder = stem.with_name(f"{stem.name}_{number}")
+    if folder.is_dir() and not any(folder.iterdir()):
+        return folder
+    raise UserError(f"run={path}: exists already; choose another name, or go on with it: fer train resume={path}")
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made where it is missing: for pictures, which may replace older ones."""
+    with told(f"{path}: cannot be made", "choose another with out="):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 @contextlib.contextmanager
@@ -109,10 +109,8 @@ def lock(folder: str | Path) -> Iterator[None]:
     """Within the context no other process trains in `folder`, and what a killed save left there is gone. The kernel
     lets go of the lock when its process ends, in whatever way."""
     with contextlib.ExitStack() as held:
-        try:
+        with told(f"run folder {folder}: cannot be written in", "name another"):
             file = held.enter_context(Path(folder, ".lock").open("a"))
-        except OSError as error:
-            raise UserError(f"run folder {folder}: cannot be written in ({error.strerror}); name another") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for stale in [path for name in FILES for path in Path(folder).glob(f".{name}.*.tmp")]:
@@ -155,18 +153,10 @@ def git_commit(root: Path) -> str | None:
     return None
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing: for pictures, which may replace older ones."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made ({error.strerror}); choose another with out=") from None
-    return path
-
-
-def newest(file: str) -> Path:
-    """The newest run under ./runs that holds `file`, sweeps included."""
-    found = [path for pattern in (f"runs/*/{file}", f"runs/*/*/{file}") for path in Path().glob(pattern)]
+def newest() -> Path:
+    """The newest best.pt of the runs under ./runs, sweeps included."""
+    runs = Path("runs")
+    found = [*runs.glob("*/best.pt"), *runs.glob("*/*/best.pt")]
     if not found:
-        raise UserError(f"no run with a {file} under {Path('runs').absolute()}; train one first: fer train data=demo")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+        raise UserError(f"no run with a best.pt under {runs.absolute()}; train one first: fer train data=demo")
+    return max(found, key=lambda path: path.stat().st_mtime)

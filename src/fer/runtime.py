@@ -80,14 +80,10 @@ def join_processes(device: torch.device) -> tuple[int, int]:
 
 
 def over_processes(values: Tensor, how: str) -> Tensor:
-    """`values` joined element by element over the processes, in all of them: "sum", "min", "max", or "first", those of
-    the first process."""
+    """`values` joined element by element over the processes, in all of them: "sum", "min" or "max"."""
     if dist.is_initialized():
         values = values.clone()
-        if how == "first":
-            dist.broadcast(values, 0)
-        else:
-            dist.all_reduce(values, getattr(dist.ReduceOp, how.upper()))
+        dist.all_reduce(values, getattr(dist.ReduceOp, how.upper()))
     return values
 
 

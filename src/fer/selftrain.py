@@ -16,8 +16,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fer import UserError, config, metrics, plots
+from fer.checkpoint import Checkpoint
 from fer.data.faces import Faces
-from fer.predict import label, open_members
+from fer.predict import label
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.train import train_in
@@ -44,18 +45,17 @@ def run(values: dict, typed: list[str]) -> None:
         known = keep(train.labels, share, cfg.seed)
         note(share, "clusters", clusters(train, known, held_out, cfg.clusters, cfg.seed))
         labelled, others = train.take(known.nonzero()[:, 0]), train.take((~known).nonzero()[:, 0])
-        faces, taken, right = labelled, torch.empty(0, dtype=torch.int64), np.nan
+        faces, taken, right = labelled, 0, np.nan
         for number in range(cfg.rounds + 1):
             name = f"round {number}" if number else "supervised only"
             folder = out / f"{share:g} {name}".replace(" ", "_")
             seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
-            note(share, name, train_in(folder, cfg, device, seen).best, len(taken), right)
+            note(share, name, train_in(folder, cfg, device, seen), taken, right)
             if number < cfg.rounds:
-                (teacher,) = open_members(str(folder))
-                found = label(teacher, others, cfg.train.batch_size, device, "none")
-                taken, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
-                right = (said == others.labels[taken]).double().mean().item()
-                own = others.take(taken)
+                found = label(Checkpoint.open(folder / "best.pt"), others, cfg.train.batch_size, device, "none")
+                chosen, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
+                own = others.take(chosen)
+                taken, right = len(own), (said == own.labels).double().mean().item()
                 images, labels = torch.cat([labelled.images, own.images]), torch.cat([labelled.labels, said])
                 faces = Faces(images, labels, labelled.ids + own.ids)
     table = pd.DataFrame(rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"])
@@ -76,11 +76,9 @@ def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
     """Positions and labels of the surest predictions, float N×C, that portion of those of every class (class-balanced
     self-training, Zou et al. 2018, arXiv:1810.07911): by confidence alone, the common classes would take all."""
     confidence, said = probabilities.max(1)
-    taken = [torch.empty(0, dtype=torch.int64)]
-    for number in range(probabilities.shape[1]):
-        rows = (said == number).nonzero()[:, 0]
-        taken.append(rows[confidence[rows].argsort(descending=True, stable=True)[: round(portion * len(rows))]])
-    chosen = torch.cat(taken).sort().values
+    classes = pd.Series(confidence.numpy()).groupby(said.numpy())
+    sure = classes.rank(method="first", ascending=False) <= (portion * classes.transform("size")).round()
+    chosen = torch.from_numpy(np.flatnonzero(sure))
     return chosen, said[chosen]
 
 

@@ -7,6 +7,7 @@ files in run.py, processes and signals in runtime.py.
 import hashlib
 import shlex
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ EVAL_BATCH = 512  # faces
 
 
 class Trainer:
-    """One training. What changes while it runs is named in STATE or held by the network and the optimizer."""
-
-    STATE = ("epoch", "step", "seconds", "best", "best_epoch", "history")
+    """One training, begun, or gone on with where cfg.resume names its folder. What changes while it runs: the network,
+    the optimizer, the history, and of the present epoch step, seconds and sums."""
 
     def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
         self.cfg, self.device = cfg, device
@@ -48,8 +48,7 @@ class Trainer:
         if cfg.start and not cfg.resume:
             start_from(model, cfg.start)
         if cfg.train.channels_last:
-            model = model.to(memory_format=torch.channels_last)
-        self.side: int = model.size
+            model.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
         self.optimizer = config.build("optim", cfg.optim, params=model.parameters())
         self.curves = build_curves(cfg, self.augment, model)
@@ -59,15 +58,18 @@ class Trainer:
         self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
         self.average: AveragedModel | None = None
         self.judged = self.network  # what is validated and kept as best
+        self.saves = {"optimizer": self.optimizer}  # whose state goes into last.pt, by name
         if cfg.train.ema:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
             self.judged = Network(self.average.module, normalize)
+            self.saves["average"] = self.average
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
-        self.best, self.best_epoch = -1.0, 0  # validation accuracy, and after how many epochs it was reached
         self.saved = time.perf_counter()
-        self.start_epoch(0)
-        self.steps = len(self.batches())
+        self.start_epoch()
+        self.steps = len(self.batches(0))
+        if cfg.resume:
+            self.load(Path(cfg.resume) / "last.pt")
 
     def open(self, data: Data) -> Normalize:
         """Take the faces to train and to validate on to the device; their normalization."""
@@ -93,29 +95,46 @@ class Trainer:
         self.weights = balanced_weights(self.targets) if balanced else None
         return Normalize.fit(data.normalize, faces.images)
 
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch, self.step, self.seconds = epoch, 0, 0.0
+    @property
+    def epoch(self) -> int:
+        """How many epochs are done."""
+        return len(self.history)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the most accurate epoch, the earlier of equals."""
+        return max(self.history, key=itemgetter("val_accuracy"), default={"epoch": 0, "val_accuracy": -1.0})
+
+    @property
+    def done(self) -> bool:
+        planned, patience = self.cfg.train.epochs, self.cfg.train.patience
+        return self.epoch >= planned or (patience is not None and self.epoch - self.best["epoch"] >= patience)
+
+    def start_epoch(self) -> None:
+        self.step, self.seconds = 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, right answers, steps until a NaN
 
     def fit(self) -> None:
         """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
         with Signals() as signals:
             self.save()  # from here on a killed run can be resumed
-            while self.epoch < self.cfg.train.epochs and not self.out_of_patience():
+            while not self.done:
                 self.train_epoch(signals)
                 self.validate()
-                self.start_epoch(self.epoch + 1)
+                self.start_epoch()
                 self.save()
 
     def train_epoch(self, signals: Signals) -> None:
-        network, batches, done = self.several.train(), self.batches(), self.step * self.cfg.train.batch_size
+        network, done = self.several.train(), self.step * self.cfg.train.batch_size
         began = time.perf_counter() - self.seconds
         progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
-        for batch in batches[self.step :]:
+        for batch in self.batches(self.epoch)[self.step :]:
             seed_everything(self.cfg.seed, self.epoch, self.step)
             strength, side = self.follow_curves()
             images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
-            images, targets = self.own_part(images, targets)
+            if self.world > 1:  # all processes augment a batch alike and take a part each; their dropout is their own
+                seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)
+                images, targets = images[self.rank :: self.world], targets[self.rank :: self.world]
             with runtime.autocast(self.device, self.cfg.train.precision):
                 logits = network(images, side)
                 loss = self.loss(logits, targets)
@@ -128,20 +147,13 @@ class Trainer:
                 self.average.update_parameters(self.network.model)
 
             right = (logits.argmax(1) == targets.argmax(1)).sum()
-            total = self.sums[0] + loss.detach() * len(images)
-            self.sums = torch.stack([total, self.sums[1] + right, self.sums[2] + total.isfinite()])
+            self.sums[:2] += torch.stack([loss.detach() * len(images), right])
+            self.sums[2] += self.sums[0].isfinite()
             self.step += 1
             self.seconds = time.perf_counter() - began
             progress.note(len(batch), self.sums)
             self.after_step(signals)
         progress.close()
-
-    def own_part(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What this process takes of a batch, which all of them augment alike; its dropout is its own."""
-        if self.world == 1:
-            return images, targets
-        seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)
-        return images[self.rank :: self.world], targets[self.rank :: self.world]
 
     def draw(self, targets: Tensor) -> Tensor:
         """FER+'s mode `probability`: one class by the votes for each face, anew each time."""
@@ -155,10 +167,10 @@ class Trainer:
             return -(logits.log_softmax(1) + targets.log()).amax(1).mean()
         return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing)
 
-    def batches(self) -> list[Tensor]:
-        """The epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one, or of fewer than
+    def batches(self, epoch: int) -> list[Tensor]:
+        """An epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one, or of fewer than
         two a process, joins the batch before it: BatchNorm cannot learn from one face."""
-        seed_everything(self.cfg.seed, self.epoch)
+        seed_everything(self.cfg.seed, epoch)
         if self.cfg.train.sampling == "balanced":
             weights = balanced_weights(self.targets.cpu())[self.targets.argmax(1).cpu()]
             order = torch.multinomial(weights, len(self.images), replacement=True)
@@ -183,38 +195,33 @@ class Trainer:
             group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
         for module, own in self.dropouts:
             module.p = own * dropout
+        whole = self.network.model.size
         # shrunk to multiples of 4, for two poolings at least
-        return factors, self.side if size == 1 else max(round(size * self.side / 4), 1) * 4
+        return factors, whole if size == 1 else max(round(size * whole / 4), 1) * 4
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
-        sums = self.whole_sums()
-        self.check_finite(sums)
-        row, logits = self.measure(sums)
+        row, logits = self.measure()
         self.history.append(row)
-        if better := row["val_accuracy"] > self.best:
-            self.best, self.best_epoch = row["val_accuracy"], self.epoch + 1
+        better = self.best is row
         if self.run:
             if better:
                 found = {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash}
-                best = {"epoch": self.best_epoch, "val_accuracy": self.best, "validation": found}
+                best = {"epoch": self.epoch, "val_accuracy": row["val_accuracy"], "validation": found}
                 save_checkpoint(self.run / "best.pt", self.cfg, self.judged, **best)
             write_history(self.run, self.history)
             if self.writer:
                 tensorboard.note(self.writer, row)
             print(epoch_line(row, self.cfg.train.epochs, better), flush=True)
 
-    def judge(self) -> Tensor:
-        """Logits of the validation faces. One process judges, all know: they must stop together."""
-        logits = torch.empty(len(self.val_images), len(self.classes), device=self.device)
-        if self.rank == 0:
-            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
-        return over_processes(logits, "first")
-
-    def measure(self, sums: Tensor) -> tuple[dict[str, Any], Tensor]:
+    def measure(self) -> tuple[dict[str, Any], Tensor]:
         """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
-        start, logits = time.perf_counter(), self.judge()
-        loss, right, _ = (sums / len(self.images)).tolist()
+        loss, right, _ = self.whole_sums().tolist()
+        start = time.perf_counter()
+        logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
+        if self.rank == 0:  # one process judges, all know: they must stop together
+            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        logits = over_processes(logits, "sum")
         matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
         crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
@@ -222,8 +229,8 @@ class Trainer:
         row = {
             "epoch": self.epoch + 1,
             "lr": values.pop("lr"),
-            "train_loss": loss,
-            "train_accuracy": right,
+            "train_loss": loss / len(self.images),
+            "train_accuracy": right / len(self.images),
             "val_loss": F.cross_entropy(logits, self.val_labels).item(),
             "val_accuracy": metrics.accuracy(matrix),
             "val_macro_f1": metrics.macro_f1(matrix),
@@ -240,22 +247,16 @@ class Trainer:
         found = probabilities(self.judged, self.val_images, EVAL_BATCH, self.cfg.train.precision, "tencrop")
         return (found.argmax(1) == self.val_labels.cpu()).double().mean().item()
 
-    def out_of_patience(self) -> bool:
-        patience = self.cfg.train.patience
-        return patience is not None and self.epoch - self.best_epoch >= patience
-
     def whole_sums(self) -> Tensor:
-        """The sums over all processes, steps until a NaN those of the first to have one."""
-        return torch.cat([over_processes(self.sums[:2], "sum"), over_processes(self.sums[2:], "min")])
-
-    def check_finite(self, sums: Tensor) -> None:
-        finite = int(sums[2])
-        if finite < self.step:
+        """The sums over all processes, steps until a NaN those of the first to have one, which is refused."""
+        sums = torch.cat([over_processes(self.sums[:2], "sum"), over_processes(self.sums[2:], "min")])
+        if (finite := int(sums[2])) < self.step:
             rate = self.cfg.optim["lr"] * self.factors(finite)["lr"]
             raise UserError(
                 f"epoch {self.epoch + 1}, step {finite + 1} of {self.steps}: the loss is no finite number at a rate of "
                 f"{rate:.3g}; try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
             )
+        return sums
 
     def after_step(self, signals: Signals) -> None:
         """Warn of a long training, save every few minutes, end after a signal; the processes do so together."""
@@ -273,29 +274,25 @@ class Trainer:
         """last.pt: the weights and all that a resume needs."""
         self.saved, sums = time.perf_counter(), self.whole_sums()
         if self.run:
-            self.check_finite(sums)
-            state = {name: getattr(self, name) for name in self.STATE}
-            state |= {"sums": sums.cpu(), "optimizer": self.optimizer.state_dict(), "faces": self.faces}
-            state |= {"average": self.average.state_dict()} if self.average else {}
+            state = {"step": self.step, "seconds": self.seconds, "sums": sums.cpu(), "history": self.history}
+            state |= {"epoch": self.epoch, "best": self.best["val_accuracy"], "best_epoch": self.best["epoch"]}
+            state |= {"faces": self.faces} | {name: part.state_dict() for name, part in self.saves.items()}
             save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
-    def load(self, contents: dict, path: Path) -> None:
-        """Go on where the checkpoint `contents` of a last.pt stopped."""
+    def load(self, path: Path) -> None:
+        """Go on where the last.pt at `path` stopped."""
+        contents = load_checkpoint(path)
         load_weights(self.network.model, contents["model"], path)
-        state = contents["training"]
         try:
+            state = contents["training"]
             if state.get("faces", self.faces) != self.faces:  # earlier versions do not tell
                 raise UserError(f"{path}: was trained on other faces or labels than these; start anew elsewhere")
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
-            for name in self.STATE:
-                if type(state[name]) is not type(getattr(self, name)):
-                    raise TypeError
-                setattr(self, name, state[name])
+            for name, part in self.saves.items():
+                part.load_state_dict(state[name])
+            self.history, self.step, self.seconds = list(state["history"]), int(state["step"]), float(state["seconds"])
             self.sums = state["sums"].to(self.device).reshape(3)
             self.sums[:2] *= self.rank == 0  # they are added up
-            if not (self.epoch == len(self.history) and 0 <= self.step <= self.steps):
+            if not (state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps):
                 raise ValueError
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
@@ -343,40 +340,33 @@ def dropouts(model: nn.Module) -> list[nn.Dropout]:
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
     accuracy, for sweeps that optimize it."""
-    resume = Path(values["resume"]) if values.get("resume") else None
-    if resume:
-        resume = resume.parent if resume.name == "last.pt" and resume.is_file() else resume
-        contents = load_checkpoint(resume / "last.pt")
-        values = resumed(contents, values, typed, resume)
-    cfg = config.check("train", values)
+    cfg = config.check("train", resumed(values, typed) if values.get("resume") else values)
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
     trainer = Trainer(cfg, device)
-    if resume:
-        trainer.load(contents, resume / "last.pt")
     if trainer.rank:  # the first process has the run folder, and speaks
         trainer.fit()
-        return trainer.best
-    folder = resume or create(cfg.run, cfg.name)
+        return trainer.best["val_accuracy"]
     try:
-        fit(trainer, folder)
+        fit(trainer)
     except Interrupted:
-        print(f"stopped; everything so far is in {folder}; go on with\n  fer train resume={shlex.quote(str(folder))}")
+        again = f"fer train resume={shlex.quote(str(trainer.run))}"
+        print(f"stopped; everything so far is in {trainer.run}; go on with\n  {again}")
         raise
-    best = f"ckpt={shlex.quote(str(folder / 'best.pt'))}"
-    print(
-        f"best validation accuracy {trainer.best:.4f} after epoch {trainer.best_epoch}; {folder} holds best.pt, "
-        f"last.pt, history.csv\nnext:\n  fer report run={shlex.quote(str(folder))}\n"
-        + (f"  fer predict {best} out=submission.csv" if trainer.unlabelled else f"  fer evaluate {best}")
-    )
-    return trainer.best
+    folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
+    run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/best.pt")
+    judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
+    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
+    print(f"next:\n  fer report run={run}\n  fer {judge}")
+    return accuracy
 
 
-def fit(trainer: Trainer, folder: Path) -> None:
-    """Train in a run folder that exists; the trainer of one that goes on has been loaded."""
+def fit(trainer: Trainer) -> None:
+    """Train in the run folder that the config names, a new one or that of a training that goes on."""
     cfg, device = trainer.cfg, trainer.device
-    with lock(folder):
+    folder = Path(cfg.resume) if cfg.resume else create(cfg.run, cfg.name)
+    with lock(folder), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
         if cfg.resume:
             write_history(folder, trainer.history)
             print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
@@ -392,25 +382,20 @@ def fit(trainer: Trainer, folder: Path) -> None:
             f"to validate, {device.type}, {folder}",
             flush=True,
         )
-        with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-            trainer.fit()
+        trainer.fit()
 
 
-def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> Trainer:
-    """A training on `data` in `folder`: begun, gone on with or, where it is done, only loaded."""
+def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
+    """The best validation accuracy of a training on `data` in `folder`: begun, gone on with or, where it is done, only
+    loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
-    if not last.is_file():
-        trainer = Trainer(own, device, data)
-        fit(trainer, create(own.run, own.name))
-        return trainer
-    contents = load_checkpoint(last)
-    saved = config.parse(contents["config"], str(last))
-    if changed := list(config.difference(saved, own.model_dump()).values()):
-        raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
-    own.resume = str(folder)
+    if last.is_file():
+        saved = config.parse(load_checkpoint(last)["config"], str(last))
+        if changed := list(config.difference(saved, own.model_dump()).values()):
+            raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
+        own.resume = own.run
     trainer = Trainer(own, device, data)
-    trainer.load(contents, last)
-    if trainer.epoch < own.train.epochs and not trainer.out_of_patience():
-        fit(trainer, folder)
-    return trainer
+    if not trainer.done:
+        fit(trainer)
+    return trainer.best["val_accuracy"]
