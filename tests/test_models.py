@@ -178,3 +178,10 @@ def test_a_network_with_global_pool_takes_any_size():
     assert seen == [24, 12, 18] and model.any_size
     with pytest.raises(ValueError, match="does not divide 48"):
         ConvNet(features=[{"space_to_depth": 5}], head=[])
+
+
+def test_layers_of_one_kind_may_follow_each_other():
+    model = ConvNet(features=["norm", "norm", {"space_to_depth": 2}, {"space_to_depth": 2}, 4], head=[], size=8)
+    kinds = [nn.BatchNorm2d] * 2 + [nn.PixelUnshuffle] * 2 + [nn.Conv2d, nn.ReLU]
+    assert [type(layer) for layer in model.features] == kinds
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)

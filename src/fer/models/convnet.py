@@ -157,6 +157,8 @@ class ConvNet(nn.Module):
         """A layer, or one of that kind, for what the layer before it puts out."""
         if layer == "none":
             return
+        if hasattr(part, name):  # as of two norms in a row
+            name = f"{name}_{len(part)}"
         layer = self._layer(layer, self.shape) if isinstance(layer, str) else layer
         part.add_module(name, layer)
         self.shape = layer.eval()(torch.zeros(1, *self.shape)).shape[1:]
