@@ -192,12 +192,15 @@ class ConvNet(nn.Module):
         if before != after if kind == "conv" else padding not in ("same", 0):
             self._add(self.features, f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
             before = after = 0
-        layer: nn.Module
         if kind == "conv":
-            layer = nn.Conv2d(channels, spec["conv"], kernel, stride, before)
-        else:  # ceil_mode gives the extra row that SAME puts last
-            layer = POOLS[spec["pool"]](kernel, stride, before, ceil_mode=after > before)
-        self._add(self.features, f"{kind}{name}", layer)
+            self._add(self.features, f"conv{name}", nn.Conv2d(channels, spec["conv"], kernel, stride, before))
+            return
+        pool = partial(POOLS[spec["pool"]], kernel, stride)
+        if before == after or stride > 1:  # ceil_mode gives the extra row that SAME puts last
+            self._add(self.features, f"pool{name}", pool(before, ceil_mode=after > before))
+        else:  # but not at stride 1: padded by it on all sides, the first of too many is cut off
+            self._add(self.features, f"pool{name}", pool(after))
+            self._add(self.features, f"cut{name}", nn.ZeroPad2d((-1, 0, -1, 0)))
 
 
 POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": partial(nn.AvgPool2d, count_include_pad=False)}
