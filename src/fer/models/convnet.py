@@ -18,7 +18,7 @@ from annotated_types import Ge, Lt
 from torch import nn
 from typing_extensions import TypedDict
 
-from fer.models.layers import PReLU, Residual, same_padding
+from fer.models.layers import PReLU, Residual
 
 Positive = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -184,7 +184,8 @@ class ConvNet(nn.Module):
         """A convolution or a pool."""
         channels, side, _ = self.shape
         kernel, stride, padding = spec["kernel"], spec["stride"], spec["padding"]
-        before, after = same_padding(side, kernel, stride) if padding == "same" else (padding, padding)
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0) if padding == "same" else 2 * padding
+        before, after = total // 2, total - total // 2
         if kernel > side + before + after:
             raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
         # Of a convolution only uneven padding is a layer of its own: that of an even kernel, whose extra row and column
