@@ -96,49 +96,47 @@ class ConvNet(nn.Module):
         self.features, self.head = nn.Sequential(), nn.Sequential()
         self.shape = torch.Size([channels, size, size])  # of what the last layer puts out, without the batch
 
+        words = {"pool": pool, "dropout": dropout}
         block = {"norm": norm, "activation": activation}
         stage, number = 1, 0
-        spec: Any  # mypy loses TypedDicts in a match
-        for spec in features:
-            match spec:
-                case int() | {"conv": _}:
-                    own = {"conv": spec} if isinstance(spec, int) else spec
+        for feature in features:
+            match spelled_out(feature, "conv", words):
+                case {"conv": filters, **own}:
                     number += 1
                     name = f"{stage}_{number}"
-                    self._window("conv", name, {"kernel": kernel, "stride": 1, "padding": padding} | own)
+                    self._convolution(name, filters, **{"kernel": kernel, "padding": padding} | own)
                     for layer in order.split("_"):
                         self._add(self.features, f"{layer}{name}", block[layer])
-                case "pool" | {"pool": _}:
-                    own = {"pool": pool} if spec == "pool" else spec
-                    self._window("pool", f"{stage}", {"kernel": 2, "stride": 2, "padding": "same"} | own)
+                case {"pool": kind, **own}:
+                    self._pool(str(stage), kind, **own)
                     stage, number = stage + 1, 0
-                case {"residual": filters}:
+                case {"residual": filters, **own}:
                     number += 1
                     act = partial(self._layer, activation, (filters, *self.shape[1:]))
-                    residual = Residual(self.shape[0], filters, act, spec.get("squeeze", 0), **self.norm_options)
+                    residual = Residual(self.shape[0], filters, act, **own, **self.norm_options)
                     self._add(self.features, f"residual{stage}_{number}", residual)
                 case {"space_to_depth": factor}:
                     side = self.shape[1]
                     if side % factor:
                         raise ValueError(f"space_to_depth={factor}: does not divide {side}×{side}")
                     self._add(self.features, f"space_to_depth{stage}", nn.PixelUnshuffle(factor))
-                case "global_pool":
+                case {"global_pool": _}:
                     self._add(self.features, "global_pool", nn.AdaptiveAvgPool2d(1))
-                case "norm":
+                case {"norm": _}:
                     self._add(self.features, f"norm{stage}_{number}b" if number else f"norm{stage - 1}", "batch")
-                case _:
-                    self._dropout(self.features, spec, dropout)
+                case {"dropout": rate}:
+                    self._add(self.features, f"dropout{len(self.features)}", nn.Dropout(rate))
 
         self._add(self.head, "flatten", nn.Flatten())
-        for number, spec in enumerate(head, 1):
-            match spec:
-                case int():
-                    self._add(self.head, f"dense{number}", nn.Linear(self.shape[0], spec))
+        for number, dense in enumerate(head, 1):
+            match spelled_out(dense, "dense", words):
+                case {"dense": units}:
+                    self._add(self.head, f"dense{number}", nn.Linear(self.shape[0], units))
                     self._add(self.head, f"activation{number}", head_activation)
-                case "norm":
+                case {"norm": _}:
                     self._add(self.head, f"norm{number}", "batch")
-                case _:
-                    self._dropout(self.head, spec, dropout)
+                case {"dropout": rate}:
+                    self._add(self.head, f"dropout{len(self.head)}", nn.Dropout(rate))
         logits = nn.Linear(self.shape[0], classes)
         self._add(self.head, "logits", logits)
         self._add(self.head, "activation", output_activation)
@@ -177,31 +175,39 @@ class ConvNet(nn.Module):
         }
         return layers[kind]()
 
-    def _dropout(self, part: nn.Sequential, spec, rate: float) -> None:
-        self._add(part, f"dropout{len(part)}", nn.Dropout(rate if spec == "dropout" else spec["dropout"]))
-
-    def _window(self, kind: str, name: str, spec: dict) -> None:
-        """A convolution or a pool."""
-        channels, side, _ = self.shape
-        kernel, stride, padding = spec["kernel"], spec["stride"], spec["padding"]
-        total = max((-(-side // stride) - 1) * stride + kernel - side, 0) if padding == "same" else 2 * padding
-        before, after = total // 2, total - total // 2
-        if kernel > side + before + after:
-            raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
-        # Of a convolution only uneven padding is a layer of its own: that of an even kernel, whose extra row and column
-        # go below and to the right. A pool's SAME padding takes no part in it, so its own numeric padding is one too.
-        if before != after if kind == "conv" else padding not in ("same", 0):
+    def _convolution(self, name: str, filters: int, kernel: int, padding: Padding, stride: int = 1) -> None:
+        before, after = self._sides(f"conv{name}", kernel, stride, padding)
+        if before != after:  # an even kernel: the extra row and column go below and to the right
             self._add(self.features, f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
+            before = 0
+        self._add(self.features, f"conv{name}", nn.Conv2d(self.shape[0], filters, kernel, stride, before))
+
+    def _pool(self, name: str, kind: Kind, kernel: int = 2, stride: int = 2, padding: Padding = "same") -> None:
+        before, after = self._sides(f"pool{name}", kernel, stride, padding)
+        if padding not in ("same", 0):
+            self._add(self.features, f"pad{name}", nn.ZeroPad2d(before))
             before = after = 0
-        if kind == "conv":
-            self._add(self.features, f"conv{name}", nn.Conv2d(channels, spec["conv"], kernel, stride, before))
-            return
-        pool = partial(POOLS[spec["pool"]], kernel, stride)
+        pool = partial(POOLS[kind], kernel, stride)
         if before == after or stride > 1:  # ceil_mode gives the extra row that SAME puts last
             self._add(self.features, f"pool{name}", pool(before, ceil_mode=after > before))
         else:  # but not at stride 1: padded by it on all sides, the first of too many is cut off
             self._add(self.features, f"pool{name}", pool(after))
             self._add(self.features, f"cut{name}", nn.ZeroPad2d((-1, 0, -1, 0)))
 
+    def _sides(self, name: str, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+        """Rows of padding above and below a window's map, columns to its left and right."""
+        side = self.shape[1]
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0) if padding == "same" else 2 * padding
+        if kernel > side + total:
+            raise ValueError(f"{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
+        return total // 2, total - total // 2
+
 
 POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": partial(nn.AvgPool2d, count_include_pad=False)}
+
+
+def spelled_out(layer: Any, number: str, words: dict[str, Any]) -> dict[str, Any]:
+    """A layer's mapping, also where a number or a word is short for it."""
+    if isinstance(layer, int):
+        return {number: layer}
+    return {layer: words.get(layer)} if isinstance(layer, str) else layer
