@@ -193,8 +193,8 @@ class Augment:
         for name, factor in at.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
-            own = getattr(self, name)
-            at[name] = factor * (bool(own) if name in SHARES else own)
+            value = getattr(self, name)
+            at[name] = factor * (bool(value) if name in SHARES else value)
         images = self.move(images, at)
         if at["brightness"]:
             images = brightness(images, at["brightness"] * 255 * spread(images))
@@ -203,9 +203,10 @@ class Augment:
         if at["erase"]:
             noise = 255 * torch.rand(images.shape, device=images.device)
             images = erase(images, draw_erase(images, at["erase"]), noise)
-        if at["mixup"] or at["cutmix"]:
-            coin, perm = torch.rand((), device=images.device), torch.randperm(len(images), device=images.device)
-            half = 0.5 if self.mixup and self.cutmix else 1
+        if not (at["mixup"] or at["cutmix"]):
+            return images, targets
+        half = 0.5 if self.mixup and self.cutmix else 1
+        coin, perm = torch.rand((), device=images.device), torch.randperm(len(images), device=images.device)
         if at["mixup"]:
             lam = torch.where(coin < half * at["mixup"], draw_beta(self.mixup, images.device), 1)
             images, targets = mixup(images, targets, lam, perm)

@@ -1,4 +1,6 @@
-"""Optimizers that torch lacks; torch's own are named by their `_target_`."""
+"""Optimizers that torch lacks; torch's own are named by their `_target_`. Of parameters they know shapes and order, no
+names or networks; how rates change over time stays out.
+"""
 
 from typing import Annotated
 
@@ -31,7 +33,7 @@ class Muon(torch.optim.AdamW):
         params = list(params)
         weights = [p for p in params if p.ndim in (2, 4)]
         inner = [p for p in weights[1:-1] if min(p.flatten(1).shape) <= LARGEST]
-        others = [p for p in weights if p not in set(inner)]
+        others = [p for p in weights if all(p is not q for q in inner)]
         groups = [
             {"params": inner, "lr": lr, "momentum": momentum},
             {"params": others, "lr": adam_lr},
