@@ -102,6 +102,16 @@ def test_even_kernels_pad_below_and_to_the_right():
 
 
 @pytest.mark.parametrize("pool", ["max", "average"])
+def test_a_pool_of_an_even_kernel_and_stride_1_is_same(pool):
+    model = ConvNet(features=[{"pool": pool, "kernel": 2, "stride": 1}], head=[], size=3)
+    image = torch.arange(1.0, 10).view(1, 1, 3, 3)
+    out = model.features(image)[0, 0]
+    mean = [[3, 4, 4.5], [6, 7, 7.5], [7.5, 8.5, 9]]
+    assert out.tolist() == (mean if pool == "average" else [[5, 6, 6], [8, 9, 9], [8, 9, 9]])
+    assert model(image).shape == (1, 7)
+
+
+@pytest.mark.parametrize("pool", ["max", "average"])
 def test_a_pools_own_padding_is_explicit_zeros(pool):
     model = ConvNet(features=[{"pool": pool, "kernel": 3, "stride": 2, "padding": 1}], head=[], size=4)
     out = model.features(-torch.ones(1, 1, 4, 4))[0, 0]
@@ -178,3 +188,10 @@ def test_a_network_with_global_pool_takes_any_size():
     assert seen == [24, 12, 18] and model.any_size
     with pytest.raises(ValueError, match="does not divide 48"):
         ConvNet(features=[{"space_to_depth": 5}], head=[])
+
+
+def test_layers_of_one_kind_may_follow_each_other():
+    model = ConvNet(features=["norm", "norm", {"space_to_depth": 2}, {"space_to_depth": 2}, 4], head=[], size=8)
+    kinds = [nn.BatchNorm2d] * 2 + [nn.PixelUnshuffle] * 2 + [nn.Conv2d, nn.ReLU]
+    assert [type(layer) for layer in model.features] == kinds
+    assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)

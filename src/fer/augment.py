@@ -21,28 +21,28 @@ Share = Annotated[float, Ge(0), Le(1)]
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
 STRENGTHS = ("crop", "flip", "rotate", "shift", "zoom", "erase", "brightness", "contrast", "mixup", "cutmix")
+SHARES = ("crop", "mixup", "cutmix")  # of which a strength is not a factor, but a share by itself
 
 
-def theta_of(flip: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """N×2×3 maps from output to input pixels, both as offsets (x, y) from the centre of their image.
+def affine(
+    images: Tensor, flip: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor, size: tuple[int, int], fill: Fill
+) -> Tensor:
+    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted, read bilinearly; the result's size is
+    (h, w). torchvision's `affine` after `horizontal_flip`.
 
-    They belong to images that are flipped, scaled, rotated and then shifted: torchvision's `affine` after
-    `horizontal_flip`. flip: N, bool. degrees: N, clockwise. shift: N×2, pixels right and down. scale: N×2, along the
-    image's own x and y, above 1 enlarges.
+    flip: N, bool. degrees: N, clockwise. shift: N×2, pixels right and down. scale: N×2, along the image's own x and y,
+    above 1 enlarges.
     """
+    (height, width), (h, w) = images.shape[-2:], size
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     mirror = torch.stack([1 - 2 * flip.float(), torch.ones_like(degrees)], dim=1)
+    # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1 to 1.
     inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / (scale * mirror)[:, :, None]
-    return torch.cat([inverse, -inverse @ shift[:, :, None]], dim=2)
-
-
-def affine(images: Tensor, theta: Tensor, size: tuple[int, int], fill: Fill) -> Tensor:
-    """Float N×1×H×W, read bilinearly where theta (see theta_of) puts each pixel of the result, whose size is (h, w)."""
-    (height, width), (h, w) = images.shape[-2:], size
+    theta = torch.cat([inverse, -inverse @ shift[:, :, None]], dim=2)
+    theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)
+    # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes 2.6.
     x = torch.arange(w, device=images.device) - (w - 1) / 2
     y = torch.arange(h, device=images.device) - (h - 1) / 2
-    theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)  # grid_sample counts -1 to 1
-    # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes 2.6.
     across, down = theta[:, :, :1] * x + theta[:, :, 2:], theta[:, :, 1:2] * y
     grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
     moved = F.grid_sample(images, grid, padding_mode=PADDING[fill], align_corners=False)
@@ -111,24 +111,25 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
     return torch.stack(ten_crop(images, [size]))
 
 
-def spread(device: torch.device, *shape: int) -> Tensor:
-    """Even draws from -1 to 1."""
-    return torch.empty(shape, device=device).uniform_(-1, 1)
+def spread(images: Tensor, *more: int) -> Tensor:
+    """Even draws from -1 to 1, N or N×more."""
+    return torch.empty(len(images), *more, device=images.device).uniform_(-1, 1)
 
 
-def window(room: int, share: float, count: int, device: torch.device) -> Tensor:
-    """Starts of `count` windows, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
-    start = torch.randint(room + 1, (count,), device=device)
+def window(images: Tensor, room: int, share: float) -> Tensor:
+    """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
+    start = torch.randint(room + 1, (len(images),), device=images.device)
     return (room / 2 + (start - room / 2) * share).round().long()
 
 
-def draw_erase(count: int, height: int, width: int, probability: float, device: torch.device) -> Tensor:
+def draw_erase(images: Tensor, probability: float) -> Tensor:
     """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published; empty for 1 - probability of N.
 
     The paper draws again when a box is taller or wider than the image; here the ratio is drawn among those that fit.
     """
+    (count, _, height, width), device = images.shape, images.device
     area = torch.empty(count, device=device).uniform_(0.02, 0.4)
-    stretch = (-area.log()).clamp(max=-math.log(0.3)) * spread(device, count)
+    stretch = (-area.log()).clamp(max=-math.log(0.3)) * spread(images)
     some = torch.rand(count, device=device) < probability
     h = ((area * stretch.exp()).sqrt() * height).round() * some
     w = ((area / stretch.exp()).sqrt() * width).round() * some
@@ -137,13 +138,13 @@ def draw_erase(count: int, height: int, width: int, probability: float, device: 
     return torch.stack([top, left, top + h, left + w], dim=1)
 
 
-def draw_cutmix(lam: Tensor, height: int, width: int) -> Tensor:
-    """A box for cutmix, 4: 1 - lam (one number) of the area, its centre anywhere in the image, cut off at the edges."""
+def draw_cutmix(images: Tensor, lam: Tensor) -> Tensor:
+    """A box for cutmix, 4: 1 - lam (one number) of the area, its centre anywhere in the image; it may reach beyond."""
+    height, width = images.shape[-2:]
     half = (1 - lam).sqrt() / 2
     y, x = torch.rand(2, device=lam.device)
     y, x, up, along = (y * height).floor(), (x * width).floor(), (half * height).floor(), (half * width).floor()
-    corners = (y - up).clamp(min=0), (x - along).clamp(min=0), (y + up).clamp(max=height), (x + along).clamp(max=width)
-    return torch.stack(corners)
+    return torch.stack([y - up, x - along, y + up, x + along])
 
 
 def draw_beta(alpha: float, device: torch.device) -> Tensor:
@@ -192,54 +193,43 @@ class Augment:
         for name, factor in at.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
-            if name not in ("crop", "mixup", "cutmix"):
-                at[name] = factor * getattr(self, name)
-        return self.mix(self.recolour(self.move(images, at), at), targets, at)
+            value = getattr(self, name)
+            at[name] = factor * (bool(value) if name in SHARES else value)
+        images = self.move(images, at)
+        if at["brightness"]:
+            images = brightness(images, at["brightness"] * 255 * spread(images))
+        if at["contrast"]:
+            images = contrast(images, 1 + at["contrast"] * spread(images))
+        if at["erase"]:
+            noise = 255 * torch.rand(images.shape, device=images.device)
+            images = erase(images, draw_erase(images, at["erase"]), noise)
+        if not (at["mixup"] or at["cutmix"]):
+            return images, targets
+        half = 0.5 if self.mixup and self.cutmix else 1
+        coin, perm = torch.rand((), device=images.device), torch.randperm(len(images), device=images.device)
+        if at["mixup"]:
+            lam = torch.where(coin < half * at["mixup"], draw_beta(self.mixup, images.device), 1)
+            images, targets = mixup(images, targets, lam, perm)
+        if at["cutmix"]:
+            box = draw_cutmix(images, draw_beta(self.cutmix, images.device)) * (1 - coin <= half * at["cutmix"])
+            images, targets = cutmix(images, targets, box, perm)
+        return images, targets
 
     def move(self, images: Tensor, at: Mapping[str, float]) -> Tensor:
         """Flip, rotation, shift, zoom and crop by the values in `at`."""
-        (count, _, height, width), device, size = images.shape, images.device, self.crop
-        flip = torch.rand(count, device=device) < at["flip"]
+        (height, width), size = images.shape[-2:], self.crop
+        flip = torch.rand(len(images), device=images.device) < at["flip"]
         if size:
             check_crop(images, size)
-            top = window(height - size, at["crop"], count, device)
-            left = window(width - size, at["crop"], count, device)
+            top, left = (window(images, side - size, at["crop"]) for side in (height, width))
         if at["rotate"] or at["shift"] or at["zoom"]:
-            degrees = at["rotate"] * spread(device, count)
-            shift = at["shift"] * torch.stack([width * spread(device, count), height * spread(device, count)], dim=1)
+            degrees = at["rotate"] * spread(images)
+            shift = at["shift"] * torch.stack([width * spread(images), height * spread(images)], dim=1)
             if size:  # a window off the centre is the image shifted the other way
                 shift = shift - torch.stack([left - (width - size) / 2, top - (height - size) / 2], dim=1)
-            scale = 1 + at["zoom"] * spread(device, count, 1 if self.zoom_axes == "together" else 2).expand(-1, 2)
-            theta = theta_of(flip, degrees, shift, scale)
-            return affine(images.float(), theta, (size, size) if size else (height, width), self.fill)
+            scale = 1 + at["zoom"] * spread(images, 1 if self.zoom_axes == "together" else 2).expand(-1, 2)
+            to = (size, size) if size else (height, width)
+            return affine(images.float(), flip, degrees, shift, scale, to, self.fill)
         if at["flip"]:
             images = horizontal_flip(images, flip)
         return (crop(images, top, left, size) if size else images).float()
-
-    def recolour(self, images: Tensor, at: Mapping[str, float]) -> Tensor:
-        """Brightness, contrast and erasing by the values in `at`."""
-        (count, _, height, width), device = images.shape, images.device
-        if at["brightness"]:
-            images = brightness(images, at["brightness"] * 255 * spread(device, count))
-        if at["contrast"]:
-            images = contrast(images, 1 + at["contrast"] * spread(device, count))
-        if at["erase"]:
-            noise = 255 * torch.rand(images.shape, device=device)
-            images = erase(images, draw_erase(count, height, width, at["erase"], device), noise)
-        return images
-
-    def mix(self, images: Tensor, targets: Tensor, at: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        """mixup or cutmix of the batch, with the probabilities in `at`, both halved where both alphas are on."""
-        (count, _, height, width), device = images.shape, images.device
-        mixed, cut = (at[name] * bool(getattr(self, name)) for name in ("mixup", "cutmix"))
-        if not (mixed or cut):
-            return images, targets
-        half = 0.5 if self.mixup and self.cutmix else 1
-        coin, perm = torch.rand((), device=device), torch.randperm(count, device=device)
-        if mixed:
-            lam = torch.where(coin < half * mixed, draw_beta(self.mixup, device), 1)
-            images, targets = mixup(images, targets, lam, perm)
-        if cut:
-            box = draw_cutmix(draw_beta(self.cutmix, device), height, width) * (1 - coin <= half * cut)
-            images, targets = cutmix(images, targets, box, perm)
-        return images, targets

@@ -22,48 +22,53 @@ def confusion(predicted: Tensor, labels: Tensor, classes: int = len(CLASSES)) ->
     return counts.scatter_add_(0, cell, torch.ones_like(cell)).view(classes, classes)
 
 
+def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole of counts; 0 where the whole, and so the part, is 0."""
+    return part / np.maximum(whole, 1)
+
+
 def accuracy(confusion: Tensor) -> float:
     """The share of right answers; 0 of nothing."""
-    counts = confusion.cpu()
-    return float(_ratio(counts.trace().item(), counts.sum().item()))
+    return confusion.trace().item() / max(1, confusion.sum().item())
 
 
 def per_class(confusion: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Precision, recall, F1 (float64, 0 where undefined) and support (int64), C each."""
     counts = confusion.cpu().numpy()
     right, predicted, support = counts.diagonal(), counts.sum(0), counts.sum(1)
-    return _ratio(right, predicted), _ratio(right, support), _ratio(2 * right, predicted + support), support
+    return share(right, predicted), share(right, support), share(2 * right, predicted + support), support
 
 
 def macro_f1(confusion: Tensor) -> float:
     """scikit-learn's f1_score(average="macro", zero_division=0): the mean F1 of the classes that occur in truth or in
     prediction. "macro avg" in the report is over all classes, so it is lower when one never occurs."""
-    _, _, f1, support = per_class(confusion)
-    occurs = support + confusion.cpu().numpy().sum(0) > 0
-    return float(f1[occurs].mean()) if occurs.any() else 0.0
+    occurs = (confusion.sum(0) + confusion.sum(1) > 0).cpu().numpy()
+    return float(per_class(confusion)[2].mean(where=occurs)) if occurs.any() else 0.0
 
 
 def report_text(confusion: Tensor, classes: Sequence[str]) -> str:
     """classification_report as text, with four digits and whole counts."""
-    text = classification_report(confusion, classes, digits=4, output_dict=False)
+    text = classification_report(confusion, classes, output_dict=False)
     return re.sub(r"(\d+)\.0$", r"  \1", text, flags=re.MULTILINE)
 
 
-def classification_report(confusion: Tensor, classes: Sequence[str], output_dict: bool = True, **how: Any) -> Any:
+def classification_report(confusion: Tensor, classes: Sequence[str], output_dict: bool = True) -> Any:
     """What scikit-learn's classification_report(zero_division=0) gives for all `classes`."""
     import sklearn.metrics  # takes a second
 
     # Every cell is a face that weighs its count. One more comes and goes: scikit-learn refuses to score nothing.
     truth, predicted = np.append(np.indices(confusion.shape).reshape(2, -1), [[0, 0], [1, 1]], axis=1)
-    how |= {"sample_weight": np.append(confusion.cpu(), [1, -1]), "labels": range(len(classes)), "zero_division": 0}
-    how |= {"target_names": classes, "output_dict": output_dict}
-    return sklearn.metrics.classification_report(truth, predicted, **how)
+    asked = {"labels": range(len(classes)), "target_names": classes, "digits": 4, "zero_division": 0}
+    weights = np.append(confusion.cpu(), [1, -1])
+    return sklearn.metrics.classification_report(
+        truth, predicted, sample_weight=weights, output_dict=output_dict, **asked
+    )
 
 
 def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tuple[str, str, float, int]]:
     """The `n` likeliest mistakes, (true, predicted, share of the true class, count), by share, then count."""
     counts = confusion.cpu().numpy()
-    shares = _ratio(counts, counts.sum(1, keepdims=True))
+    shares = share(counts, counts.sum(1, keepdims=True))
     wrong = [(t, p) for t, p in np.argwhere(counts) if t != p]
     wrong.sort(key=lambda cell: (-shares[*cell], -counts[*cell]))
     return [(classes[t], classes[p], float(shares[t, p]), int(counts[t, p])) for t, p in wrong[:n]]
@@ -77,7 +82,7 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[
     right = (predicted == labels.cpu()).double()
     sums = [np.bincount(place, values, bins) for values in (confidence, right, torch.ones_like(confidence))]
     confidences, rights, counts = np.array(sums, dtype=np.float64)
-    return _ratio(confidences, counts), _ratio(rights, counts), counts
+    return share(confidences, counts), share(rights, counts), counts
 
 
 def ece(probabilities: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -112,9 +117,3 @@ def mcnemar(won: int, lost: int) -> float:
     from scipy.stats import binomtest  # takes a second to import
 
     return binomtest(won, won + lost).pvalue if won + lost else 1.0
-
-
-def _ratio(part, whole) -> np.ndarray:
-    """part / whole, 0 where whole is 0."""
-    part, whole = np.broadcast_arrays(part, whole)
-    return np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)

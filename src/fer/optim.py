@@ -1,7 +1,7 @@
-"""Optimizers that torch lacks; torch's own are named by their `_target_`."""
+"""Optimizers that torch lacks; torch's own are named by their `_target_`. Of parameters they know shapes and order, no
+names or networks; how rates change over time stays out.
+"""
 
-from itertools import compress
-from operator import not_
 from typing import Annotated
 
 import torch
@@ -32,11 +32,11 @@ class Muon(torch.optim.AdamW):
     ):
         params = list(params)
         weights = [p for p in params if p.ndim in (2, 4)]
-        inner = [len(p) <= LARGEST or p[0].numel() <= LARGEST for p in weights]
-        inner[0] = inner[-1] = False
+        inner = [p for p in weights[1:-1] if min(p.flatten(1).shape) <= LARGEST]
+        others = [p for p in weights if all(p is not q for q in inner)]
         groups = [
-            {"params": list(compress(weights, inner)), "lr": lr, "momentum": momentum},
-            {"params": list(compress(weights, map(not_, inner))), "lr": adam_lr},
+            {"params": inner, "lr": lr, "momentum": momentum},
+            {"params": others, "lr": adam_lr},
             {"params": [p for p in params if p.ndim not in (2, 4)], "lr": adam_lr, "weight_decay": 0.0},
         ]
         super().__init__(groups, weight_decay=weight_decay, fused=True)
@@ -54,19 +54,18 @@ class Muon(torch.optim.AdamW):
             p.mul_(1 - inner["lr"] * inner["weight_decay"])
             p.sub_(change, alpha=inner["lr"] * max(1, len(p) / (p.numel() / len(p))) ** 0.5)
         self.param_groups = others
-        try:
-            super().step()
-        finally:
-            self.param_groups = [inner, *others]
+        super().step()
+        self.param_groups = [inner, *others]
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Nearly U Vᵀ of matrix = U S Vᵀ (float m×n): singular values between 0.7 and 1.2, by five Newton-Schulz steps with
     the coefficients of Jordan et al. 2024, in bf16 as published."""
+    if len(matrix) > matrix.shape[1]:
+        return orthogonal(matrix.T).T
     x = matrix.bfloat16()
-    x = x.T if len(x) > x.shape[1] else x
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
         square = x @ x.T
         x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x.T if len(matrix) > matrix.shape[1] else x).to(matrix.dtype)
+    return x.to(matrix.dtype)

@@ -7,6 +7,7 @@ length. history: validation accuracies in 0..1, one an epoch, as far as known.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,19 +28,16 @@ class Curve:
     warmup: Epochs = 0
 
     def __call__(self, epoch: float, epochs: int, history: Sequence[float] = ()) -> float:
-        if epoch < self.warmup:
-            return epoch / self.warmup * self.at(self.warmup, epochs, history)
-        return self.at(epoch, epochs, history)
+        rise = epoch / self.warmup if epoch < self.warmup else 1
+        return rise * self.at(max(epoch, self.warmup), epochs, history)
 
     def at(self, epoch: float, epochs: int, history: Sequence[float]) -> float:
         """The factor without the warm-up."""
-        raise AssertionError("a curve defines at()")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Constant(Curve):
-    def at(self, epoch, epochs, history):
         return 1.0
+
+
+class Constant(Curve):
+    """Always 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +97,8 @@ class Plateau(Curve):
     final: Share
 
     def at(self, epoch, epochs, history):
-        value = 1.0
-        for _ in range(stalls(history, self.patience, self.threshold)):
-            value = max(value * self.factor, self.final)
-        return value
+        falls = stalls(history, self.patience, self.threshold)
+        return max(math.prod([self.factor] * falls, start=1.0), self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +116,7 @@ class Knots(Curve):
     def at(self, epoch, epochs, history):
         if self.shape == "linear":
             return float(np.interp(epoch, self.epochs, self.values))
-        return self.values[max(np.searchsorted(self.epochs, epoch, side="right") - 1, 0)]
+        return self.values[max(bisect_right(self.epochs, epoch) - 1, 0)]
 
 
 @dataclass(frozen=True, kw_only=True)

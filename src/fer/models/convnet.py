@@ -9,7 +9,6 @@ that many units and its activation. An empty `features` makes a plain multilayer
 the faces' own size are network.py's matter.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal, Required
@@ -19,11 +18,12 @@ from annotated_types import Ge, Lt
 from torch import nn
 from typing_extensions import TypedDict
 
-from fer.models.layers import PReLU, Residual, same_padding
+from fer.models.layers import PReLU, Residual
 
 Positive = Annotated[int, Ge(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Padding = Annotated[int, Ge(0)] | Literal["same"]
+Kind = Literal["max", "average"]
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "gelu"]
 
 
@@ -35,7 +35,7 @@ class Conv(TypedDict, total=False):
 
 
 class Pool(TypedDict, total=False):
-    pool: Required[Literal["max", "average"]]
+    pool: Required[Kind]
     kernel: Positive
     stride: Positive
     padding: Padding
@@ -54,9 +54,8 @@ class Dropout(TypedDict):
     dropout: Rate
 
 
-Feature = (
-    Positive | Literal["pool", "global_pool", "norm", "dropout"] | Conv | Pool | ResidualBlock | SpaceToDepth | Dropout
-)
+Word = Literal["pool", "global_pool", "norm", "dropout"]
+Feature = Positive | Word | Conv | Pool | ResidualBlock | SpaceToDepth | Dropout
 Dense = Positive | Literal["norm", "dropout"] | Dropout
 
 
@@ -80,7 +79,7 @@ class ConvNet(nn.Module):
         classes: Positive = 7,
         kernel: Positive = 3,
         padding: Padding = "same",
-        pool: Literal["max", "average"] = "max",
+        pool: Kind = "max",
         activation: Activation = "relu",
         head_activation: Activation = "relu",
         output_activation: Activation = "none",
@@ -93,61 +92,54 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         self.size, self.any_size = size, "global_pool" in features
-        self.shape: tuple[int, ...] = (channels, size, size)  # of what is built so far
         self.slope, self.norm_options = slope, dict[str, Any](eps=norm_eps, momentum=norm_momentum)
         self.features, self.head = nn.Sequential(), nn.Sequential()
+        self.shape = torch.Size([channels, size, size])  # of what the last layer puts out, without the batch
 
+        words = {"pool": pool, "dropout": dropout}
+        block = {"norm": norm, "activation": activation}
         stage, number = 1, 0
-        spec: Any  # mypy loses TypedDicts in a match
-        for spec in features:
-            match spec:
-                case int() | {"conv": _}:
-                    own = {"conv": spec} if isinstance(spec, int) else spec
+        for feature in features:
+            match spelled_out(feature, "conv", words):
+                case {"conv": filters, **own}:
                     number += 1
                     name = f"{stage}_{number}"
-                    self._window("conv", name, {"kernel": kernel, "stride": 1, "padding": padding, **own})
+                    self._convolution(name, filters, **{"kernel": kernel, "padding": padding} | own)
                     for layer in order.split("_"):
-                        if layer == "activation":
-                            self._activation(self.features, activation, name)
-                        elif norm == "batch":
-                            self._norm(self.features, name)
-                case "pool" | {"pool": _}:
-                    own = {"pool": pool} if spec == "pool" else spec
-                    self._window("pool", str(stage), {"kernel": 2, "stride": 2, "padding": "same", **own})
+                        self._add(self.features, f"{layer}{name}", block[layer])
+                case {"pool": kind, **own}:
+                    self._pool(str(stage), kind, **own)
                     stage, number = stage + 1, 0
-                case {"residual": filters}:
+                case {"residual": filters, **own}:
                     number += 1
-                    inputs, self.shape = self.shape[0], (filters, *self.shape[1:])
-                    act, squeeze = partial(self._act, activation), spec.get("squeeze", 0)
-                    block = Residual(inputs, filters, act, squeeze, **self.norm_options)
-                    self.features.add_module(f"residual{stage}_{number}", block)
-                case {"space_to_depth": block}:
-                    filters, side, _ = self.shape
-                    if side % block:
-                        raise ValueError(f"space_to_depth={block}: does not divide {side}×{side}")
-                    self.features.add_module(f"space_to_depth{stage}", nn.PixelUnshuffle(block))
-                    self.shape = (filters * block**2, side // block, side // block)
-                case "global_pool":
-                    self.features.add_module("global_pool", nn.AdaptiveAvgPool2d(1))
-                    self.shape = (self.shape[0], 1, 1)
-                case "norm":
-                    self._norm(self.features, f"{stage - 1}" if number == 0 else f"{stage}_{number}b")
-                case _:
-                    self._dropout(self.features, spec, dropout)
+                    act = partial(self._layer, activation, (filters, *self.shape[1:]))
+                    residual = Residual(self.shape[0], filters, act, **own, **self.norm_options)
+                    self._add(self.features, f"residual{stage}_{number}", residual)
+                case {"space_to_depth": factor}:
+                    side = self.shape[1]
+                    if side % factor:
+                        raise ValueError(f"space_to_depth={factor}: does not divide {side}×{side}")
+                    self._add(self.features, f"space_to_depth{stage}", nn.PixelUnshuffle(factor))
+                case {"global_pool": _}:
+                    self._add(self.features, "global_pool", nn.AdaptiveAvgPool2d(1))
+                case {"norm": _}:
+                    self._add(self.features, f"norm{stage}_{number}b" if number else f"norm{stage - 1}", "batch")
+                case {"dropout": rate}:
+                    self._add(self.features, f"dropout{len(self.features)}", nn.Dropout(rate))
 
-        self.head.add_module("flatten", nn.Flatten())
-        self.shape = (math.prod(self.shape),)
-        for number, spec in enumerate(head, 1):
-            match spec:
-                case int():
-                    self._dense(f"dense{number}", spec)
-                    self._activation(self.head, head_activation, str(number))
-                case "norm":
-                    self._norm(self.head, str(number))
-                case _:
-                    self._dropout(self.head, spec, dropout)
-        logits = self._dense("logits", classes)
-        self._activation(self.head, output_activation, "")
+        self._add(self.head, "flatten", nn.Flatten())
+        for number, dense in enumerate(head, 1):
+            match spelled_out(dense, "dense", words):
+                case {"dense": units}:
+                    self._add(self.head, f"dense{number}", nn.Linear(self.shape[0], units))
+                    self._add(self.head, f"activation{number}", head_activation)
+                case {"norm": _}:
+                    self._add(self.head, f"norm{number}", "batch")
+                case {"dropout": rate}:
+                    self._add(self.head, f"dropout{len(self.head)}", nn.Dropout(rate))
+        logits = nn.Linear(self.shape[0], classes)
+        self._add(self.head, "logits", logits)
+        self._add(self.head, "activation", output_activation)
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -159,57 +151,63 @@ class ConvNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
 
-    def _window(self, kind: str, name: str, spec: dict) -> None:
-        """A convolution or a pool: layers that slide a window; follows the shape."""
-        channels, side, _ = self.shape
-        kernel, stride, same = spec["kernel"], spec["stride"], spec["padding"] == "same"
-        before, after = same_padding(side, kernel, stride) if same else (spec["padding"],) * 2
-        out = (side + before + after - kernel) // stride + 1
-        if out < 1:
-            raise ValueError(f"{kind}{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
-        layer: nn.Module
-        if kind == "conv":
-            if before != after:  # an even kernel: the extra row and column go below and to the right
-                self.features.add_module(f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
-                before = 0
-            layer = nn.Conv2d(channels, spec["conv"], kernel, stride, padding=before)
-            channels = spec["conv"]
-        elif same:  # cells outside the map take no part; ceil_mode gives the extra row that SAME puts last
-            options = {} if spec["pool"] == "max" else {"count_include_pad": False}
-            layer = POOLS[spec["pool"]](kernel, stride, padding=before, ceil_mode=after > before, **options)
-        else:
-            if before:
-                self.features.add_module(f"pad{name}", nn.ZeroPad2d(before))
-            layer = POOLS[spec["pool"]](kernel, stride)
-        self.features.add_module(f"{kind}{name}", layer)
-        self.shape = (channels, out, out)
+    def _add(self, part: nn.Sequential, name: str, layer: nn.Module | str) -> None:
+        """A layer, or one of that kind, for what the layer before it puts out."""
+        if layer == "none":
+            return
+        if hasattr(part, name):  # as of two norms in a row
+            name = f"{name}_{len(part)}"
+        layer = self._layer(layer, self.shape) if isinstance(layer, str) else layer
+        part.add_module(name, layer)
+        self.shape = layer.eval()(torch.zeros(1, *self.shape)).shape[1:]
+        layer.train()
 
-    def _dense(self, name: str, units: int) -> nn.Linear:
-        layer = nn.Linear(self.shape[0], units)
-        self.head.add_module(name, layer)
-        self.shape = (units,)
-        return layer
-
-    def _norm(self, part: nn.Sequential, name: str) -> None:
-        kind = nn.BatchNorm2d if part is self.features else nn.BatchNorm1d
-        part.add_module(f"norm{name}", kind(self.shape[0], **self.norm_options))
-
-    def _activation(self, part: nn.Sequential, kind: Activation, name: str) -> None:
-        if kind != "none":
-            part.add_module(f"activation{name}", self._act(kind))
-
-    def _act(self, kind: Activation) -> nn.Module:
+    def _layer(self, kind: str, shape: tuple[int, ...]) -> nn.Module:
+        """The activation or the normalization of that kind, for values of that shape."""
+        batch_norm = nn.BatchNorm2d if len(shape) == 3 else nn.BatchNorm1d
         layers: dict[str, Callable[[], nn.Module]] = {
             "none": nn.Identity,
             "relu": lambda: nn.ReLU(inplace=True),
             "leaky_relu": lambda: nn.LeakyReLU(self.slope, inplace=True),
-            "prelu": lambda: PReLU(self.shape),
+            "prelu": lambda: PReLU(shape),
             "gelu": nn.GELU,
+            "batch": lambda: batch_norm(shape[0], **self.norm_options),
         }
         return layers[kind]()
 
-    def _dropout(self, part: nn.Sequential, spec, rate: float) -> None:
-        part.add_module(f"dropout{len(part)}", nn.Dropout(rate if spec == "dropout" else spec["dropout"]))
+    def _convolution(self, name: str, filters: int, kernel: int, padding: Padding, stride: int = 1) -> None:
+        before, after = self._sides(f"conv{name}", kernel, stride, padding)
+        if before != after:  # an even kernel: the extra row and column go below and to the right
+            self._add(self.features, f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
+            before = 0
+        self._add(self.features, f"conv{name}", nn.Conv2d(self.shape[0], filters, kernel, stride, before))
+
+    def _pool(self, name: str, kind: Kind, kernel: int = 2, stride: int = 2, padding: Padding = "same") -> None:
+        before, after = self._sides(f"pool{name}", kernel, stride, padding)
+        if padding not in ("same", 0):
+            self._add(self.features, f"pad{name}", nn.ZeroPad2d(before))
+            before = after = 0
+        pool = partial(POOLS[kind], kernel, stride)
+        if before == after or stride > 1:  # ceil_mode gives the extra row that SAME puts last
+            self._add(self.features, f"pool{name}", pool(before, ceil_mode=after > before))
+        else:  # but not at stride 1: padded by it on all sides, the first of too many is cut off
+            self._add(self.features, f"pool{name}", pool(after))
+            self._add(self.features, f"cut{name}", nn.ZeroPad2d((-1, 0, -1, 0)))
+
+    def _sides(self, name: str, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+        """Rows of padding above and below a window's map, columns to its left and right."""
+        side = self.shape[1]
+        total = max((-(-side // stride) - 1) * stride + kernel - side, 0) if padding == "same" else 2 * padding
+        if kernel > side + total:
+            raise ValueError(f"{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
+        return total // 2, total - total // 2
 
 
-POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": partial(nn.AvgPool2d, count_include_pad=False)}
+
+
+def spelled_out(layer: Any, number: str, words: dict[str, Any]) -> dict[str, Any]:
+    """A layer's mapping, also where a number or a word is short for it."""
+    if isinstance(layer, int):
+        return {number: layer}
+    return {layer: words.get(layer)} if isinstance(layer, str) else layer

@@ -1,16 +1,10 @@
-"""Layers that torch lacks, and Keras's padding."""
+"""Layers that torch lacks; what stands around them in a network is convnet.py's matter."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-
-
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """(before, after) zeros that make the output ceil(size / stride): TensorFlow's and Keras's SAME."""
-    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-    return total // 2, total - total // 2
 
 
 class Residual(nn.Module):

@@ -1,5 +1,6 @@
 """Network: from gray values to logits, normalization included, for any model that has a `size`."""
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -10,38 +11,37 @@ from fer import Normalization
 from fer.runtime import autocast
 
 
-class Normalize(nn.Module):
+@dataclass(frozen=True)
+class Normalize:
     """Gray values 0..255 to a network's input.
 
     none: as they are. unit: to 0..1. dataset: by the training set's mean and deviation. image: each face by its own.
     """
 
-    def __init__(self, kind: Normalization, mean: float = 0.0, std: float = 1.0):
-        super().__init__()
-        self.kind, self.mean, self.std = kind, mean, std
+    kind: Normalization
+    mean: float = 0.0
+    std: float = 1.0
 
     @classmethod
     def fit(cls, kind: Normalization, images: torch.Tensor) -> "Normalize":
         """With the constants of uint8 `images` (the training split), as far as `kind` needs any."""
-        if kind == "unit":
-            return cls(kind, 0.0, 255.0)
-        if kind == "dataset":
-            counts = torch.bincount(images.flatten(), minlength=256).double()
-            levels = torch.arange(256, dtype=torch.float64)
-            mean = (counts @ levels / counts.sum()).item()
-            return cls(kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0))
-        return cls(kind)
+        if kind != "dataset":
+            return cls(kind, std=255.0 if kind == "unit" else 1.0)
+        counts = torch.bincount(images.flatten(), minlength=256).double()
+        levels = torch.arange(256, dtype=torch.float64)
+        mean = (counts @ levels / counts.sum()).item()
+        return cls(kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
         images = images.float()
         if self.kind == "image":
             std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
             return (images - mean) / std.clamp(min=1.0)
-        return (images - self.mean) / self.std if self.kind != "none" else images
+        return (images - self.mean) / self.std
 
     def state(self) -> dict:
         """What a checkpoint holds; Normalize(**state) gives it back."""
-        return {"kind": self.kind, "mean": self.mean, "std": self.std}
+        return asdict(self)
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:

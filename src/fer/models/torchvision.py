@@ -50,14 +50,14 @@ def classifier(
             raise ValueError(f"stem=cifar: {name} has no such stem, only ResNets do; set model.stem=imagenet")
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
-    first, conv = next((key, m) for key, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    conv = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
     shapes = copy.deepcopy(model).to("meta").eval()
     if reason := _refusal(shapes, size):
         least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(shapes, side))
         raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
     if weights is not None:
-        _load(model, name, weights, first)
+        _load(model, name, weights)
     model.size = size
     return model
 
@@ -71,8 +71,8 @@ def _refusal(shapes: nn.Module, size: int) -> str:
     return ""
 
 
-def _load(model: nn.Module, name: str, path: str, first: str) -> None:
-    """Copy a state-dict file into the model; ValueError where it does not fit. `first`: the first convolution."""
+def _load(model: nn.Module, name: str, path: str) -> None:
+    """Copy a state-dict file into the model; ValueError where it does not fit."""
     try:
         given = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file raises nearly anything
@@ -80,24 +80,22 @@ def _load(model: nn.Module, name: str, path: str, first: str) -> None:
         raise ValueError(f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}") from None
     if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
         raise ValueError(f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)")
-    # torchvision's files name some DenseNet layers norm.1, and hold the auxiliary classifiers that are left out here
+    own = model.state_dict()
+    first, *_, last = (key for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    kernel, head, places = f"{first}.weight", f"{last}.weight", "encoder.pos_embedding"
+    # torchvision's files name some DenseNet layers norm.1, hold the auxiliary classifiers that are left out here, and
+    # older ones count no batches.
     given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", str(key)): value for key, value in given.items()}
     given = {key: value for key, value in given.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
-
-    own = model.state_dict()
-    last = [key for key, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    kernel, head, places = f"{first}.weight", f"{last}.weight", "encoder.pos_embedding"
+    given = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | given
     if kernel in given and given[kernel].dim() == 4 and given[kernel].shape[1] == 3:
         given[kernel] = given[kernel].sum(1, keepdim=True)
     if head in given and given[head].shape[1:] == own[head].shape[1:] and len(given[head]) != len(own[head]):
         given |= {key: own[key] for key in (head, f"{last}.bias")}
     if places in own and places in given and given[places].shape[::2] == own[places].shape[::2]:
         given = interpolate_embeddings(model.image_size, model.patch_size, given)
-    found, wanted = ({key: tuple(value.shape) for key, value in state.items()} for state in (given, own))
-    for key in sorted(found | wanted):
-        if key not in found and key.endswith("num_batches_tracked"):
-            continue  # older files have none
-        if found.get(key) != wanted.get(key):
-            shapes = f"{key} is {found.get(key, 'missing')} instead of {wanted.get(key, 'missing')}"
-            raise ValueError(f"weights={path}: do not fit {name}: {shapes}")
+    for key in sorted(given | own):
+        found, wanted = (tuple(state[key].shape) if key in state else "missing" for state in (given, own))
+        if found != wanted:
+            raise ValueError(f"weights={path}: do not fit {name}: {key} is {found} instead of {wanted}")
         own[key].copy_(given[key])
