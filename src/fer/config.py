@@ -279,16 +279,19 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     except ValidationError as errors:
         found = errors.errors()
     for error in found:
-        if error["type"] == "extra_forbidden":
+        whole = ".".join(map(str, error["loc"]))
+        if error["type"] == "extra_forbidden" and locate(values, error["loc"])[0] == whole:
             raise UserError(unknown_key(schema, error["loc"], prefix))
     where, value = locate(values, found[0]["loc"])
     same = [e for e in found if locate(values, e["loc"])[0] == where]
     if same[0]["type"] == "missing":
         raise UserError(f"{prefix}{where or same[0]['loc'][-1]}: a value is missing")
+    same = [e for e in same if e["type"] != "missing"]
     wrong = [e["msg"].replace("Input should be ", "should be ").replace("Value error, ", "should be ") for e in same]
     wrong = [words for words in wrong if "an instance of" not in words] or wrong  # no typed value is a Tensor
     said = " or ".join(dict.fromkeys(wrong)).replace(" or should be ", " or ").replace(" after validation", "")
     said = said.replace("a valid dictionary", "a mapping, such as {_target_: …}")
+    said = said.replace("Extra inputs are not permitted", "a mapping of other keys")
     raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
