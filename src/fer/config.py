@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from fer import CLASSES, UserError, config_dir
 
@@ -38,7 +38,6 @@ TARGETS = {
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
 WORDS = {
     "Input should be ": "should be ",
-    "Value error, ": "should be ",
     " or should be ": " or ",
     " after validation": "",
     "a valid dictionary": "a mapping, such as {_target_: …}",
@@ -166,14 +165,8 @@ class ExportConfig(Strict):
     out: str | None
 
 
-def kaggle(source: str) -> str:
-    if not re.fullmatch(r"competition|[\w-]+/[\w-]+", source):
-        raise ValueError("competition, or OWNER/NAME of a data set")
-    return source
-
-
 class DownloadConfig(Strict):
-    source: Annotated[str, AfterValidator(kaggle)]
+    source: str
     out: str
 
 
