@@ -279,8 +279,8 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
         return schema.model_validate(values)
     except ValidationError as errors:
         found = [(*locate(values, error["loc"]), error) for error in errors.errors()]
-    for where, _, error in found:
-        if error["type"] == "extra_forbidden" and where == ".".join(map(str, error["loc"])):
+    for _, _, error in found:
+        if error["type"] == "extra_forbidden" and len(error["loc"]) < 3:  # longer ones name members of a union
             raise UserError(unknown_key(schema, error["loc"], prefix))
     where, value, first = found[0]
     if first["type"] == "missing":
