@@ -275,13 +275,11 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
 
 def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     """`values` as an instance of `schema`; UserError for the first key that does not fit."""
+    known(schema, values, prefix)
     try:
         return schema.model_validate(values)
     except ValidationError as errors:
         found = [(*locate(values, error["loc"]), error) for error in errors.errors()]
-    for _, _, error in found:
-        if error["type"] == "extra_forbidden" and len(error["loc"]) < 3:  # longer ones name members of a union
-            raise UserError(unknown_key(schema, error["loc"], prefix))
     where, value, first = found[0]
     if first["type"] == "missing":
         raise UserError(f"{prefix}{where or first['loc'][-1]}: a value is missing")
@@ -293,16 +291,19 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
-def unknown_key(schema: Any, loc: tuple[int | str, ...], prefix: str) -> str:
-    """The message for a key at `loc` that the schema does not have, with the nearest that stands beside it."""
-    *parents, last = map(str, loc)
-    for parent in parents:
-        schema, prefix = schema.model_fields[parent].annotation, f"{prefix}{parent}."
+def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
+    """Refuse a key that the schema does not have, with the nearest that stands beside it or in a schema within."""
     fields = schema.model_fields
-    inside = [f"{name}.{last}" for name, f in fields.items() if last in getattr(f.annotation, "model_fields", {})]
-    near = difflib.get_close_matches(last, fields, n=1, cutoff=0.5) or inside
-    has = f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
-    return f"{prefix}{last}: no such key; " + (f"did you mean {prefix}{near[0]}?" if near else has)
+    within: dict[str, Any] = {name: f.annotation for name, f in fields.items() if hasattr(f.annotation, "model_fields")}
+    for key in values:
+        if key not in fields:
+            inside = [f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields]
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5) or inside
+            has = f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
+            raise UserError(f"{prefix}{key}: no such key; " + (f"did you mean {prefix}{near[0]}?" if near else has))
+    for name, inner in within.items():
+        if isinstance(values.get(name), dict):
+            known(inner, values[name], f"{prefix}{name}.")
 
 
 def locate(values: Any, loc: tuple) -> tuple[str, Any]:

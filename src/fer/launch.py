@@ -151,23 +151,21 @@ def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
     """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own folder of configs may
     make Hydra raise anything."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}")
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it")
+        return UserError(f"{error.override.lstrip('+')}: not a value ({line}); quote it")
+    if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):
+        return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
     if isinstance(error, HydraException | OmegaConfBaseException):
-        if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", str(error)):
-            return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
-        return UserError(first_line(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error))
+        key = getattr(cause, "full_key", None)  # of a value that OmegaConf cannot resolve
+        return UserError(f"{key}: {line}" if key else line)
     if user_dir and not isinstance(error, UserError):
         return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
     if isinstance(error, OSError):  # a disk or a name
         said = f"{error.filename or 'output'}: {error.strerror or error}"
         return UserError(said).with_traceback(error.__traceback__)
     return error
-
-
-def first_line(error: BaseException) -> str:
-    key = getattr(error, "full_key", None)  # of a value that OmegaConf cannot resolve
-    return (f"{key}: " if key else "") + " ".join(str(error).strip().split("\n")[0].split())

@@ -95,10 +95,10 @@ def count(tensors: Iterable[torch.Tensor]) -> int:
 def layers(model: nn.Module) -> list[Layer]:
     """The layers in the order in which they run on one face. Parameters of a layer that runs twice count once; those
     of no layer that runs come last."""
-    model = copy.deepcopy(model).to("meta").eval()
-    names = {module: name for name, module in model.named_modules() if not list(module.children())}
+    shapes: Any = copy.deepcopy(model).to("meta").eval()
+    names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
-    unseen = set(model.parameters())
+    unseen = set(shapes.parameters())
     padded: dict[torch.Tensor, tuple] = {}  # what a padding of its own put out: the size it was given, and its sides
 
     def note(module: Any, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
@@ -124,7 +124,7 @@ def layers(model: nn.Module) -> list[Layer]:
         row.padding = by(dict.fromkeys(f"{a}" if a == b else f"{a}+{b}" for a, b in sides))
 
     with register_module_forward_hook(note):
-        model(torch.zeros(1, *input_shape(model), device="meta"))
+        shapes(torch.zeros(1, 1, shapes.size, shapes.size, device="meta"))
     if unseen:
         rows.append(Layer(OUTSIDE, "", count(unseen)))
     return rows
@@ -166,7 +166,7 @@ def table_text(name: str, model: nn.Module) -> str:
         cells.append(row)
         if r.formula:
             formulas.append([f"  {short}", r.formula])
-    parts = [f"{name}, input {by(input_shape(model))}", "", *aligned(cells, left=2), ""]
+    parts = [f"{name}, input 1×{model.size}×{model.size}", "", *aligned(cells, left=2), ""]
     if formulas:
         parts += ["Output sizes, floor((W + 2P − k) / s) + 1 along each axis:", *aligned(formulas, left=2), ""]
     parts += aligned([[key, f"{n:,}"] for key, n in totals(model).items()])
@@ -176,13 +176,11 @@ def table_text(name: str, model: nn.Module) -> str:
 
 
 def side_by_side(models: dict[str, nn.Module]) -> str:
-    found = {name: totals(model) for name, model in models.items()}
-    cells = [[name, *(f"{n:,}" for n in row.values()), by(input_shape(models[name]))] for name, row in found.items()]
-    return "\n".join(aligned([["model", *next(iter(found.values())), "input"], *cells]))
-
-
-def input_shape(model: Any) -> tuple[int, int, int]:
-    return 1, model.size, model.size
+    rows = []
+    for name, model in models.items():
+        found = totals(model)
+        rows.append([name, *(f"{n:,}" for n in found.values()), f"1×{model.size}×{model.size}"])
+    return "\n".join(aligned([["model", *found, "input"], *rows]))
 
 
 def by(shape: Iterable) -> str:
