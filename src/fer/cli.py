@@ -47,6 +47,7 @@ Options:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
     args = sys.argv[1:] if argv is None else argv
+    sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # of what the terminal has no letter for
     try:
         return run(*args)
@@ -112,7 +113,7 @@ def complete(*args: str) -> int:
     """Shell completion: Hydra's, with the sub-command taken out of the line that it completes."""
     from fer.launch import launch
 
-    sys.argv[0], command = "fer", "train"  # Hydra completes what has the program's name
+    command = "train"
     if any(word.startswith("query") for word in args):
         line = os.environ.get("COMP_LINE", "")
         program, _, rest = line.lstrip().partition(" ")
