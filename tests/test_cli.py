@@ -164,6 +164,10 @@ def test_paths_may_hold_anything(fer, tmp_path, name):
         (["schedule=cosine", "schedule.gamma=9"], ["schedule.gamma", "no such key"]),
         (["data.fraction=0.2"], ["data.fraction", "no such key"]),
         (["model.features=[64,pol]"], ["model.features.1=pol"]),
+        (
+            ["model.features=[{pool: max, kernl: 2}]"],
+            ["features.0={'pool': 'max', 'kernl': 2}: should be", "other keys"],
+        ),
         (["model.channels=3"], ["model.channels=3", "should be 1"]),
         (["augment.crop=60"], ["crop=60", "48×48"]),
         (["resume=x", "run=y"], ["x"]),

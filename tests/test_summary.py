@@ -168,14 +168,14 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
     found = re.search(rf"{dnn} with hidden layers of (\d+): ([\d,]+) parameters, ([+-][\d.]+) % of {cnn}'s", out)
     width, count = int(found[1]), int(found[2].replace(",", ""))
     nodes = {n: config.parse((cli.config_dir() / "model" / f"{n}.yaml").read_text(), n) for n in (cnn, dnn)}
-    target = summary.parameters(summary.build(nodes[cnn]))
+    target = summary.count(summary.build(nodes[cnn]).parameters())
     assert float(found[3]) == round(100 * (count / target - 1), 2) and abs(count - target) < 0.05 * target
 
     def head(width):
         return [width if isinstance(spec, int) else spec for spec in nodes[dnn]["head"]]
 
     off = [
-        abs(summary.parameters(summary.build(nodes[dnn] | {"head": head(w)})) - target)
+        abs(summary.count(summary.build(nodes[dnn] | {"head": head(w)}).parameters()) - target)
         for w in range(width - 2, width + 3)
     ]
     assert min(off) == off[2] == abs(count - target)

@@ -32,12 +32,12 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
     """Group → its configs, for the groups that the command's defaults list names."""
     import yaml
 
-    roots = [config_dir(), *([Path(user_dir)] if user_dir else [])]
     defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
     if "train" in defaults:
         return choices("train", user_dir)
-    groups = [next(iter(entry)).split()[-1] for entry in defaults if isinstance(entry, dict)]
-    return {g: sorted({f.stem for root in roots for f in (root / g).glob("*.yaml")}) for g in groups if "/" not in g}
+    groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
+    roots = (config_dir(), Path(user_dir or config_dir()))
+    return {group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")}) for group in groups}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

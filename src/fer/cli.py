@@ -34,11 +34,10 @@ Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
 HELP = """usage: fer {command} [KEY=VALUE ...]
 
 {heading}
-
 Groups (GROUP=NAME chooses, GROUP.KEY=VALUE changes):{groups}
 
-Keys, with their defaults:{keys}
-
+Keys, with their defaults:
+{keys}
 Options:
   -m                sweep over comma-separated values
   --config-dir DIR  add your own configs
@@ -48,6 +47,7 @@ Options:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
     args = sys.argv[1:] if argv is None else argv
+    sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # of what the terminal has no letter for
     try:
         return run(*args)
@@ -87,46 +87,42 @@ def run(command: str = "--help", *args: str) -> int:
 
 def help_text(command: str) -> str:
     """The command's root config, which documents itself: its heading, its groups, its keys with their comments."""
-    import textwrap
+    import re
+    from textwrap import fill, indent
 
     import yaml
 
     root = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     heading, _, rest = root.partition("defaults:\n")
-    groups = [
-        textwrap.fill(f"{group:<11} {', '.join(names)}", 110, initial_indent="  ", subsequent_indent=" " * 14)
-        for group, names in choices(command).items()
-    ]
-    keys = [f"  {line}" for line in rest.split("\n\n", 1)[1].splitlines()]
+    groups = ""
+    for group, names in choices(command).items():
+        line = f"{group:<11} {', '.join(names)}"
+        groups += "\n" + fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14)
+    keys = indent(rest.partition("\n\n")[2], "  ")
     for entry in yaml.safe_load(root)["defaults"]:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             if choice and group != "model":
-                own = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines()
-                keys += [f"  {group}:     # {group}={choice}"]
-                keys += [f"    {line}" for line in own if not line.startswith(("#", "_target_"))]
-    return HELP.format(
-        command=command,
-        heading="\n".join(line[2:] for line in heading.splitlines()),
-        groups="".join(f"\n{line}" for line in groups),
-        keys="".join(f"\n{line}" for line in keys),
-    )
+                own = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8")
+                own = re.sub(r"^(#|_target_).*\n", "", own, flags=re.MULTILINE)
+                keys += f"  {group}:     # {group}={choice}\n" + indent(own, "    ")
+    heading = re.sub(r"^# ?", "", heading, flags=re.MULTILINE)
+    return HELP.format(command=command, heading=heading, groups=groups, keys=keys)
 
 
 def complete(*args: str) -> int:
     """Shell completion: Hydra's, with the sub-command taken out of the line that it completes."""
     from fer.launch import launch
 
-    line = os.environ.get("COMP_LINE", "")
-    if not any(word.startswith("query") for word in args):
-        return launch("train", ["-sc", *args])
-    program, _, rest = line.lstrip().partition(" ")
-    command, space, rest = rest.lstrip().partition(" ")
-    if not space:
-        print(" ".join(name for name in COMMANDS if name.startswith(command)))
-        return 0
-    if command not in COMMANDS:
-        return 0
-    os.environ["COMP_LINE"] = f"{program} {rest}"
-    point = int(os.environ.get("COMP_POINT", len(line)))
-    os.environ["COMP_POINT"] = str(max(point - (len(line) - len(os.environ["COMP_LINE"])), 0))
+    command = "train"
+    if any(word.startswith("query") for word in args):
+        line = os.environ.get("COMP_LINE", "")
+        program, _, rest = line.lstrip().partition(" ")
+        command, space, rest = rest.lstrip().partition(" ")
+        if not space:
+            print(" ".join(name for name in COMMANDS if name.startswith(command)))
+        if not space or command not in COMMANDS:
+            return 0
+        shorter = f"{program} {rest}"
+        point = int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter))
+        os.environ |= {"COMP_LINE": shorter, "COMP_POINT": str(max(point, 0))}
     return launch(command, ["-sc", *args])

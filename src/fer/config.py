@@ -8,14 +8,14 @@ import contextlib
 import difflib
 import importlib
 import inspect
-import io
+import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from fer import CLASSES, UserError, config_dir
 
@@ -36,6 +36,13 @@ TARGETS = {
     "schedule": ("fer.schedule.",),
 }
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
+WORDS = {
+    "Input should be ": "should be ",
+    " or should be ": " or ",
+    " after validation": "",
+    "a valid dictionary": "a mapping, such as {_target_: …}",
+    "Extra inputs are not permitted": "a mapping of other keys",
+}  # pydantic's → ours
 
 
 class Strict(BaseModel):
@@ -158,14 +165,8 @@ class ExportConfig(Strict):
     out: str | None
 
 
-def kaggle(source: str) -> str:
-    if not re.fullmatch(r"competition|[\w-]+/[\w-]+", source):
-        raise ValueError("competition, or OWNER/NAME of a data set")
-    return source
-
-
 class DownloadConfig(Strict):
-    source: Annotated[str, AfterValidator(kaggle)]
+    source: str
     out: str
 
 
@@ -191,8 +192,10 @@ def check(command: str, values: dict) -> Any:
     config = validate(SCHEMAS[command], values)
     for group in TARGETS:
         node = getattr(config, group, None)
-        if node is not None and "_target_" in node:
+        if node and "_target_" in node:
             setattr(config, group, check_node(group, node))
+        elif isinstance(config, TrainConfig):
+            raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
     if isinstance(config, TrainConfig):
         check_training(config)
     return config
@@ -200,12 +203,8 @@ def check(command: str, values: dict) -> Any:
 
 def check_training(config: TrainConfig) -> None:
     """What a schema cannot say of one key alone."""
-    config.curves = {
-        name: check_node("schedule", node, f"curves.{name}") for name, node in config.curves.items() if node
-    }
-    for group in TARGETS:
-        if "_target_" not in getattr(config, group):
-            raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
+    curves = {name: node for name, node in config.curves.items() if node}
+    config.curves = {name: check_node("schedule", node, f"curves.{name}") for name, node in curves.items()}
     warmup, epochs = config.schedule.get("warmup", 0), config.train.epochs
     if warmup > epochs:
         raise UserError(f"schedule.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or less")
@@ -213,14 +212,15 @@ def check_training(config: TrainConfig) -> None:
         raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
     if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
         raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
-    classes = config.data.get("classes", len(CLASSES))
-    if config.model.get("classes") not in (None, len(CLASSES), classes):
-        raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
     if "classes" in config.model:
+        classes = config.data.get("classes", len(CLASSES))
+        if config.model["classes"] not in (len(CLASSES), classes):
+            raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
         config.model["classes"] = classes
-    for key in {"path", "votes"} & {key for key, value in config.data.items() if value}:
-        with contextlib.suppress(RuntimeError):  # ~ of nobody
-            config.data[key] = str(Path(config.data[key]).expanduser().absolute())  # found from any folder
+    for key in ("path", "votes"):
+        if place := config.data.get(key):
+            with contextlib.suppress(RuntimeError):  # ~ of nobody
+                config.data[key] = str(Path(place).expanduser().absolute())  # found from any folder
 
 
 def check_node(group: str, node: dict, key: str = "") -> dict:
@@ -229,81 +229,81 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
     key = key or group
     if "_target_" not in node:
         raise UserError(f"{key}: names no _target_; choose one")
-    path, fn = node["_target_"], target(group, node, key)
-    hints = get_type_hints(fn.__init__ if inspect.isclass(fn) else fn, include_extras=True)
-    parameters = dict(inspect.signature(fn).parameters)
+    fn, given = target(group, node, key)
+    parameters = dict(inspect.signature(fn, eval_str=True).parameters)
     if group == "optim" and not parameters.pop("params", None):  # which the program gives, not the config
-        raise UserError(f"{key}._target_={path}: refused; it takes no params")
+        raise UserError(f"{key}._target_={node['_target_']}: refused; it takes no params")
     fields: dict[str, Any] = {
-        name: (hints.get(name, Any), ... if parameter.default is parameter.empty else parameter.default)
+        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
         for name, parameter in parameters.items()
     }
-    schema = create_model(fn.__name__, __base__=Strict, **fields)
-    values = validate(schema, {k: v for k, v in node.items() if k != "_target_"}, prefix=f"{key}.")
-    return {"_target_": path} | plain(values.model_dump())
+    checked = validate(create_model(fn.__name__, __base__=Strict, **fields), given, prefix=f"{key}.").model_dump()
+    return {"_target_": node["_target_"]} | json.loads(json.dumps(checked))  # tuples become lists, as YAML has them
 
 
-def target(group: str, node: dict, key: str) -> Any:
-    """The class or function that a node's `_target_` names, refused unless it is one of the group's own."""
-    path = node["_target_"]
-    if not isinstance(path, str) or not path.startswith(TARGETS[group]):
-        raise UserError(f"{key}._target_={path}: refused; this project's own start with {TARGETS[group][0]}")
+def target(group: str, node: dict, key: str) -> tuple[Any, dict]:
+    """The class or function that a node's `_target_` names, refused unless it is one of the group's own, and what the
+    node gives it."""
+    path, own = node["_target_"], TARGETS[group]
+    if not isinstance(path, str) or not path.startswith(own):
+        raise UserError(f"{key}._target_={path}: refused; this project's own start with {own[0]}")
     module, _, name = path.rpartition(".")
     try:
         fn = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError):
         raise UserError(f"{key}._target_={path}: there is no such class or function") from None
-    if not callable(fn) or name.startswith("_") or not f"{fn.__module__}.".startswith(TARGETS[group]):
+    if not callable(fn) or name.startswith("_") or not f"{fn.__module__}.".startswith(own):
         raise UserError(f"{key}._target_={path}: refused; it is not one of this project's {group} targets")
-    return fn
+    return fn, {name: value for name, value in node.items() if name != "_target_"}
 
 
 def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
     """The object that a checked node describes. Values that the target itself refuses raise UserError, named after
     `key`, where the node stands, or else the group."""
+    key = key or group
+    fn, given = target(group, node, key)
     try:
-        made = target(group, node, key or group)(**{k: v for k, v in node.items() if k != "_target_"}, **provided)
+        made = fn(**given, **provided)
     except NotImplementedError:  # a RuntimeError, of torch's meta device
         raise
     except (ValueError, RuntimeError) as error:  # torch refuses sizes and memory with a RuntimeError
-        raise UserError(f"{key or group}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     if not hasattr(made, MAKES[group]):
-        raise UserError(f"{key or group}._target_={node['_target_']}: refused; it makes no {group}")
+        raise UserError(f"{key}._target_={node['_target_']}: refused; it makes no {group}")
     return made
 
 
 def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     """`values` as an instance of `schema`; UserError for the first key that does not fit."""
+    known(schema, values, prefix)
     try:
         return schema.model_validate(values)
     except ValidationError as errors:
-        found = errors.errors()
-    for error in found:
-        if error["type"] == "extra_forbidden":
-            raise UserError(unknown_key(schema, error["loc"], prefix))
-    where, value = locate(values, found[0]["loc"])
-    same = [e for e in found if locate(values, e["loc"])[0] == where]
-    if same[0]["type"] == "missing":
-        raise UserError(f"{prefix}{where or same[0]['loc'][-1]}: a value is missing")
-    wrong = [e["msg"].replace("Input should be ", "should be ").replace("Value error, ", "should be ") for e in same]
+        found = [(*locate(values, error["loc"]), error) for error in errors.errors()]
+    where, value, first = found[0]
+    if first["type"] == "missing":
+        raise UserError(f"{prefix}{where or first['loc'][-1]}: a value is missing")
+    wrong = [error["msg"] for place, _, error in found if place == where and error["type"] != "missing"]
     wrong = [words for words in wrong if "an instance of" not in words] or wrong  # no typed value is a Tensor
-    said = " or ".join(dict.fromkeys(wrong)).replace(" or should be ", " or ").replace(" after validation", "")
-    said = said.replace("a valid dictionary", "a mapping, such as {_target_: …}")
+    said = " or ".join(dict.fromkeys(wrong))
+    for pydantics, ours in WORDS.items():
+        said = said.replace(pydantics, ours)
     raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
-def unknown_key(schema: type[BaseModel], loc: tuple[int | str, ...], prefix: str) -> str:
-    """The message for a key at `loc` that the schema does not have, with the nearest that stands beside it."""
-    *parents, last = map(str, loc)
+def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
+    """Refuse a key that the schema does not have, with the nearest that stands beside it or in a schema within."""
     fields = schema.model_fields
-    for parent in parents:
-        fields = getattr(fields[parent].annotation, "model_fields", {}) if parent in fields else {}
-    beside = ".".join([*filter(None, [prefix.rstrip(".")]), *parents])
-    inside = [f"{name}.{last}" for name, f in fields.items() if last in getattr(f.annotation, "model_fields", {})]
-    near = difflib.get_close_matches(last, fields, n=1, cutoff=0.5) or inside
-    path = f"{beside}." if beside else ""
-    hint = f"did you mean {path}{near[0]}?" if near else f"{beside or 'this command'} has {', '.join(fields)}"
-    return f"{path}{last}: no such key; {hint}"
+    within: dict[str, Any] = {name: f.annotation for name, f in fields.items() if hasattr(f.annotation, "model_fields")}
+    for key in values:
+        if key not in fields:
+            inside = [f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields]
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5) or inside
+            has = f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
+            raise UserError(f"{prefix}{key}: no such key; " + (f"did you mean {prefix}{near[0]}?" if near else has))
+    for name, inner in within.items():
+        if isinstance(values.get(name), dict):
+            known(inner, values[name], f"{prefix}{name}.")
 
 
 def locate(values: Any, loc: tuple) -> tuple[str, Any]:
@@ -337,13 +337,6 @@ def pick(values: dict, keys: list[str]) -> dict:
     return picked
 
 
-def plain(value: Any) -> Any:
-    """Tuples as lists, so that YAML holds nothing but plain values."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def dump(config: BaseModel) -> str:
     """A checked config as YAML."""
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
@@ -361,7 +354,7 @@ def parse(text: str, where: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
     root = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
-    return overlay({key: value for key, value in root.items() if key not in ("defaults", "hydra")}, values)
+    return overlay({key: value for key, value in root.items() if key != "defaults"}, values)
 
 
 def bloated(text: str) -> bool:
@@ -375,12 +368,12 @@ def vet(folder: Path) -> None:
     """Refuse configs from others that would do more than choose values: Hydra's own settings can run code, a defaults
     list or a link can leave the folder."""
     for file in sorted(folder.rglob("*")):
-        loaded, text, doubtful = None, "", file.is_symlink() and file.is_dir()
+        text, values, doubtful = "", None, file.is_symlink() and file.is_dir()
         with contextlib.suppress(Exception):  # what is no YAML, Hydra will refuse too, where it is chosen
             text = file.read_text(encoding="utf-8") if file.suffix == ".yaml" else ""
             doubtful |= bloated(text)
-            loaded = None if doubtful else OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-        values = loaded if isinstance(loaded, dict) else {}
+            values = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if text and not doubtful else None
+        values = values if isinstance(values, dict) else {}
         places = str([*re.findall(r"@package.*", text), values.get("defaults")])
         if doubtful or "hydra" in values or re.search(r"hydra|\.\.|\$", places):
             raise UserError(

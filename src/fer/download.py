@@ -1,5 +1,6 @@
 """fer download: FER2013 from Kaggle, through the user's own account. Knows nothing of what the files hold."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,14 @@ ACCOUNT = (
 
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("download", values)
+    competition = cfg.source == "competition"
+    if not competition and not re.fullmatch(r"[\w-]+/[\w-]+", cfg.source):
+        raise UserError(f"source={cfg.source}: should be competition, or OWNER/NAME of a data set")
     try:
         import kagglehub
         from kagglehub.exceptions import CredentialError, KaggleApiHTTPError, UnauthenticatedError
     except ImportError:
         raise UserError("download: a package is missing; pip install 'fer-trainer[download]'") from None
-    competition = cfg.source == "competition"
     fetch = kagglehub.competition_download if competition else kagglehub.dataset_download
     try:
         found = Path(fetch(COMPETITION if competition else cfg.source))

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import logging
-import tempfile
 import timeit
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,17 +30,16 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 def run(values: dict, typed: list[str]) -> None:
     cfg = config.check("export", values)
     checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt))
-    path, contents = checkpoint.path, checkpoint.contents
+    path = checkpoint.path
     if cfg.out and Path(cfg.out).resolve() == path.resolve():
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
-    network = checkpoint.network(torch.device("cpu")).requires_grad_(False)
-    network = network.to(memory_format=torch.contiguous_format)
+    network = checkpoint.network(torch.device("cpu")).requires_grad_(False).to(memory_format=torch.contiguous_format)
     notes = {
-        "classes": json.dumps(contents["classes"]),
+        "classes": json.dumps(checkpoint.classes),
         "input": f"faces: float32, N×1×{SIZE}×{SIZE}, gray values 0 (black) to 255 (white), cropped as FER2013's faces",
         "output": "logits: float32, N×classes; softmax makes probabilities of them",
         "fer": __version__,
-        "val_accuracy": str(contents.get("val_accuracy", "")),
+        "val_accuracy": str(checkpoint.contents.get("val_accuracy", "")),
     }
     try:
         found = checkpoint.data().open("validation").images
@@ -51,7 +49,8 @@ def run(values: dict, typed: list[str]) -> None:
         found, source = torch.randint(0, 256, (4 * BATCH, 1, SIZE, SIZE), generator=generator), "random images"
     faces = found[: 4 * BATCH].float()
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
-    exported, call = exporter(network, notes)
+    with quiet():
+        exported, call = exporter(network, notes)
 
     parts = [(network(part), call(part)) for part in (faces[:1], *faces.split(BATCH))]
     off = max((ours - theirs).abs().max().item() for ours, theirs in parts)
@@ -75,25 +74,21 @@ def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tens
         import onnxscript  # noqa: F401
     except ImportError:
         raise UserError("format=onnx: a package is missing; pip install 'fer-trainer[export]'") from None
-    with quiet(), tempfile.TemporaryDirectory() as folder:
-        program = torch.onnx.export(network, (EXAMPLE,), dynamo=True, verbose=False, dynamic_shapes=DYNAMIC,
-                                    input_names=["faces"], output_names=["logits"])  # fmt: skip
-        assert program  # None is of the older exporter
-        program.model.metadata_props.update(notes)
-        program.save(Path(folder) / "model.onnx", external_data=False)
-        made = (Path(folder) / "model.onnx").read_bytes()
+    program = torch.onnx.export(network, (EXAMPLE,), dynamo=True, verbose=False, dynamic_shapes=DYNAMIC,
+                                input_names=["faces"], output_names=["logits"])  # fmt: skip
+    assert program  # None is of the older exporter
+    program.model.metadata_props.update(notes)
+    made = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
     return made, lambda faces: torch.from_numpy(session.run(None, {"faces": np.ascontiguousarray(faces)})[0])
 
 
 def torch_export(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The file's bytes, and what torch makes of them; the notes are its extra file notes.json."""
-    file = io.BytesIO()
-    with quiet():
-        program = torch.export.export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC)
-        torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})
-        file.seek(0)
-        return file.getvalue(), torch.export.load(file).module()
+    program, file = torch.export.export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC), io.BytesIO()
+    torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})
+    file.seek(0)
+    return file.getvalue(), torch.export.load(file).module()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import sys
 from argparse import Namespace
 from importlib import import_module
@@ -13,8 +14,8 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-import hydra
-from hydra._internal.utils import get_args_parser
+from hydra import version
+from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -32,14 +33,17 @@ FROM_RUN = ("predict", "evaluate", "report", "explain", "export")  # commands th
 
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
-    options, words = parse(command, args)
+    options = parse(command, args)
+    groups = choices(command, options.config_dir)
+    if not options.shell_completion:
+        options.overrides = [rewrite(command, groups, override, options.multirun) for override in options.overrides]
     failures: list[Exception] = []  # kept until the sweep's other jobs are done
     sweeps: set[Path] = set()
     own = os.getpid()
 
     def task(composed: DictConfig) -> float | None:
         try:
-            values, typed = settle(command, composed, options.config_dir)
+            values, typed = settle(command, groups, composed)
             settings = HydraConfig.get()
             if settings.mode == RunMode.MULTIRUN:
                 sweeps.add(Path(settings.sweep.dir))
@@ -56,9 +60,9 @@ def launch(command: str, args: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     OmegaConf.clear_resolver("oc.env")  # a config from others reads no environment variables
-    saved, sys.argv = sys.argv, ["fer", *words]
+    version.setbase("1.3")
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=command)(task)()
+        _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
     except Interrupted as signal:
         return signal.code
     except Exception as error:
@@ -68,16 +72,18 @@ def launch(command: str, args: list[str]) -> int:
             raise
         raise refusal from error
     finally:
-        sys.argv = saved
-        for folder in sweeps:
-            remove_if_empty(folder)
+        for sweep in sweeps:  # made before the first job is checked: if all were refused, it holds nothing
+            if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
+                shutil.rmtree(sweep)
+                with contextlib.suppress(OSError):  # runs/ holds other runs
+                    sweep.parent.rmdir()
     if failures:
         raise UserError("\nfer: ".join(dict.fromkeys(map(str, failures)))) from failures[0]
     return 0
 
 
-def parse(command: str, args: list[str]) -> tuple[Namespace, list[str]]:
-    """Hydra's options, and the arguments as it should see them."""
+def parse(command: str, args: list[str]) -> Namespace:
+    """Hydra's options; what they refuse is told before Hydra starts."""
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; see fer {command} --help")
@@ -85,7 +91,7 @@ def parse(command: str, args: list[str]) -> tuple[Namespace, list[str]]:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     options, extra = parser.parse_known_args(args)
-    if unknown := [a for a in extra if a.startswith("-")]:
+    if unknown := [word for word in extra if word.startswith("-")]:
         refuse(f"{unknown[0]}: no such option")
     if options.experimental_rerun:
         refuse("--experimental-rerun: not supported")
@@ -93,92 +99,73 @@ def parse(command: str, args: list[str]) -> tuple[Namespace, list[str]]:
         if not Path(options.config_dir).is_dir():
             raise UserError(f"--config-dir {options.config_dir}: no such folder")
         config.vet(Path(options.config_dir))
-    overrides = [*options.overrides, *extra]
-    words = [a for a in args if a not in overrides]
-    if options.shell_completion:
-        return options, words + overrides
-    return options, words + [rewrite(command, o, options.multirun, options.config_dir) for o in overrides]
+    options.overrides += extra
+    return options
 
 
-def settle(command: str, composed: DictConfig, user_dir: str | None) -> tuple[dict[str, Any], list[str]]:
+def rewrite(command: str, groups: dict[str, list[str]], override: str, sweep: bool) -> str:
+    """An override as Hydra should see it: paths quoted, keys let through to our own check, which knows better words."""
+    key, equals, value = override.partition("=")
+    key = key.lstrip("+")
+    group = key.partition(".")[0]
+    if key.startswith(("~", "hydra")) or "@" in key:
+        return override
+    if not equals:
+        raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
+    parts = value.split(",") if sweep else [value]
+    if key in groups:
+        for choice in parts:
+            if choice not in groups[key] and re.fullmatch(r"[\w-]*", choice):  # else Hydra's grammar
+                raise UserError(f"{key}={choice}: no such choice; {nearest(choice, groups[key])}")
+        return f"{key}={value}"
+    if group not in groups and (config_dir() / group).is_dir():
+        why = "comes from the checkpoint" if command in FROM_RUN else "no such key here"
+        raise UserError(f"{key}: {why}; leave it out")
+    if key in PATHS and not value:
+        raise UserError(f"{override}: names nothing; give a path, or leave {key} out")
+    if key in PATHS and value != "null" and not (value.startswith("[") and value.endswith("]")):
+        value = ",".join(part if part.startswith(("'", '"')) else quoted(part) for part in parts)
+    return f"++{key}={value}"
+
+
+def quoted(path: str) -> str:
+    """Any text as one of Hydra's quoted strings, `${` included, which OmegaConf would interpolate."""
+    text = path.replace("${", "\\${").replace("'", "\\'")
+    return f"'{text}\\'" if text.endswith("\\") else f"'{text}'"
+
+
+def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> tuple[dict[str, Any], list[str]]:
     """The composed values, and the keys that were typed. An experiment pins keys; a group that is typed beside it
     counts whole."""
     overrides: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    typed = [override_key(override) for override in overrides]
-    if "experiment" in typed:
-        others = [override for override in overrides if override_key(override) != "experiment"]
+    typed = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    if "experiment" in typed.values():
+        others = [override for override, key in typed.items() if key != "experiment"]
         plain = GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
-        groups = set(typed) & set(choices(command, user_dir)) - {"experiment"}
-        values |= {group: OmegaConf.to_container(plain[group]) for group in groups}
-    return values, typed
+        whole = {*typed.values()} & {*groups} - {"experiment"}
+        values |= {group: OmegaConf.to_container(plain[group]) for group in whole}
+    return values, [*typed.values()]
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
     """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own folder of configs may
     make Hydra raise anything."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}")
     if isinstance(error, OverrideParseException):
-        return UserError(f"{error.override.lstrip('+')}: not a value ({first_line(error)}); quote it")
+        return UserError(f"{error.override.lstrip('+')}: not a value ({line}); quote it")
+    if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):
+        return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
     if isinstance(error, HydraException | OmegaConfBaseException):
-        if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", str(error)):
-            return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
-        return UserError(first_line(error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error))
+        key = getattr(cause, "full_key", None)  # of a value that OmegaConf cannot resolve
+        return UserError(f"{key}: {line}" if key else line)
     if user_dir and not isinstance(error, UserError):
         return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
     if isinstance(error, OSError):  # a disk or a name
         said = f"{error.filename or 'output'}: {error.strerror or error}"
         return UserError(said).with_traceback(error.__traceback__)
     return error
-
-
-def first_line(error: BaseException) -> str:
-    key = getattr(error, "full_key", None)  # of a value that OmegaConf cannot resolve
-    return (f"{key}: " if key else "") + " ".join(str(error).strip().split("\n")[0].split())
-
-
-def override_key(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0]
-
-
-def rewrite(command: str, override: str, sweep: bool, user_dir: str | None) -> str:
-    """An override as Hydra should see it: paths quoted, keys let through to our own check, which knows better words."""
-    key, equals, value = override.partition("=")
-    bare = key.lstrip("+")
-    if bare.startswith(("~", "hydra")) or "@" in bare:
-        return override
-    if not equals:
-        raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
-    groups, group = choices(command, user_dir), bare.split(".")[0]
-    if bare in groups:
-        for choice in value.split(",") if sweep and re.fullmatch(r"[\w,-]+", value) else [value]:
-            if choice not in groups[bare] and (choice in ("", "null") or re.fullmatch(r"[\w-]+", choice)):
-                raise UserError(f"{bare}={choice}: no such choice; {nearest(choice, groups[bare])}")
-        return f"{bare}={value}"
-    if group not in groups and (config_dir() / group).is_dir():
-        raise UserError(
-            f"{bare}: {'comes from the checkpoint' if command in FROM_RUN else 'no such key here'}; leave it out"
-        )
-    if bare in PATHS and not value:
-        raise UserError(f"{override}: names nothing; give a path, or leave {bare} out")
-    if bare in PATHS and value != "null" and not (value.startswith("[") and value.endswith("]")):
-        parts = value.split(",") if sweep else [value]
-        value = ",".join(part if part[:1] in ("'", '"') else quoted(part) for part in parts)
-    return f"++{bare}={value}"
-
-
-def quoted(path: str) -> str:
-    """Any text as one of Hydra's quoted strings, `${` included, which OmegaConf would interpolate."""
-    text = path.replace("${", "\\${").replace("'", "\\'")
-    return f"'{text}{chr(92) if text.endswith(chr(92)) else ''}'"
-
-
-def remove_if_empty(sweep: Path) -> None:
-    """Hydra makes a sweep's folder before the first job is checked; one whose jobs were all refused holds nothing."""
-    if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
-        (sweep / "multirun.yaml").unlink(missing_ok=True)
-        sweep.rmdir()
-        with contextlib.suppress(OSError):  # runs/ holds other runs
-            sweep.parent.rmdir()

@@ -13,9 +13,9 @@ class Progress(tqdm):
     """An epoch's bar, where `shown` on a terminal. faces: of the whole epoch; done: before a resume."""
 
     def __init__(self, epoch: int, epochs: int, faces: int, done: int, shown: bool):
-        label, hidden = f"epoch {epoch + 1}/{epochs}", not (shown and sys.stderr.isatty())
         more = {"initial": done, "leave": False, "mininterval": 0.5}  # reading the sums makes a GPU wait
-        super().__init__(total=faces, desc=label, unit=" images", disable=hidden, **more)
+        hidden = None if shown else True  # None: where there is no terminal
+        super().__init__(total=faces, desc=f"epoch {epoch + 1}/{epochs}", unit=" images", disable=hidden, **more)
 
     def note(self, faces: int, sums: torch.Tensor) -> None:
         """A batch of so many faces is done; `sums` are the epoch's losses and right answers."""

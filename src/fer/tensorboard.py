@@ -1,6 +1,7 @@
 """TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures, in a run folder's
 tensorboard/. Rows and pictures come in as they are; how they are made is not known here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,11 @@ def open_writer(run: Path, epoch: int | None = None) -> Any:
 def note(writer: Any, row: dict[str, Any]) -> None:
     """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as schedule/lr."""
     for name, value in row.items():
-        part, _, what = name.partition("_")
-        if name.startswith("val_recall_"):
-            name = name.removeprefix("val_").replace("_", "/", 1)
-        elif part in ("train", "val"):
-            name = f"{what}/{part}"
-        elif name not in ("seconds", "images_per_second"):
-            name = f"schedule/{name}"
-        if name != "schedule/epoch":
-            writer.add_scalar(name, value, row["epoch"])
+        tag = re.sub(r"^(train|val)_(.+)", r"\2/\1", name.replace("val_recall_", "recall/"))
+        if tag == name and name not in ("seconds", "images_per_second"):
+            tag = f"schedule/{name}"
+        if name != "epoch":
+            writer.add_scalar(tag, value, row["epoch"])
     writer.flush()
 
 
