@@ -170,7 +170,7 @@ def test_faces(count, columns, expected, tmp_path, drawn):
     images = np.random.default_rng(0).integers(0, 256, (count, 1, 48, 48), dtype=np.uint8)
     captions = [f"{UGLY[i % 7]}"[:12] for i in range(count)]
     ok = ([False, True, None, np.False_] * 10)[:count]
-    found = size(plots.faces(images, captions, ok, tmp_path / "f.png", columns))
+    found = size(plots.faces(images, captions, tmp_path / "f.png", columns, ok))
     assert np.abs(np.subtract(found, expected)).max() <= 30 and inside(drawn[0])
     axes = drawn[0].axes[0]
     wrong = sum(good is not None and not good for good in ok)
@@ -220,9 +220,9 @@ def test_a_mosaic_of_named_images_and_of_nothing_but_zeros(tmp_path, drawn):
 
 def test_no_faces_and_a_caption_too_many(tmp_path):
     none = np.zeros((0, 1, 48, 48), dtype=np.uint8)
-    assert size(plots.faces(none, [], [], tmp_path / "f.png"))
+    assert size(plots.faces(none, [], tmp_path / "f.png"))
     with pytest.raises(ValueError, match="zip"):
-        plots.faces(none, ["caption"], [], tmp_path / "g.png")
+        plots.faces(none, ["caption"], tmp_path / "g.png", ok=[])
     assert [path.name for path in tmp_path.iterdir()] == ["f.png"]
 
 

@@ -10,17 +10,17 @@ import torch
 from sklearn.datasets import make_blobs
 
 from fer import mislabels, selftrain
-from fer.data.faces import Faces
+from fer.data.faces import Faces, stratified
 
 TINY = ["data=demo", "data.images=210", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
 
 
 def test_a_share_of_every_class_keeps_its_labels():
     labels = torch.tensor([0] * 40 + [1] * 10 + [2])
-    known = selftrain.keep(labels, 0.2, seed=3)
+    known = stratified(labels.numpy(), 0.2, seed=3, least=1)
     assert torch.bincount(labels[known]).tolist() == [8, 2, 1]
-    assert torch.equal(known, selftrain.keep(labels, 0.2, seed=3))
-    assert not torch.equal(known, selftrain.keep(labels, 0.2, seed=4))
+    assert (known == stratified(labels.numpy(), 0.2, seed=3, least=1)).all()
+    assert (known != stratified(labels.numpy(), 0.2, seed=4, least=1)).any()
 
 
 def test_the_surest_predictions_of_every_class_are_learned():
@@ -34,7 +34,7 @@ def test_clusters_that_are_classes_give_them_from_few_labels():
     points, labels = make_blobs(300, centers=[[60] * 4, [200] * 4, [60, 200, 60, 200]], cluster_std=4, random_state=0)
     images = torch.from_numpy(np.tile(points, 576).round().astype(np.uint8).reshape(-1, 1, 48, 48))
     faces = Faces(images, torch.from_numpy(labels), [str(i) for i in range(300)])
-    known = selftrain.keep(faces.labels, 0.05, seed=0)
+    known = torch.from_numpy(stratified(faces.labels.numpy(), 0.05, seed=0, least=1))
     assert selftrain.clusters(faces, known, faces, 3, seed=0) == 1
     wrong = Faces(images, (faces.labels + 1) % 3, faces.ids)
     assert selftrain.clusters(faces, known, wrong, 3, seed=0) == 0

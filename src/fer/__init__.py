@@ -3,7 +3,8 @@
 This module holds what every other one shares and imports nothing heavy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,15 @@ def class_names(count: int) -> tuple[str, ...]:
 
 class UserError(Exception):
     """Something the user can mend: one line that says what was wrong, where, and what to do. Exit code 2."""
+
+
+@contextmanager
+def extra(name: str, what: str) -> Iterator[None]:
+    """Within the context a package that cannot be imported is a UserError: `what` needs it, the extra `name` has it."""
+    try:
+        yield
+    except ImportError:
+        raise UserError(f"{what}: a package is missing; pip install 'fer-trainer[{name}]'") from None
 
 
 def config_dir() -> Path:

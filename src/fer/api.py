@@ -18,7 +18,7 @@ from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.launch import launch
 from fer.models.network import Network
-from fer.report import read_history
+from fer.run import read_history
 from fer.runtime import pick_device
 
 __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]

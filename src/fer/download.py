@@ -4,7 +4,7 @@ import re
 import shutil
 from pathlib import Path
 
-from fer import UserError, config
+from fer import UserError, config, extra
 from fer.run import make_folder
 
 COMPETITION = "challenges-in-representation-learning-facial-expression-recognition-challenge"
@@ -18,11 +18,9 @@ def run(values: dict, typed: list[str]) -> None:
     competition = cfg.source == "competition"
     if not competition and not re.fullmatch(r"[\w-]+/[\w-]+", cfg.source):
         raise UserError(f"source={cfg.source}: should be competition, or OWNER/NAME of a data set")
-    try:
+    with extra("download", "download"):
         import kagglehub
         from kagglehub.exceptions import CredentialError, KaggleApiHTTPError, UnauthenticatedError
-    except ImportError:
-        raise UserError("download: a package is missing; pip install 'fer-trainer[download]'") from None
     fetch = kagglehub.competition_download if competition else kagglehub.dataset_download
     try:
         found = Path(fetch(COMPETITION if competition else cfg.source))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fer import UserError, __version__, config
+from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import SIZE
 from fer.models.network import Network
@@ -68,12 +68,10 @@ def run(values: dict, typed: list[str]) -> None:
 
 def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The file's bytes, and what onnxruntime makes of them."""
-    try:
+    with extra("export", "format=onnx"):
         import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
-    except ImportError:
-        raise UserError("format=onnx: a package is missing; pip install 'fer-trainer[export]'") from None
     program = torch.onnx.export(network, (EXAMPLE,), dynamo=True, verbose=False, dynamic_shapes=DYNAMIC,
                                 input_names=["faces"], output_names=["logits"])  # fmt: skip
     assert program  # None is of the older exporter

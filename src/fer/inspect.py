@@ -48,7 +48,7 @@ def run(values: dict, typed: list[str]) -> None:
     sizes = {name: counts.loc[name, "faces"] for name in splits}
     pictures = [
         plots.class_counts(sizes, data.classes, out / f"counts.{suffix}"),
-        plots.faces(means, captions, [None] * len(means), out / f"mean_faces.{suffix}", columns=len(means)),
+        plots.faces(means, captions, out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
         plots.gray_values({n: split.images.numpy() for n, split in splits.items()}, faces, out / f"pixels.{suffix}"),
         draw_rows(images, faces, groups, out / f"duplicates.{suffix}"),
@@ -114,7 +114,7 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
     shown = [white if i < 0 else images[i].numpy() for i in cells]
     named = zip(cells, faces.iloc[cells].itertuples(), strict=True)
     captions = ["" if i < 0 else f"{face.label}\n{face.split} {face.id[-9:]}" for i, face in named]
-    return plots.faces(shown, captions, [None] * len(cells), path, columns)
+    return plots.faces(shown, captions, path, columns)
 
 
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:

@@ -52,6 +52,6 @@ def run(values: dict, typed: list[str]) -> None:
     shown = order[:count][: cfg.samples]
     captions = [f"{row.prediction} {row.confidence:.0%}\nis {row.label}" for row in table.iloc[shown].itertuples()]
     place = out / f"mislabels.{cfg.format}"
-    picture = plots.faces(faces.images.numpy()[shown], captions, [None] * len(shown), place, columns=7)
+    picture = plots.faces(faces.images.numpy()[shown], captions, place, columns=7)
     print(f"{count:,} of {len(faces):,} labels are likely wrong ({count / len(faces):.1%}), the likeliest first")
     print(f"open:\n  {picture}\n  {out / 'mislabels.csv'}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fer import UserError
+from fer import UserError, extra
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
 from fer.data.readers import image_files, opened
@@ -70,11 +70,9 @@ def readable(file: Path) -> str:
 
 def cascade() -> Any:
     """scikit-image's detector of frontal faces."""
-    try:
+    with extra("photos", "input"):
         from skimage.data import lbp_frontal_face_cascade_filename
         from skimage.feature import Cascade
-    except ImportError:
-        raise UserError("input: a package is missing; pip install 'fer-trainer[photos]'") from None
     return Cascade(lbp_frontal_face_cascade_filename())
 
 

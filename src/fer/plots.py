@@ -120,8 +120,11 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
     return path
 
 
-def faces(images: Any, captions: Sequence[str], ok: Sequence[bool | None], path: Path, columns: int = 8) -> Path:
+def faces(
+    images: Any, captions: Sequence[str], path: Path, columns: int = 8, ok: Sequence[bool | None] | None = None
+) -> Path:
     """A grid of faces, uint8 N×1×48×48, with a caption each; `ok` marks right (✓) and wrong (✗, bold, framed) ones."""
+    ok = [None] * len(captions) if ok is None else ok
     lines = [f"{MARKS[good]}{caption}".split("\n") for good, caption in zip(ok, captions, strict=True)]
     texts = ["\n".join(textwrap.fill(line, 17) for line in own) for own in lines]
     columns = max(1, min(columns, len(texts)))

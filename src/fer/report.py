@@ -18,12 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer import CLASSES, UserError, class_names, config, metrics, plots, tensorboard
+from fer import UserError, class_names, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
-from fer.run import LOOKS, make_folder, write_text
+from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
 from fer.summary import build, table_text, totals
-
-TIMES = ("epoch", "seconds", "images_per_second")
 
 
 @dataclass
@@ -132,7 +130,7 @@ def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor
     parts = []
     for title, name, rows in (("Most confident mistakes", "mistakes", mistakes), ("Sample faces", "samples", chosen)):
         at = rows.index
-        draw = partial(plots.faces, faces.images[at].numpy(), captions[at], right[at], columns=7)
+        draw = partial(plots.faces, faces.images[at].numpy(), captions[at], columns=7, ok=right[at])
         parts.append(Part(title, (), name, draw, rows))
     return parts
 
@@ -224,17 +222,3 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
     write_text(out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures))
-
-
-def read_history(folder: Path) -> pd.DataFrame:
-    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report needs."""
-    path = folder / "history.csv"
-    try:
-        history = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    needed = {*TIMES, "lr", *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy"))}
-    needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
-    if missing := needed - {*history.select_dtypes("number")}:
-        raise UserError(f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of this run")
-    return history

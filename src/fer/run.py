@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 import yaml
 
-from fer import UserError, __version__
+from fer import CLASSES, UserError, __version__
 
 try:
     import fcntl
@@ -31,6 +31,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
+TIMES = ("epoch", "seconds", "images_per_second")  # columns of history.csv that tell of no quantity of the training
 LOOKS = "evaluations.csv"  # fer evaluate's record of PrivateTest, which the report tells
 
 
@@ -73,6 +74,20 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
     if history:
         table = pd.DataFrame(history).to_csv(index=False, float_format="%.6g", na_rep="nan")
         write_text(folder / "history.csv", table)
+
+
+def read_history(folder: Path) -> pd.DataFrame:
+    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report needs."""
+    path = folder / "history.csv"
+    try:
+        history = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    needed = {*TIMES, "lr", *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy"))}
+    needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
+    if missing := needed - {*history.select_dtypes("number")}:
+        raise UserError(f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of this run")
+    return history
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fer import UserError, config, metrics, plots
 from fer.checkpoint import Checkpoint
-from fer.data.faces import Faces
+from fer.data.faces import Faces, stratified
 from fer.predict import label
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
@@ -42,9 +42,9 @@ def run(values: dict, typed: list[str]) -> None:
         print(f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f}){extra}", flush=True)
 
     for share in cfg.shares:
-        known = keep(train.labels, share, cfg.seed)
+        known = torch.from_numpy(stratified(train.labels.numpy(), share, cfg.seed, least=1))
         note(share, "clusters", clusters(train, known, held_out, cfg.clusters, cfg.seed))
-        labelled, others = train.take(known.nonzero()[:, 0]), train.take((~known).nonzero()[:, 0])
+        labelled, others = train.take(known), train.take(~known)
         faces, taken, right = labelled, 0, np.nan
         for number in range(cfg.rounds + 1):
             name = f"round {number}" if number else "supervised only"
@@ -61,15 +61,6 @@ def run(values: dict, typed: list[str]) -> None:
     table = pd.DataFrame(rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"])
     write_text(out / "selftrain.csv", table.to_csv(index=False))
     print(f"open:\n  {plots.shares(table, out / f'selftrain.{cfg.format}')}\n  {out / 'selftrain.csv'}")
-
-
-def keep(labels: Tensor, share: float, seed: int) -> Tensor:
-    """Bool N: the faces that keep their labels, the share of every class, but one at least."""
-    known, generator = torch.zeros(len(labels), dtype=torch.bool), np.random.default_rng(seed)
-    for number in labels.unique():
-        rows = (labels == number).nonzero()[:, 0]
-        known[rows[generator.permutation(len(rows))[: max(1, round(share * len(rows)))]]] = True
-    return known
 
 
 def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:

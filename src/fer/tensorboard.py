@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fer import UserError
+from fer import extra
 
 FOLDER = "tensorboard"
 
 
 def require() -> type:
     """The class SummaryWriter."""
-    try:
+    with extra("tensorboard", "tensorboard=true"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError("tensorboard=true: a package is missing; pip install 'fer-trainer[tensorboard]'") from None
     return SummaryWriter
 
 

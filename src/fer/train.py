@@ -75,7 +75,7 @@ class Trainer:
         """Take the faces to train and to validate on to the device; their normalization."""
         faces, held_out = data.open("train"), data.open("validation")
         if self.cfg.train.copies == "drop":
-            faces = faces.take((~faces.among(held_out)).nonzero()[:, 0])
+            faces = faces.take(~faces.among(held_out))
         if len(faces) < 2 or not len(held_out):
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
         if self.augment.crop:

@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fer import CLASSES, Normalization, UserError
@@ -28,8 +29,8 @@ class Faces:
         return len(self.images)
 
     def take(self, index) -> "Faces":
-        """The faces at `index` (int64 positions), in that order."""
-        index = torch.as_tensor(index, dtype=torch.int64)
+        """The faces at `index`: positions, in that order, or bool N."""
+        index = torch.arange(len(self))[index]
         targets = None if self.targets is None else self.targets[index]
         return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets)
 
@@ -46,6 +47,15 @@ class Faces:
     @property
     def labelled(self) -> bool:
         return len(self) > 0 and bool((self.labels >= 0).all())
+
+
+def stratified(labels: np.ndarray, share: float, seed: int, least: int = 0) -> np.ndarray:
+    """Bool N: a share of the faces of every class, drawn by `seed`, but `least` of each, where it has as many."""
+    drawn, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        drawn[rows[: max(least, round(share * len(rows)))]] = True
+    return drawn
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
 from fer import CLASSES, Normalization, UserError
-from fer.data.faces import SIZE, Data, Faces
+from fer.data.faces import SIZE, Data, Faces, stratified
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
@@ -132,15 +132,12 @@ def find(path: str) -> tuple[Table, Table | None, bool]:
 
 def choose(labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int) -> np.ndarray:
     """Bool per training row: does it validate?"""
-    count, generator = len(labels), np.random.default_rng(seed)
+    count = len(labels)
     if split == "from_index":
         if from_index >= count:
             raise UserError(f"data.from_index={from_index}: nothing would validate; there are {count} rows to train")
         return np.arange(count) >= from_index
-    held_out = np.zeros(count, bool)
-    for label in range(len(CLASSES)):
-        rows = generator.permutation(np.flatnonzero(labels == label))
-        held_out[rows[: round(fraction * len(rows))]] = True
+    held_out = stratified(labels, fraction, seed)
     if not held_out.any():
         raise UserError(f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher")
     return held_out
