@@ -1,5 +1,7 @@
 """Every network of the catalogue: exact sizes, shapes layer by layer, gradients everywhere."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 import torchvision
@@ -148,7 +150,7 @@ def test_normalizations():
     torch.testing.assert_close(own.mean((1, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
     torch.testing.assert_close(own.std((1, 2, 3), correction=0), torch.ones(6))
     assert Normalize.fit("image", images)(torch.zeros(1, 1, 48, 48)).isfinite().all()
-    assert Normalize(**dataset.state())(images).equal(dataset(images))
+    assert Normalize(**asdict(dataset))(images).equal(dataset(images))
 
 
 def test_faces_are_cropped_or_enlarged_to_the_models_size(catalogue_model):

@@ -8,7 +8,7 @@ import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -104,7 +104,7 @@ def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, 
         "version": __version__,
         "config": config.dump(settings),
         "classes": list(class_names(settings.model.get("classes", 7))),
-        "normalization": network.normalize.state(),
+        "normalization": asdict(network.normalize),
         "model": network.model.state_dict(),
         **more,
     }

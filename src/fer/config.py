@@ -342,6 +342,15 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
+def over_seeds(settings: list[TrainConfig]) -> list[list[int]]:
+    """Positions of trainings that differ in nothing but the seed, one a seed: a list for each recipe with several."""
+    groups: dict[str, dict[int, int]] = {}
+    for position, own in enumerate(settings):
+        recipe = dump(own.model_copy(update={"seed": 0, "run": None, "resume": None}))
+        groups.setdefault(recipe, {}).setdefault(own.seed, position)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
 def parse(text: str, where: str) -> dict:
     """The plain values of a saved training config; nothing in it is interpolated or executed. Keys that came after it
     have their default."""

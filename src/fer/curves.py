@@ -11,8 +11,7 @@ from fer.train import build_curves
 POINTS = 20  # an epoch
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("curves", values)
+def run(cfg: config.CurvesConfig, typed: list[str]) -> None:
     curves = build_curves(cfg, config.build("augment", cfg.augment), build(cfg.model))
     shown = {name: (curve, size) for name, (curve, size) in curves.items() if not curve.waits}
     times = [step / POINTS for step in range(cfg.train.epochs * POINTS + 1)]

@@ -13,8 +13,7 @@ ACCOUNT = (
 )
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("download", values)
+def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
     competition = cfg.source == "competition"
     if not competition and not re.fullmatch(r"[\w-]+/[\w-]+", cfg.source):
         raise UserError(f"source={cfg.source}: should be competition, or OWNER/NAME of a data set")

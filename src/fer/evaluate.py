@@ -17,8 +17,7 @@ from fer.run import LOOKS, write_text
 from fer.summary import aligned
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("evaluate", values)
+def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     members = open_members(cfg.ckpt)
     data = members[0].data(cfg.data)
     faces = data.open(cfg.split)
@@ -60,15 +59,9 @@ def training_faces(members: list[Checkpoint], data: Data, typed: dict | None) ->
 
 def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
     """Mean and deviation of the members that differ in nothing but the seed."""
-    groups: dict[str, dict[int, float]] = {}
-    for member in members:
-        recipe = config.dump(member.settings.model_copy(update={"seed": 0, "run": None, "resume": None}))
-        groups.setdefault(recipe, {})[member.settings.seed] = right[str(member.path)].double().mean().item()
-    return [
-        f"{len(group)} seeds: {statistics.mean(group.values()):.4f} ± {statistics.stdev(group.values()):.4f} (sd)"
-        for group in groups.values()
-        if len(group) > 1
-    ]
+    groups = config.over_seeds([member.settings for member in members])
+    found = [[right[str(members[i].path)].double().mean().item() for i in group] for group in groups]
+    return [f"{len(own)} seeds: {statistics.mean(own):.4f} ± {statistics.stdev(own):.4f} (sd)" for own in found]
 
 
 def paired(right: dict[str, Tensor]) -> list[str]:

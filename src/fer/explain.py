@@ -164,8 +164,7 @@ def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
     return known[named]
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("explain", values)
+def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
     network = checkpoint.network(device).requires_grad_(False)
     seed_everything(cfg.seed)

@@ -27,8 +27,7 @@ EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)  # of one face, a dynamic batch would be
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("export", values)
+def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt))
     path = checkpoint.path
     if cfg.out and Path(cfg.out).resolve() == path.resolve():

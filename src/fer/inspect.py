@@ -22,8 +22,7 @@ BLANK = 5  # gray levels of standard deviation: FER2013's 15 images below it sho
 GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("inspect", values)
+def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     data = config.build("data", cfg.data)
     splits = choose(data)
     out = make_folder(Path(cfg.out))

@@ -49,7 +49,8 @@ def launch(command: str, args: list[str]) -> int:
                 sweeps.add(Path(settings.sweep.dir))
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
-            return import_module(f"fer.{command}").run(values, typed)
+            run = import_module(f"fer.{command}").run  # train checks by itself: resume= lays these values over others
+            return run(values if command == "train" else config.check(command, values), typed)
         except BrokenPipeError:  # fer … | head: the reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except (UserError, OmegaConfBaseException, OSError) as error:

@@ -23,8 +23,7 @@ from fer.runtime import pick_device
 from fer.train import train_in
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("mislabels", values)
+def run(cfg: config.MislabelsConfig, typed: list[str]) -> None:
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
     faces = data.open("train")
     labels, probabilities = faces.labels.numpy(), np.zeros((len(faces), len(data.classes)))

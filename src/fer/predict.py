@@ -20,8 +20,7 @@ ROUNDS = 50  # of greedy selection
 Asked = config.PredictConfig | config.EvaluateConfig  # both tell device, batch size, views and selection
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("predict", values)
+def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     members = open_members(cfg.ckpt)
     cfg.out = cfg.out or ("faces.csv" if cfg.input else "submission.csv")
     taken = {member.path.resolve() for member in members}

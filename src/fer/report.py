@@ -39,8 +39,7 @@ class Part:
     folded: bool = False
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("report", values)
+def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
     if len(folders) > 1 or isinstance(cfg.run, list):
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
@@ -165,9 +164,7 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
         "multiply_adds": [size["multiply-adds"] for size in sizes],
     })  # fmt: skip
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    runs = best.assign(recipe=[str(own | {"seed": 0}) for own in settings], seed=[own["seed"] for own in settings])
-    recipes = runs.drop_duplicates(["recipe", "seed"]).groupby("recipe", sort=False)["val_accuracy"]
-    several = [own for _, own in recipes if len(own) > 1]
+    several = [best["val_accuracy"].iloc[group] for group in config.over_seeds(found)]
     seeds = [[", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"] for own in several]
     looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
     cells = [[looks[name].format(cell) for name, cell in row.items()] for row in table.to_dict("records")]

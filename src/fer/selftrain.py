@@ -26,8 +26,7 @@ from fer.train import train_in
 COMPONENTS = 50  # of the pixels, for the clusters
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("selftrain", values)
+def run(cfg: config.SelftrainConfig, typed: list[str]) -> None:
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
     train, held_out = (replace(data.open(name), targets=None) for name in ("train", "validation"))
     if cfg.clusters > len(train):

@@ -37,8 +37,7 @@ class Layer:
     formula: str = ""
 
 
-def run(values: dict, typed: list[str]) -> None:
-    cfg = config.check("summary", values)
+def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
     if cfg.models and (cfg.match or any(key.split(".")[0] == "model" for key in typed)):
         raise UserError(f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out")
     paths = sorted((config_dir() / "model").glob("*.yaml"))

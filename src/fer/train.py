@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
-from fer.augment import STRENGTHS, Augment, check_crop
+from fer.augment import SHARES, STRENGTHS, Augment, check_crop
 from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, save_checkpoint
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
@@ -327,7 +327,7 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
             raise UserError(f"curves.{name}: drives nothing; there are {', '.join(sizes)} (the rate's is schedule)")
         if not sizes[name]:
             raise UserError(f"curves.{name}: would drive nothing, {name} is off; set it, or leave the curve out")
-        size = 1.0 if name in ("crop", "mixup", "cutmix") else sizes[name]
+        size = 1.0 if name in SHARES else sizes[name]
         curves[name] = (config.build("schedule", node or {}, f"curves.{name}"), size)
     return curves
 

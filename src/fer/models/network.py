@@ -1,6 +1,6 @@
 """Network: from gray values to logits, normalization included, for any model that has a `size`."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,10 +38,6 @@ class Normalize:
             std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
             return (images - mean) / std.clamp(min=1.0)
         return (images - self.mean) / self.std
-
-    def state(self) -> dict:
-        """What a checkpoint holds; Normalize(**state) gives it back."""
-        return asdict(self)
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
