@@ -233,9 +233,10 @@ def check_node(group: str, node: dict, key: str = "") -> dict:
     parameters = dict(inspect.signature(fn, eval_str=True).parameters)
     if group == "optim" and not parameters.pop("params", None):  # which the program gives, not the config
         raise UserError(f"{key}._target_={node['_target_']}: refused; it takes no params")
+    empty = inspect.Parameter.empty
     fields: dict[str, Any] = {
-        name: (parameter.annotation, ... if parameter.default is parameter.empty else parameter.default)
-        for name, parameter in parameters.items()
+        name: (Any if p.annotation is empty else p.annotation, ... if p.default is empty else p.default)
+        for name, p in parameters.items()
     }
     checked = validate(create_model(fn.__name__, __base__=Strict, **fields), given, prefix=f"{key}.").model_dump()
     return {"_target_": node["_target_"]} | json.loads(json.dumps(checked))  # tuples become lists, as YAML has them
