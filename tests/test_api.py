@@ -48,9 +48,15 @@ def test_faces_of_any_shape_and_type_are_taken_and_others_refused(fer, tiny):
             network.probabilities(wrong)
 
 
-def test_mistakes_are_told_as_on_the_command_line(fer):
+def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     with pytest.raises(UserError, match=r"did you mean train\.epochs"):
         api.train("runs/x", "data=demo", "train.epoch=3")
+    network = api.load(tiny())
+    for wrong, words in (({"tta": "ten"}, "tta=ten"), ({"batch_size": 0}, "batch_size=0"), ({}, "are no numbers")):
+        with pytest.raises(UserError, match=words):
+            network.probabilities(np.zeros((1, 48, 48)) if wrong else "face", **wrong)
+    with pytest.raises(UserError, match="device=tpu"):
+        api.load(tiny(), device="tpu")
     with pytest.raises(UserError, match="no such checkpoint"):
         api.load("runs/x/best.pt")
     assert not Path("runs").exists()

@@ -197,7 +197,7 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "optim.lr=abc: should be a valid number, unable" in refused("train", "optim.lr=abc")
     assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused("train", "curves.rotate=0.5")
     assert "curves.rotate._target_=Knots: refused" in refused("train", "curves.rotate={_target_: Knots}")
-    assert "columns=['id']: List should have at least 2 items" in refused("predict", "columns=[id]")
+    assert "columns=['id']: should have at least 2 items" in refused("predict", "columns=[id]")
     assert "source=foo: should be competition, or OWNER/NAME" in refused("download", "source=foo")
     (tmp_path / "x.pt").write_bytes(b"PK not really")
     assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
@@ -206,6 +206,10 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=x.csv", "probs=x.csv")
     assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
     assert "is the checkpoint itself" in refused("export", "ckpt=r", "out=r/best.pt")
+    assert "is a file of a run" in refused("export", "ckpt=r", "out=r/config.yaml")
+    assert "is a file of a run" in refused("predict", "ckpt=r", "out=r/last.pt")
+    assert "is a file of a run" in refused("predict", "ckpt=r", "probs=r/history.csv")
+    assert "take resume=r" in refused("train", "resume=r/best.pt")
     for command in ("explain", "export"):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
     assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
@@ -343,6 +347,10 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     assert ours.equals(whole)
     ours, whole = (torch.load(f"{run}/last.pt")["model"] for run in ("r", "whole"))
     assert all(torch.equal(ours[k], whole[k]) for k in whole)
+    assert "epochs: 4\n" in torch.load("r/best.pt")["config"]  # whichever epoch was best
+    before = Path("r/config.yaml").read_text()
+    assert "resume=r: 4 epochs are done, more than train.epochs=3" in refused("train", "resume=r", "train.epochs=3")
+    assert Path("r/config.yaml").read_text() == before
     assert "optim.lr: 0.02 → 0.5" in refused("train", "resume=r", "optim.lr=0.5")
     assert "model" in refused("train", "resume=r", "model=vgg13")
     assert "epochs: no such key; did you mean train.epochs?" in refused("train", "resume=r", "epochs=3")

@@ -66,13 +66,14 @@ def test_copies_of_any_members_training_faces_are_counted_out(fer, fer2013_csv):
     assert "; 0 are exact copies" in fer("evaluate", "ckpt=r1")[1]
     own, other = (Checkpoint.open(Path(f"r{seed}/best.pt")).data() for seed in (0, 1))
     known = int(own.open("validation").among(other.open("train")).sum())
-    assert known and f"; {known} are exact copies" in fer("evaluate", "ckpt=[r0,r1]")[1]
+    assert known and f" of r0/best.pt's data; {known} are exact copies" in fer("evaluate", "ckpt=[r0,r1]")[1]
 
 
 def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     code, out, _ = fer("evaluate", "ckpt=r", "data.split=fraction", "data.fraction=0.3")
-    assert code == 0 and "21 faces of validation; 21 are exact copies" in out and out.splitlines()[1].endswith(" -")
+    assert code == 0 and "21 faces of validation; 21 are exact copies" in out and out.splitlines()[2].endswith(" -")
+    assert "r/best.pt learned 21 of these 21 faces" in out
     fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
     code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
     assert code == 0 and "own training faces are not counted" in out and "; 0 are exact copies" in out

@@ -26,6 +26,7 @@ def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
     assert fer("train", *DATA, *model, *small)[0] == 0
     code, out, err = fer("export", "ckpt=r")
     assert code == 0 and err == "" and "onnxruntime" in out and "0 of 23 validation faces labelled otherwise" in out
+    assert str(Path(__file__).parents[1]).encode() not in Path("r/model.onnx").read_bytes()  # nor any path of ours
     session = onnxruntime.InferenceSession("r/model.onnx")
     for count in (1, 3, 17):
         faces = np.random.default_rng(count).integers(0, 256, (count, 1, 48, 48)).astype(np.float32)

@@ -137,6 +137,16 @@ def test_pixels_without_votes_are_refused(folder, tmp_path):
         read(tmp_path / "bare.csv")
 
 
+def test_of_several_right_emotions_the_one_with_most_votes_is_the_label(folder):
+    file = folder / "fer2013new.csv"
+    header, first, *lines = file.read_text().splitlines()
+    happiness, sadness = header.split(",").index("happiness"), header.split(",").index("sadness")
+    cells = [cell if i < 2 else {happiness: "4", sadness: "6"}.get(i, "0") for i, cell in enumerate(first.split(","))]
+    file.write_text("\n".join([header, ",".join(cells), *lines]) + "\n")
+    train = read(folder, mode="multi").splits["train"]
+    assert train.labels[0] == 4 and train.targets[0].tolist() == [0, 0, 0, 0.5, 0.5, 0, 0, 0]
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_and_its_run_is_told_with_eight_classes(fer, folder, mode):
     data = ["data=ferplus", f"data.path={folder}", f"data.mode={mode}"]
@@ -184,6 +194,7 @@ def test_losses_of_the_modes():
     trainer.mode = "multi"
     expected = -torch.log(logits.softmax(1)[:, :2].max(1).values / 2).mean()
     assert trainer.loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.right(torch.eye(8)[:3], targets[:3]).tolist() == [True, True, False]
     trainer.mode = "probability"
     drawn = trainer.draw(targets.repeat(400, 1))
     assert (drawn.sum(1) == 1).all() and drawn[:, 0].mean().item() == pytest.approx(0.5, abs=0.05)

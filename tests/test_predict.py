@@ -1,5 +1,7 @@
 """Test-time augmentation and ensembles, against the same by hand."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -62,7 +64,12 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     code, _, err = fer("predict", "ckpt=runs", "select=greedy", "data.seed=7")
     assert code == 2 and "so it may have learned them" in err
     code, out, _ = fer("predict", "ckpt=runs", "data.seed=7")
-    assert code == 0 and "accuracy is not shown" in out and "labelled by 3 checkpoints" in out
+    assert code == 0 and "what each member adds is not shown" in out and "labelled by 3 checkpoints" in out
+    Path("runs/begun").mkdir()
+    code, out, _ = fer("predict", "ckpt=runs/*", "split=validation")
+    assert code == 0 and "runs/begun: has no best.pt yet, left out" in out and "labelled by 3 checkpoints" in out
+    code, _, err = fer("predict", "ckpt=runs/beg*")
+    assert code == 2 and "runs/beg*: no best.pt there yet" in err
     code, _, err = fer("predict", "ckpt=runs/*/none.pt")
     assert code == 2 and "matches no file" in err
     for command in ("predict ckpt=[]", "evaluate ckpt=[]", "report run=[]"):
@@ -78,7 +85,7 @@ def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer
     code, _, err = fer("predict", "ckpt=[r0,r1]", "select=greedy", "split=validation")
     assert code == 2 and "r1/best.pt was validated on other faces than these" in err
     code, out, _ = fer("predict", "ckpt=[r0,r1]", "split=validation")
-    assert code == 0 and "accuracy is not shown" in out
+    assert code == 0 and "what each member adds is not shown" in out
     code, out, _ = fer("predict", "ckpt=[r0,r0/last.pt]", "select=greedy", "split=validation")
     assert code == 0 and "ensemble: accuracy" in out
 

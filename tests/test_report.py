@@ -76,6 +76,17 @@ def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tm
     assert "left out: " in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
 
 
+def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tmp_path):
+    sweep = ["-m", "hydra.sweep.dir=s", "model.head=[4],[5]", "data.limit=20"]
+    assert fer("train", "data=demo", *TINY[2:], *sweep)[0] == 0
+    assert fer("report", "run=s/0")[0] == 0 and (tmp_path / "s" / "0" / "report" / "samples.png").is_file()
+    assert fer("train", *TINY, "run=all", "name=all")[0] == 0
+    code, out, err = fer("report", "run=[s,all]", "out=c")
+    assert code == 0 and "Not all have the same validation faces and labels" in out, err
+    code, out, err = fer("report", "run=s", "out=c")
+    assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == ["0: dnn, head=[4]", "1: dnn, head=[5]"], err
+
+
 def test_what_explain_has_made_stands_on_the_page_too(fer, run):
     assert fer("explain", "ckpt=r", "image=0", "layers=[]", "device=cpu")[0] == 0
     assert fer("report", "run=r", "format=svg")[0] == 0
@@ -129,6 +140,7 @@ def test_a_sweep_is_told_by_what_differs_and_seeds_by_their_mean(fer, tmp_path):
         in out
     )
     assert "Over seeds" in (tmp_path / "c" / "index.html").read_text()
+    assert "do not compare" not in out
     shutil.copytree("s/0", "s/again")
     assert "seeds: " not in fer("report", "run=[s/0,s/again,s/0/last.pt]", "out=d")[1]
 

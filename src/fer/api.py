@@ -5,7 +5,7 @@ Errors that a user can mend are fer.UserError, in the words of the command line.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, photos, predict
+from fer import UserError, config, photos, predict
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.launch import launch
@@ -35,12 +35,15 @@ class Classifier:
     def classes(self) -> list[str]:
         return self.checkpoint.classes
 
-    def probabilities(
-        self, images: ArrayLike, tta: Literal["none", "flip", "tencrop"] = "none", batch_size: int = 512
-    ) -> np.ndarray:
+    def probabilities(self, images: ArrayLike, tta: config.Views = "none", batch_size: int = 512) -> np.ndarray:
         """float64 N×classes, each row sums to 1, of gray faces 0..255 (not 0..1), of any real type, that fill the
         picture as FER2013's do: N×48×48, N×1×48×48 or one alone. tta: views that are averaged, as in fer predict."""
-        found = torch.as_tensor(np.asarray(images, np.float32))
+        if tta not in get_args(config.Views) or batch_size < 1:
+            raise UserError(f"tta={tta}, batch_size={batch_size}: should be none, flip or tencrop, and 1 or more")
+        try:
+            found = torch.as_tensor(np.asarray(images, np.float32))
+        except (TypeError, ValueError):
+            raise UserError("images: are no numbers; should be gray values, N×48×48") from None
         if found.ndim not in (2, 3, 4) or found.shape[-2:] != (48, 48) or (found.ndim == 4 and found.shape[1] != 1):
             raise UserError(f"images: of shape {'×'.join(map(str, found.shape))}; should be N×48×48")
         low, high = (found.min(), found.max()) if found.numel() else (0, 255)
@@ -67,7 +70,7 @@ def history(run: str | Path) -> pd.DataFrame:
     return read_history(Path(run))
 
 
-def load(ckpt: str | Path, device: Literal["auto", "cpu", "cuda", "mps"] = "auto") -> Classifier:
+def load(ckpt: str | Path, device: config.Device = "auto") -> Classifier:
     """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is executed."""
     checkpoint = Checkpoint.open(find_checkpoint(str(ckpt)))
     return Classifier(checkpoint, checkpoint.network(pick_device(device)))

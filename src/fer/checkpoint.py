@@ -54,13 +54,14 @@ class Checkpoint:
             network.to(memory_format=torch.channels_last)
         return network.eval()
 
-    def data(self, typed: dict | None = None) -> Data:
-        """Its data, whole: a typed `data` lies over it, and the training's `limit` does not count."""
+    def data(self, typed: dict | None = None, whole: bool = True) -> Data:
+        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count."""
         if typed and "normalize" in typed and "_target_" not in typed:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
         if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
             raise UserError("data.validation=test: is for trainings; leave it out, and name the split: split=test")
-        node = config.check_node("data", config.overlay(self.settings.data | {"limit": None}, typed or {}))
+        own = self.settings.data | ({"limit": None} if whole else {})
+        node = config.check_node("data", config.overlay(own, typed or {}))
         return config.build("data", node)
 
 
@@ -78,7 +79,12 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
         for place in map(Path, matches):
             own = place / "best.pt" if place.is_dir() else place
             sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
+            if pattern and place.is_dir() and not own.is_file() and not sweep:
+                print(f"{place}: has no best.pt yet, left out")
+                continue
             found += [own] if own.is_file() or not sweep else sweep
+        if not found:
+            raise UserError(f"{name}: no best.pt there yet; name a run with one")
     return list(dict.fromkeys(map(existing, found)))
 
 
@@ -109,6 +115,13 @@ def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, 
         **more,
     }
     write(path, lambda file: torch.save(contents, file))
+
+
+def rewrite_settings(path: Path, settings: config.TrainConfig) -> None:
+    """Give the checkpoint at `path`, if there is one, the settings with which its training goes on."""
+    new = {"config": config.dump(settings)}
+    if path.is_file() and (contents := load_checkpoint(path))["config"] != new["config"]:
+        write(path, lambda file: torch.save(contents | new, file))
 
 
 def load_checkpoint(path: str | Path) -> dict:
@@ -170,7 +183,9 @@ def resumed(values: dict, typed: list[str]) -> dict:
     """The config of the run that `resume` names, the `typed` keys of `values` laid over it; what would make it another
     training is refused."""
     named = Path(values["resume"])
-    folder = named.parent if named.name == "last.pt" and named.is_file() else named
+    if named.is_file() and named.name != "last.pt":
+        raise UserError(f"resume={named}: a training goes on from its last.pt; take resume={named.parent}")
+    folder = named.parent if named.is_file() else named
     contents = load_checkpoint(folder / "last.pt")
     if "training" not in contents:
         raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")

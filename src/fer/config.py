@@ -38,6 +38,7 @@ TARGETS = {
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
 WORDS = {
     "Input should be ": "should be ",
+    "List should have": "should have",
     " or should be ": " or ",
     " after validation": "",
     "a valid dictionary": "a mapping, such as {_target_: …}",

@@ -19,7 +19,7 @@ from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import SIZE
 from fer.models.network import Network
-from fer.run import write
+from fer.run import spare_runs, write
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
@@ -32,6 +32,7 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     path = checkpoint.path
     if cfg.out and Path(cfg.out).resolve() == path.resolve():
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
+    spare_runs(cfg.out)
     network = checkpoint.network(torch.device("cpu")).requires_grad_(False).to(memory_format=torch.contiguous_format)
     notes = {
         "classes": json.dumps(checkpoint.classes),
@@ -75,6 +76,8 @@ def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tens
                                 input_names=["faces"], output_names=["logits"])  # fmt: skip
     assert program  # None is of the older exporter
     program.model.metadata_props.update(notes)
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # where this machine keeps its sources
     made = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
     return made, lambda faces: torch.from_numpy(session.run(None, {"faces": np.ascontiguousarray(faces)})[0])

@@ -1,4 +1,4 @@
-"""fer mislabels: the training faces that are likeliest labelled wrong, by networks that have not seen them.
+"""fer mislabels: the training faces that are likeliest labelled wrong, by networks that have not learned them.
 
 Confident learning (Northcutt et al. 2021, arXiv:1911.00068), by cleanlab, on predictions out of fold. Copies of a face
 stay in one fold, or a network would have seen what it is asked about. A fold's training has its folder under `out`;
@@ -36,7 +36,8 @@ def run(cfg: config.MislabelsConfig, typed: list[str]) -> None:
     for number, (seen, unseen) in enumerate(parts):
         folder, splits = out / f"fold{number}", {"train": faces.take(seen), "validation": faces.take(unseen)}
         best = train_in(folder, cfg, device, replace(data, splits=splits))
-        print(f"fold {number + 1} of {cfg.folds}: accuracy {best:.4f} on faces not seen", flush=True)
+        how = f"accuracy {best:.4f} on faces not learned, which chose the epoch"
+        print(f"fold {number + 1} of {cfg.folds}: {how}", flush=True)
         logits = load_checkpoint(folder / "best.pt")["validation"]["logits"]
         probabilities[unseen] = logits.double().softmax(1).numpy()
 

@@ -61,7 +61,7 @@ def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Cal
     for file in texts:
         name = file.stem if stems[file.stem] == 1 else file.name
         write(folder / f"{name}.png", partial(draw(read_photo(file), texts[file]).save, format="PNG"))
-    print(f"{len(rows)} faces in {len(texts)} of {len(files)} photos labelled: {out}, {folder}")
+    print(f"{len(rows)} face{'s' * (len(rows) > 1)} in {len(texts)} of {len(files)} photos labelled: {out}, {folder}")
 
 
 def readable(file: Path) -> str:

@@ -13,7 +13,7 @@ from fer.augment import ten_crops
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.run import write_csv
+from fer.run import spare_runs, write_csv
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
@@ -30,6 +30,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
         taken.add(Path(target).resolve())
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
+    spare_runs(cfg.out, cfg.probs)
     if cfg.input:
         ask = lambda faces: label_all(members, weigh(members, cfg), faces, cfg)  # noqa: E731
         photos.run(Path(cfg.input), Path(cfg.out), typed, members[0].classes, ask)
@@ -132,7 +133,7 @@ def weigh(members: list[Checkpoint], cfg: Asked, data: Data | None = None) -> Te
         why = f"{member.path} was validated on other faces than these, so it may have learned them"
         if cfg.select == "greedy":
             raise UserError(f"select=greedy: {why}; leave it or data= out, or take select=uniform")
-        print(f"the ensemble's accuracy is not shown: {why}")
+        print(f"what each member adds is not shown: {why}")
         return uniform
     parts = label_each(members, faces, cfg)
     weights = greedy(parts, faces.labels) if cfg.select == "greedy" else uniform

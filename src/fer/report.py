@@ -112,7 +112,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
 def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
     """The most confident mistakes and some faces of every class; a line instead where the data is not at hand."""
     try:
-        faces = best.data(cfg.data).open("validation")
+        faces = best.data(cfg.data, whole=False).open("validation")
         if not torch.equal(faces.labels, labels):
             raise UserError("the data is not what the run was validated on; name it with data.path=")
     except UserError as error:
@@ -145,7 +145,12 @@ def samples(right: np.ndarray, truth: np.ndarray, count: int, seed: int) -> np.n
 
 def compare(folders: list[Path], out: Path, kind: str) -> None:
     """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    found = [Checkpoint.open(folder / "best.pt").settings for folder in folders]
+    checkpoints = [Checkpoint.open(folder / "best.pt") for folder in folders]
+    found = [checkpoint.settings for checkpoint in checkpoints]
+    judged = [checkpoint.contents.get("validation", {}) for checkpoint in checkpoints]
+    judges = {(own.get("images"), str(own.get("labels", torch.empty(0)).tolist())) for own in judged}
+    same = len(judges) == 1
+    apart = () if same else ("Not all have the same validation faces and labels: their accuracies do not compare.",)
     settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
     keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
     differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
@@ -177,8 +182,8 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
     if seeds:
         header = ["runs that differ in nothing else", "seeds", "mean val_accuracy", "standard deviation"]
         parts.insert(1, Part("Over seeds", table=[header, *seeds]))
-    write_page(out, f"{len(names)} runs", (), parts, kind)
-    print(table.to_string(index=False))
+    write_page(out, f"{len(names)} runs", apart, parts, kind)
+    print(table.to_string(index=False), *apart, sep="\n")
     for group, count, middle, deviation in seeds:
         print(f"{count} seeds: {middle} ± {deviation} (sd) of {group}")
     print(f"they differ in {', '.join(keys) or 'nothing'}")
@@ -191,11 +196,11 @@ def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list
         return names
     places = [folder.name for folder in folders]
     places = places if len({*places}) == len(places) else [str(folder) for folder in folders]
-    keys = [key for key in differing[0] if not key.startswith("model.")]  # its name says enough
+    keys = [key for key in differing[0] if not key.startswith("model.")] or list(differing[0])  # its name says enough
     found = []
     for place, name, own in zip(places, names, differing, strict=True):
         text = ", ".join([name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in keys)])
-        found.append(f"{place}: {text if len(text) < 60 else name}")
+        found.append(f"{place}: {text if len(text) < 60 else text[:58] + '…'}")
     return found
 
 

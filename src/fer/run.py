@@ -90,6 +90,13 @@ def read_history(folder: Path) -> pd.DataFrame:
     return history
 
 
+def spare_runs(*paths: str | Path | None) -> None:
+    """Refuse to write over a file of a run."""
+    for path in [Path(path) for path in paths if path]:
+        if path.name in (*FILES, LOOKS) and path.exists():
+            raise UserError(f"{path}: is a file of a run; choose another name")
+
+
 @contextlib.contextmanager
 def told(what: str, remedy: str) -> Iterator[None]:
     """Within the context what the system refuses is a UserError: what, why, and the remedy."""

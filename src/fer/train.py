@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import SHARES, STRENGTHS, Augment, check_crop
-from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, save_checkpoint
+from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, rewrite_settings, save_checkpoint
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
 from fer.predict import probabilities
@@ -146,7 +146,7 @@ class Trainer:
             if self.average:
                 self.average.update_parameters(self.network.model)
 
-            right = (logits.argmax(1) == targets.argmax(1)).sum()
+            right = self.right(logits, targets).sum()
             self.sums[:2] += torch.stack([loss.detach() * len(images), right])
             self.sums[2] += self.sums[0].isfinite()
             self.step += 1
@@ -160,6 +160,11 @@ class Trainer:
         if self.mode != "probability":
             return targets
         return F.one_hot(torch.multinomial(targets, 1)[:, 0], targets.shape[1]).float()
+
+    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Bool N: is the likeliest class the target's; in FER+'s mode `multi` one of the right ones?"""
+        said = logits.argmax(1)
+        return targets.gather(1, said[:, None])[:, 0] > 0 if self.mode == "multi" else said == targets.argmax(1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy; in FER+'s mode `multi` that of the likeliest of the right classes."""
@@ -286,7 +291,7 @@ class Trainer:
         try:
             state = contents["training"]
             if state.get("faces", self.faces) != self.faces:  # earlier versions do not tell
-                raise UserError(f"{path}: was trained on other faces or labels than these; start anew elsewhere")
+                raise UserError(f"{path}: was trained on other faces or labels; name these, or start anew elsewhere")
             for name, part in self.saves.items():
                 part.load_state_dict(state[name])
             self.history, self.step, self.seconds = list(state["history"]), int(state["step"]), float(state["seconds"])
@@ -294,6 +299,9 @@ class Trainer:
             self.sums[:2] *= self.rank == 0  # they are added up
             if not (state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps):
                 raise ValueError
+            if self.epoch > self.cfg.train.epochs:
+                more = f"{self.epoch} epochs are done, more than train.epochs={self.cfg.train.epochs}"
+                raise UserError(f"resume={path.parent}: {more}; set it higher")
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
             raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
 
@@ -375,6 +383,7 @@ def fit(trainer: Trainer) -> None:
             trainer.writer = tensorboard.open_writer(folder, trainer.epoch + 1)
             trainer.writer.add_text("config", f"```\n{config.dump(cfg)}```")
         write_text(folder / "config.yaml", config.dump(cfg))
+        rewrite_settings(folder / "best.pt", cfg)  # reports group runs by it
         write_environment(folder, device, trainer.data_hash)
         parameters = sum(p.numel() for p in trainer.network.parameters())
         print(

@@ -44,8 +44,9 @@ def ferplus(
     for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
         if rows.size:
+            likeliest = (targets * (1 + counts[:, :classes]))[rows].argmax(1)  # of equal targets by the votes
             own = torch.from_numpy(targets[rows]).float()
-            splits[name] = replace(table.cut(rows), labels=own.argmax(1), targets=own)
+            splits[name] = replace(table.cut(rows), labels=torch.from_numpy(likeliest), targets=own)
         elif name != "private":
             raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
     splits["public"] = splits["validation"]
