@@ -189,6 +189,8 @@ def test_train_refuses_what_it_cannot_do_before_any_folder_is_made(refused, args
 
 def test_other_refusals(refused, fer, tmp_path):
     assert "did you mean train?" in refused("trian")
+    assert "should be install=bash" in refused("-sc", "foo") == refused("-sc")
+    assert "=3: not of the form KEY=VALUE" in refused("train", "=3")
     assert "no run with a best.pt" in refused("predict")
     assert "no such checkpoint" in refused("predict", "ckpt=nowhere.pt")
     assert "[a,b]" in refused("predict", "ckpt=a,b")

@@ -113,6 +113,8 @@ def complete(*args: str) -> int:
     """Shell completion: Hydra's, with the sub-command taken out of the line that it completes."""
     from fer.launch import launch
 
+    if not any(word.startswith(("install=", "uninstall=", "query=")) for word in args):
+        raise UserError("-sc: should be install=bash, uninstall=bash or query=bash, or of zsh or fish")
     command = "train"
     if any(word.startswith("query") for word in args):
         line = os.environ.get("COMP_LINE", "")

@@ -111,7 +111,7 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, sweep: bo
     group = key.partition(".")[0]
     if key.startswith(("~", "hydra")) or "@" in key:
         return override
-    if not equals:
+    if not (key and equals):
         raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
     parts = value.split(",") if sweep else [value]
     if key in groups:
