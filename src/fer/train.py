@@ -391,6 +391,9 @@ def fit(trainer: Trainer) -> None:
             f"to validate, {device.type}, {folder}",
             flush=True,
         )
+        for key, node in ({"schedule": cfg.schedule} | cfg.curves).items():
+            if (last := (node or {}).get("epochs", [0])[-1]) > cfg.train.epochs:
+                print(f"{key}: its knots go on to epoch {last:g}, the training ends at {cfg.train.epochs}")
         trainer.fit()
 
 
