@@ -85,6 +85,10 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     assert code == 0 and "Not all have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
     assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == ["0: dnn, head=[4]", "1: dnn, head=[5]"], err
+    assert fer("train", *TINY, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
+    assert fer("report", "run=[s/0,t]", "out=c")[0] == 0
+    assert pd.read_csv("c/comparison.csv")["run"][1].startswith("t: dnn, flip=0.0, ")
+    assert pd.read_csv("c/comparison.csv")["run"][1].endswith(", …")
 
 
 def test_what_explain_has_made_stands_on_the_page_too(fer, run):

@@ -6,6 +6,7 @@ show faces need the data, and are left out without it. No network runs here, and
 
 import base64
 import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -200,7 +201,8 @@ def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list
     found = []
     for place, name, own in zip(places, names, differing, strict=True):
         text = ", ".join([name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in keys)])
-        found.append(f"{place}: {text if len(text) < 60 else text[:58] + '…'}")
+        short = textwrap.shorten(text, 60, placeholder=" …")
+        found.append(f"{place}: {short if short.startswith(name) else name}")
     return found
 
 
