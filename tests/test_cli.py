@@ -216,6 +216,7 @@ def test_other_refusals(refused, fer, tmp_path):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
     assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
     assert "exists already" in refused("train", *TINY, "run=r")
+    assert "take data.normalize=dataset" in refused("train", *TINY, "start=r", "data.normalize=unit")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "model=vgg13")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")
     assert "split=foo" in refused("predict", "ckpt=r", "split=foo")

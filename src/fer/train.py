@@ -46,7 +46,7 @@ class Trainer:
         seed_everything(cfg.seed)
         model = config.build("model", cfg.model).to(device)
         if cfg.start and not cfg.resume:
-            start_from(model, cfg.start)
+            start_from(model, cfg.start, cfg.data.get("normalize"))
         if cfg.train.channels_last:
             model.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
@@ -306,9 +306,12 @@ class Trainer:
             raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
 
 
-def start_from(model: nn.Module, path: str) -> None:
-    """Copy the weights of the checkpoint at `path`; the last layer keeps its own where its classes are others."""
+def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
+    """Copy the weights of the checkpoint at `path`, which must know faces scaled so; the last layer keeps its own where
+    its classes are others."""
     contents = load_checkpoint(find_checkpoint(path))
+    if (kind := contents["normalization"]["kind"]) != normalize and normalize:
+        raise UserError(f"start={path}: learned by data.normalize={kind}, not {normalize}; take data.normalize={kind}")
     weights, own = contents["model"], model.state_dict()
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
     if len(contents["classes"]) != len(own[f"{last}.weight"]):
