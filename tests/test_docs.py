@@ -52,7 +52,7 @@ SUBSTITUTES = [
     ("data.path=/the/competition", "data=fer2013 data.path=competition"),
     (r"train\.epochs=\d+", "train.epochs=2"),
     (r"data\.images=\d+", "data.images=70"),
-    ("rounds=2", "rounds=2 clusters=20"),
+    ("fer selftrain", "fer selftrain clusters=20"),
     ("seed=0,1,2", "seed=0,1"),
     ("vgg16_staged data=demo", "vgg16_staged data=demo data.limit=14"),  # ten crops through 40 million parameters
     ("image=3,17", "image=3,7"),
