@@ -361,6 +361,8 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     before = Path("r/config.yaml").read_text()
     assert "resume=r: 4 epochs are done, more than train.epochs=3" in refused("train", "resume=r", "train.epochs=3")
     assert Path("r/config.yaml").read_text() == before
+    Path("r/best.pt").write_bytes(b"torn")  # of no matter to the training
+    assert fer("train", "resume=r", "train.epochs=5")[0] == 0
     assert "optim.lr: 0.02 → 0.5" in refused("train", "resume=r", "optim.lr=0.5")
     assert "model" in refused("train", "resume=r", "model=vgg13")
     assert "epochs: no such key; did you mean train.epochs?" in refused("train", "resume=r", "epochs=3")

@@ -118,10 +118,13 @@ def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, 
 
 
 def rewrite_settings(path: Path, settings: config.TrainConfig) -> None:
-    """Give the checkpoint at `path`, if there is one, the settings with which its training goes on."""
+    """Give the checkpoint at `path` the settings with which its training goes on; one that is missing or damaged, which
+    the training can do without, stays as it is."""
     new = {"config": config.dump(settings)}
-    if path.is_file() and (contents := load_checkpoint(path))["config"] != new["config"]:
-        write(path, lambda file: torch.save(contents | new, file))
+    with contextlib.suppress(UserError):
+        contents = load_checkpoint(path)
+        if contents["config"] != new["config"]:
+            write(path, lambda file: torch.save(contents | new, file))
 
 
 def load_checkpoint(path: str | Path) -> dict:
