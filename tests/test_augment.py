@@ -42,6 +42,10 @@ def apply(images, targets=None, seed=0, strength=None, **changes):
     return make(**changes)(images, targets, strength)
 
 
+def draws(count, seed=0):
+    return augment.Draws(count, torch.device("cpu"), torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture
 def faces():
     """40 smooth pictures that fill the range, so that a slip of half a pixel shows."""
@@ -132,7 +136,7 @@ def test_brightness_adds_and_stays_in_range(faces):
 
 def test_erase_equals_torchvision(faces):
     torch.manual_seed(0)
-    images, boxes, value = faces.float(), augment.draw_erase(faces, 1.0), torch.rand(faces.shape)
+    images, boxes, value = faces.float(), draws(len(faces)).boxes(1.0, 48, 48), torch.rand(faces.shape)
     ours = augment.erase(images, boxes, value)
     for i, (top, left, bottom, right) in enumerate(boxes.int().tolist()):
         patch = value[i, :, top:bottom, left:right]
@@ -149,12 +153,13 @@ def test_mixing_equals_torchvision(faces, name, monkeypatch):
     torch.manual_seed(1)
     expected = transform(images, labels)
     targets, perm = torch.eye(7)[labels], torch.arange(len(faces)).roll(1)
+    others = images[perm], targets[perm]
     if name == "MixUp":
-        ours = augment.mixup(images, targets, torch.tensor(drawn["lam"]), perm)
+        ours = augment.mixup(images, targets, torch.tensor(drawn["lam"]), *others)
     else:
         x1, y1, x2, y2 = drawn["box"]
         assert (x2 - x1) * (y2 - y1) > 0
-        ours = augment.cutmix(images, targets, torch.tensor([y1, x1, y2, x2]), perm)
+        ours = augment.cutmix(images, targets, torch.tensor([y1, x1, y2, x2]), *others)
     for mine, reference in zip(ours, expected, strict=True):
         assert torch.allclose(mine, reference, atol=1e-4)
 
@@ -230,8 +235,7 @@ def test_brightness_and_contrast_are_even():
 
 
 def test_erased_boxes_are_as_published():
-    torch.manual_seed(0)
-    top, left, bottom, right = augment.draw_erase(torch.empty(4000, 1, 48, 48), 0.4).T
+    top, left, bottom, right = draws(4000).boxes(0.4, 48, 48).T
     some = bottom > top
     assert 0.36 < some.float().mean() < 0.44
     h, w = (bottom - top)[some], (right - left)[some]
@@ -246,19 +250,19 @@ def test_erased_boxes_are_as_published():
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 4.0])
 def test_beta_equals_scipy(alpha):
-    torch.manual_seed(0)
-    draws = torch.stack([augment.draw_beta(alpha, torch.device("cpu")) for _ in range(1000)])
-    assert not draws.isnan().any()
+    batch = draws(1)
+    drawn = torch.stack([batch.beta(alpha) for _ in range(1000)])
+    assert not drawn.isnan().any()
     bins = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0]
-    expected = np.diff(scipy.stats.beta(alpha, alpha).cdf(bins)) * len(draws)
-    counts = np.histogram(draws.double(), bins)[0]
+    expected = np.diff(scipy.stats.beta(alpha, alpha).cdf(bins)) * len(drawn)
+    counts = np.histogram(drawn.double(), bins)[0]
     busy = expected > 5
     assert scipy.stats.chisquare(counts[busy], expected[busy] * counts[busy].sum() / expected[busy].sum()).pvalue > 1e-3
 
 
 def test_cutmix_box_has_the_share_of_lam_unless_cut_off(faces):
-    torch.manual_seed(0)
-    boxes = torch.stack([augment.draw_cutmix(faces, torch.tensor(0.75)) for _ in range(500)])
+    batch = draws(len(faces))
+    boxes = torch.stack([batch.cutmix_box(torch.tensor(0.75), 48, 48) for _ in range(500)])
     areas = augment.inside(boxes, 48, 48).sum((1, 2, 3))
     assert areas.max() == 24 * 24
     assert areas.min() < 24 * 24
@@ -370,9 +374,9 @@ def test_strength_scales_and_zero_is_off(faces, name):
 def test_the_strength_of_crop_is_how_far_windows_lie_from_the_centre(faces):
     centre = theirs.center_crop(faces, [40]).float()
     assert torch.equal(apply(faces, crop=40, strength={"crop": 0})[0], centre)
-    torch.manual_seed(0)
+    batch = draws(4000)
     for share, reach in ((0.5, 2), (1, 4)):
-        starts = augment.window(faces.repeat(100, 1, 1, 1), 8, share)
+        starts = batch.window(8, share)
         assert (starts.min(), starts.max()) == (4 - reach, 4 + reach)
 
 
@@ -393,6 +397,30 @@ def test_the_host_never_reads_from_the_device(faces):
     for changes in (ON, ON | {"crop": 40}, {"crop": 40, "flip": 0.5}):
         images, targets = make(**changes)(faces.to("meta"), torch.zeros(40, 7, device="meta"))
         assert images.device.type == targets.device.type == "meta"
+
+
+@pytest.mark.parametrize("changes", [ON, ON | {"crop": 40, "cutmix": 0.0}, {"flip": 0.5}])
+def test_processes_that_share_a_batch_change_it_as_one_would(faces, changes):
+    augmented, targets = make(**changes), torch.eye(7)[torch.arange(40) % 7]
+    apply_part = lambda part: augmented.apply(  # noqa: E731
+        faces, targets, augmented.amounts(), torch.Generator().manual_seed(1), part
+    )
+    whole, whole_targets = apply_part(None)
+    for rank in range(3):
+        part = slice(rank, None, 3)
+        images, mixed = apply_part(part)
+        torch.testing.assert_close(images, whole[part])
+        torch.testing.assert_close(mixed, whole_targets[part])
+
+
+def test_amounts_that_are_tensors_change_as_numbers_do(faces):
+    augmented, targets = make(**ON), torch.eye(7)[torch.arange(40) % 7]
+    numbers = augmented.amounts({"rotate": 0.3, "mixup": 0.5})
+    tensors = {name: torch.tensor(amount) for name, amount in numbers.items()}
+    ours, theirs = (
+        augmented.apply(faces, targets, amounts, torch.Generator().manual_seed(1)) for amounts in (tensors, numbers)
+    )
+    torch.testing.assert_close(ours, theirs)
 
 
 # The catalogue

@@ -7,20 +7,107 @@ import torch
 from torch import nn
 
 from fer.models.convnet import ConvNet
-from fer.optim import Muon, orthogonal
+from fer.optim import Average, GramNewtonSchulz, Muon, NewtonSchulz
 
 
-@pytest.mark.parametrize("shape", [(64, 20), (20, 64), (7, 7)])
-def test_orthogonal_is_nearly_the_orthogonal_factor(shape):
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+@pytest.fixture(params=["fp32", "bf16"])
+def number_format(request, monkeypatch):
+    """A machine that computes in it."""
+    monkeypatch.setattr("fer.optim.number_format", lambda device: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("shape", [(64, 20), (20, 64), (7, 7), (30, 8, 3, 3)])
+def test_a_change_is_nearly_the_orthogonal_factor(shape, number_format):
+    gradient = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    params = [nn.Parameter(torch.zeros(5, 5)), *map(nn.Parameter, torch.zeros(3, *shape)), nn.Parameter(torch.eye(5))]
+    for p, grad in zip(params[1:-1], gradient, strict=True):
+        p.grad = grad
+    Muon(params, lr=1.0).step()
+    for p, grad in zip(params[1:-1], gradient, strict=True):
+        assert_orthogonal_factor(-p.detach().flatten(1) / max(1, len(p) / p[0].numel()) ** 0.5, grad.flatten(1))
+
+
+def assert_orthogonal_factor(ours, matrix):
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
-    ours = orthogonal(matrix)
     values = torch.linalg.svdvals(ours)
     assert values.min() > 0.5 and values.max() < 1.3
     assert torch.cosine_similarity(ours.flatten(), (u @ vt).flatten(), dim=0) > 0.95
 
 
-def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw():
+@pytest.mark.parametrize("smallest", [1.0, 1e-3, 1e-7])
+def test_the_gram_matrix_gives_the_same_iterates(smallest):
+    """Also of matrices whose singular values span what float32 can tell apart, squared."""
+    generator = torch.Generator().manual_seed(0)
+    u, v = (torch.linalg.qr(torch.randn(size, 24, generator=generator))[0] for size in (24, 96))
+    stack = (u @ torch.diag(torch.linspace(smallest, 1, 24)) @ v.T)[None]
+    whole, gram = stack.clone(), stack.clone()
+    NewtonSchulz(stack, torch.float32)(whole, 5)
+    GramNewtonSchulz(stack)(gram, 5)
+    torch.testing.assert_close(gram, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_takes_no_new_memory(number_format):
+    net = nn.Sequential(*(nn.Linear(40, 40) for _ in range(5)))
+    muon = Muon(net.parameters(), lr=0.01)
+    places = set()
+    for _ in range(3):
+        net.zero_grad()
+        net(torch.randn(9, 40)).square().sum().backward()
+        muon.step()
+        (workspace,) = muon.workspaces.values()
+        places.add(workspace.stack.data_ptr())
+    assert len(places) == 1 and len(workspace.stack) == 3
+
+
+def test_frozen_layers_and_depthwise_kernels_are_no_matrices_of_muon():
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3))
+    muon = Muon(net.parameters(), lr=0.01)
+    assert [tuple(p.shape) for p in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)]
+    net[2].requires_grad_(False)
+    before = net[2].weight.clone()
+    net(torch.randn(2, 1, 12, 12)).sum().backward()
+    muon.step()
+    assert torch.equal(net[2].weight, before) and net[1].weight.grad.any()
+
+
+def test_adamw_is_unfused_where_torch_has_no_fused_kernels(monkeypatch):
+    nets = [nn.Sequential(*(nn.Linear(5, 5) for _ in range(3))) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x = torch.randn(4, 5)
+    asked = []
+    for net, fused in zip(nets, (True, False), strict=True):
+        monkeypatch.setattr("fer.optim.has_fused_kernels", lambda device, fused=fused: asked.append(device) or fused)
+        muon = Muon(net.parameters(), lr=0.01)
+        net(x).square().sum().backward()
+        muon.step()
+    assert asked
+    for a, b in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_average_is_torchs():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    theirs = torch.optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True
+    )
+    ours = Average(net, 0.9)
+    for _ in range(4):
+        with torch.no_grad():
+            net[0].weight.add_(torch.randn(4, 3))
+        net(torch.randn(8, 3))
+        ours.update_parameters(net)
+        theirs.update_parameters(net)
+    assert ours.n_averaged == theirs.n_averaged == 4
+    for key, value in ours.state_dict().items():
+        if "num_batches" not in key:
+            torch.testing.assert_close(value, theirs.state_dict()[key])
+
+
+def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw(monkeypatch):
+    monkeypatch.setattr("fer.optim.number_format", lambda device: "fp32")
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # in which torch's always computes
     torch.manual_seed(0)
     ours = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
     theirs = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
@@ -40,7 +127,7 @@ def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw():
             for optimizer in steps:
                 optimizer.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_muon_takes_convolutions():

@@ -14,8 +14,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config
 from fer.data.demo import demo
-from fer.runtime import memory_named
-from fer.train import Trainer, balanced_weights
+from fer.objective import balanced_weights
+from fer.train import Trainer
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_loss_is_torchs_cross_entropy(trainer, weights):
                 "augment=none", "train.label_smoothing=0.1", f"train.class_weights={weights}")  # fmt: skip
     logits = t.network.logits(t.images, 141)
     labels = t.targets.argmax(1)
-    loss = F.cross_entropy(logits, labels, weight=t.weights, label_smoothing=0.1, reduction="sum") / 141
+    loss = F.cross_entropy(logits, labels, weight=t.objective.class_weights, label_smoothing=0.1, reduction="sum") / 141
     t.fit()
     assert t.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert t.history[0]["train_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
@@ -83,15 +83,20 @@ def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
     step = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1], shape: step}"
     t = trainer("train.epochs=3", f"++curves.dropout={step}", f"++curves.rotate={step}", f"++curves.crop={step}",
                 "augment.crop=40", "++model.size=40")  # fmt: skip
-    seen, augment = [], t.augment
+    seen, learn = [], t.learn.learn
 
-    def spy(images, targets, strength):
-        seen.append((strength["rotate"], strength["crop"], t.dropouts[0][0].p))
-        return augment(images, targets, strength)
+    def spy(*args):
+        seen.append(t.learn.parts.dropouts[0].rate)
+        learn(*args)
 
-    t.augment = spy
+    t.learn.learn = spy
+    amounts = []
+    prepare = t.learn.prepare
+    t.learn.prepare = lambda batch, given, side: amounts.append(given) or prepare(batch, given, side)
     t.fit()
-    assert seen == [(0, 0, 0)] * 2 * t.steps + [(1, 1, 0.5)] * t.steps
+    assert seen == [0] * 2 * t.steps + [0.5] * t.steps
+    assert [given.get("rotate") for given in amounts] == [None] * 2 * t.steps + [10] * t.steps
+    assert [given.get("crop") for given in amounts] == [None] * 2 * t.steps + [1] * t.steps
     history = pd.DataFrame(t.history)
     assert history["dropout"].tolist() == [0, 0, 0.5]
     assert history["rotate"].tolist() == [0, 0, 10] and history["crop"].tolist() == [0, 0, 1]
@@ -101,10 +106,10 @@ def test_images_grow_along_their_curve(trainer):
     knots = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0.5, 1], shape: step}"
     t = trainer("train.epochs=3", "model=resnet_fast", "++model.features=[2, global_pool]", f"++curves.size={knots}",
                 "++model.head=[2]")  # fmt: skip
-    sides, network = [], t.network.forward
-    t.network.forward = lambda images, side=None: sides.append(side) or network(images, side)
+    sides, model = [], t.learn.parts.model
+    t.learn.parts.model = lambda inputs: sides.append(inputs.shape[-1]) or model(inputs)
     t.fit()
-    assert [side for side in sides if side] == [24] * 2 * t.steps + [48] * t.steps
+    assert sides == [24] * 2 * t.steps + [48] * t.steps
     assert [row["size"] for row in t.history] == [24, 24, 48]
     with pytest.raises(UserError, match="size is off"):
         trainer(f"++curves.size={knots}")
@@ -122,16 +127,16 @@ def test_curves_that_drive_nothing_are_refused(trainer):
 
 def test_the_rate_follows_its_curve_step_by_step(trainer):
     t = trainer("train.epochs=2", "schedule=cosine", "optim.lr=0.1", "optim=sgd")
-    rates, augment = [], t.augment
+    rates, learn = [], t.learn.learn
 
     def spy(*args):
         rates.append(t.optimizer.param_groups[0]["lr"])
-        return augment(*args)
+        learn(*args)
 
-    t.augment = spy
+    t.learn.learn = spy
     t.fit()
     count = 2 * t.steps
-    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * i / count)) for i in range(count)])
+    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * (i + 0.5) / count)) for i in range(count)])
 
 
 def test_tencrop_accuracy_is_a_column(trainer):
@@ -208,7 +213,7 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
 def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     folder = whole[0]
     killer = (
-        "import os, sys, torch, fer.cli; saves = []; save = torch.save\n"
+        "import os, sys, torch, fer.cli, fer.train; saves = []; save = torch.save; fer.train.SAVE_PAUSE = 0\n"
         "def torn(contents, file):\n"
         "    saves.append(1)\n"
         "    if len(saves) < 4: return save(contents, file)\n"
@@ -253,12 +258,14 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
     expected = seen[0]
     for weights in seen[1:]:
         expected = [0.9 * a + 0.1 * w for a, w in zip(expected, weights, strict=True)]
-    for ours, theirs in zip(t.judged.parameters(), expected, strict=True):
+    for ours, theirs in zip(t.eval_network.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    accuracy = (t.judged.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
+    accuracy = (t.eval_network.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
     assert t.history[-1]["val_accuracy"] == pytest.approx(accuracy)
     again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd", f"resume={tmp_path}")
-    assert all(torch.equal(a, b) for a, b in zip(again.judged.parameters(), t.judged.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.eval_network.parameters(), t.eval_network.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -270,7 +277,7 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
         {"history": 5},
         {"history": [{}]},
         {"epoch": 7},
-        {"sums": 1},
+        {"record": 1},
         {"optimizer": {}},
     ],
 )
@@ -284,40 +291,29 @@ def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed)
         trainer("train.epochs=1", f"resume={tmp_path}")
 
 
-def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path):
+def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeypatch):
     t = trainer("train.epochs=2", "optim=sgd", "optim.lr=0.01", "schedule=constant")
     t.run = tmp_path
-    augment = t.augment
+    prepare = t.learn.prepare
 
-    def spoiled(images, targets, strength):
-        images, targets = augment(images, targets, strength)
-        return images * (float("nan") if (t.epoch, t.step) == (1, 3) else 1), targets
+    def spoiled(*args):
+        inputs, targets = prepare(*args)
+        return inputs * (float("nan") if (t.epoch, t.step) == (1, 3) else 1), targets
 
-    t.augment = spoiled
-    with pytest.raises(UserError, match=r"epoch 2, step 4 of 7: .* at a rate of 0\.01; try a lower optim\.lr"):
+    t.learn.prepare = spoiled
+    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    with pytest.raises(UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"):
         t.fit()
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert last["training"]["epoch"] == 1 and all(v.isfinite().all() for v in last["model"].values())
 
 
-def test_memory_that_runs_out_is_told_with_the_batch_size():
-    for error in (
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ):
-        named = memory_named(torch.device("cpu"), "train.batch_size=128")
-        with pytest.raises(UserError, match=r"train\.batch_size=128; halve it"), named:
-            raise error
-    with pytest.raises(RuntimeError, match="another"), memory_named(torch.device("cpu"), "x"):
-        raise RuntimeError("another")
-
-
 def test_a_deterministic_training_asks_torch_for_it(trainer):
-    try:
-        trainer("deterministic=true")
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    seen = []
+    t = trainer("deterministic=true", "train.epochs=1")
+    t.learn.learn = lambda *args: seen.append(torch.are_deterministic_algorithms_enabled())
+    t.fit()
+    assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()  # as it was before
 
 
 def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):

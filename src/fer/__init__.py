@@ -11,6 +11,8 @@ from typing import Literal
 __version__ = "0.1.0"
 
 Normalization = Literal["none", "unit", "dataset", "image"]  # of a network's input; see models/network.py
+Format = Literal["fp32", "bf16", "fp16"]  # of numbers in forward passes
+Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see runtime.choose_format
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

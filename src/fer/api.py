@@ -49,8 +49,7 @@ class Classifier:
         low, high = (found.min(), found.max()) if found.numel() else (0, 255)
         if not (low >= 0 and high <= 255) or 0 < high <= 1:  # NaN too
             raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
-        precision = self.checkpoint.settings.train.precision
-        return predict.probabilities(self.network, found.reshape(-1, 1, 48, 48), batch_size, precision, tta).numpy()
+        return predict.probabilities(self.network, found.reshape(-1, 1, 48, 48), batch_size, tta).numpy()
 
     def faces(self, split: str = "validation") -> Faces:
         """A split of the data that it was trained with: images uint8 N×1×48×48, labels int64 N, ids."""

@@ -5,11 +5,13 @@ branches on one, so the host never waits for a GPU. Flip, rotation, shift, zoom 
 resample; flip and crop without the others move pixels and resample nothing. When they change is the curves' matter.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Le, Lt
@@ -18,6 +20,7 @@ from torch import Tensor
 from fer import UserError
 
 Share = Annotated[float, Ge(0), Le(1)]
+Number = float | Tensor  # a tensor of no dimensions, on the device
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
 STRENGTHS = ("crop", "flip", "rotate", "shift", "zoom", "erase", "brightness", "contrast", "mixup", "cutmix")
@@ -25,19 +28,26 @@ SHARES = ("crop", "mixup", "cutmix")  # of which a strength is not a factor, but
 
 
 def affine(
-    images: Tensor, flip: Tensor, degrees: Tensor, shift: Tensor, scale: Tensor, size: tuple[int, int], fill: Fill
+    images: Tensor,
+    flip: Tensor | None,
+    degrees: Tensor,
+    shift: Tensor,
+    scale: Tensor,
+    size: tuple[int, int],
+    fill: Fill,
 ) -> Tensor:
     """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted, read bilinearly; the result's size is
     (h, w). torchvision's `affine` after `horizontal_flip`.
 
-    flip: N, bool. degrees: N, clockwise. shift: N×2, pixels right and down. scale: N×2, along the image's own x and y,
-    above 1 enlarges.
+    flip: N, bool, or None for none. degrees: N, clockwise. shift: N×2, pixels right and down. scale: N×2, along the
+    image's own x and y, above 1 enlarges.
     """
     (height, width), (h, w) = images.shape[-2:], size
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
-    mirror = torch.stack([1 - 2 * flip.float(), torch.ones_like(degrees)], dim=1)
+    if flip is not None:
+        scale = torch.stack([scale[:, 0] * (1 - 2 * flip.float()), scale[:, 1]], dim=1)
     # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1 to 1.
-    inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / (scale * mirror)[:, :, None]
+    inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale[:, :, None]
     theta = torch.cat([inverse, -inverse @ shift[:, :, None]], dim=2)
     theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)
     # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes 2.6.
@@ -85,16 +95,17 @@ def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
     return torch.where(inside(boxes, *images.shape[-2:]), value, images)
 
 
-def mixup(images: Tensor, targets: Tensor, lam: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """lam (one number) of each image and target, the rest from the one that perm (N) names: Zhang et al. 2018."""
-    other = images.index_select(0, perm)  # six times as fast as images[perm] on a CPU
-    return lam * images + (1 - lam) * other, lam * targets + (1 - lam) * targets[perm]
+def mixup(images: Tensor, targets: Tensor, lam: Tensor, others: Tensor, other_targets: Tensor) -> tuple[Tensor, Tensor]:
+    """lam (one number) of each image and target, the rest from its row of `others`: Zhang et al. 2018."""
+    return lam * images + (1 - lam) * others, lam * targets + (1 - lam) * other_targets
 
 
-def cutmix(images: Tensor, targets: Tensor, box: Tensor, perm: Tensor) -> tuple[Tensor, Tensor]:
-    """The box (4, see inside) of the image that perm (N) names, and its area's share of the target: Yun et al. 2019."""
+def cutmix(
+    images: Tensor, targets: Tensor, box: Tensor, others: Tensor, other_targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The box (4, see inside) of its row of `others`, and the box's share of that one's target: Yun et al. 2019."""
     share = inside(box[None], *images.shape[-2:]).float().mean()
-    return erase(images, box[None], images.index_select(0, perm)), (1 - share) * targets + share * targets[perm]
+    return erase(images, box[None], others), (1 - share) * targets + share * other_targets
 
 
 def check_crop(images: Tensor, size: int) -> None:
@@ -111,48 +122,76 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
     return torch.stack(ten_crop(images, [size]))
 
 
-def spread(images: Tensor, *more: int) -> Tensor:
-    """Even draws from -1 to 1, N or N×more."""
-    return torch.empty(len(images), *more, device=images.device).uniform_(-1, 1)
+class Draws:
+    """Random numbers for a batch of `count` images on `device`, from `generator` or else torch's global one."""
+
+    def __init__(self, count: int, device: torch.device, generator: torch.Generator | None = None):
+        self.count, self.device, self.generator = count, device, generator
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Even draws from low to high, N×shape."""
+        empty = torch.empty(self.count, *shape, device=self.device)
+        return empty.uniform_(low, high, generator=self.generator)
+
+    def spread(self, *shape: int) -> Tensor:
+        """Even draws from -1 to 1, N×shape."""
+        return self.uniform(*shape, low=-1)
+
+    def some(self, probability: Number) -> Tensor:
+        """Bool N, each true with the probability."""
+        return self.uniform() < probability
+
+    def window(self, room: int, share: Number) -> Tensor:
+        """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
+        start = torch.randint(room + 1, (self.count,), device=self.device, generator=self.generator)
+        return (room / 2 + (start - room / 2) * share).round().long()
+
+    def permutation(self) -> Tensor:
+        """The positions 0 to N-1 in a random order. A sort of draws, since randperm may wait for a GPU."""
+        return self.uniform().argsort()
+
+    def one(self, *shape: int) -> Tensor:
+        """Even draws from 0 to 1 for the whole batch."""
+        return torch.rand(shape, device=self.device, generator=self.generator)
+
+    def boxes(self, probability: Number, height: int, width: int) -> Tensor:
+        """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published.
+
+        The paper draws again when a box is taller or wider than the image; here the ratio is drawn among those that
+        fit. probability: that an image has a box, and not an empty one.
+        """
+        area = self.uniform(low=0.02, high=0.4)
+        stretch = (-area.log()).clamp(max=-math.log(0.3)) * self.spread()
+        some = self.some(probability)
+        h = ((area * stretch.exp()).sqrt() * height).round() * some
+        w = ((area / stretch.exp()).sqrt() * width).round() * some
+        top = (self.uniform() * (height - h + 1)).floor()
+        left = (self.uniform() * (width - w + 1)).floor()
+        return torch.stack([top, left, top + h, left + w], dim=1)
+
+    def cutmix_box(self, lam: Tensor, height: int, width: int) -> Tensor:
+        """A box for cutmix, 4: 1 - lam (one number) of the area. Its centre is in the image; it may reach beyond."""
+        half = (1 - lam).sqrt() / 2
+        y, x = self.one(2)
+        y, x = (y * height).floor(), (x * width).floor()
+        up, along = (half * height).floor(), (half * width).floor()
+        return torch.stack([y - up, x - along, y + up, x + along])
+
+    def beta(self, alpha: float) -> Tensor:
+        """One draw of Beta(alpha, alpha), read off its quantiles: torch draws Gamma from its global generator only."""
+        quantiles = beta_quantiles(alpha, self.device)
+        place = self.one() * (len(quantiles) - 1)
+        below = place.long().clamp(max=len(quantiles) - 2)
+        ends = quantiles.index_select(0, torch.stack([below, below + 1]))
+        return torch.lerp(ends[0], ends[1], place - below)
 
 
-def window(images: Tensor, room: int, share: float) -> Tensor:
-    """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
-    start = torch.randint(room + 1, (len(images),), device=images.device)
-    return (room / 2 + (start - room / 2) * share).round().long()
+@functools.cache
+def beta_quantiles(alpha: float, device: torch.device, steps: int = 4096) -> Tensor:
+    """Quantiles of Beta(alpha, alpha) at 0, 1/steps … 1, float32."""
+    from scipy.special import betaincinv
 
-
-def draw_erase(images: Tensor, probability: float) -> Tensor:
-    """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published; empty for 1 - probability of N.
-
-    The paper draws again when a box is taller or wider than the image; here the ratio is drawn among those that fit.
-    """
-    (count, _, height, width), device = images.shape, images.device
-    area = torch.empty(count, device=device).uniform_(0.02, 0.4)
-    stretch = (-area.log()).clamp(max=-math.log(0.3)) * spread(images)
-    some = torch.rand(count, device=device) < probability
-    h = ((area * stretch.exp()).sqrt() * height).round() * some
-    w = ((area / stretch.exp()).sqrt() * width).round() * some
-    top = (torch.rand(count, device=device) * (height - h + 1)).floor()
-    left = (torch.rand(count, device=device) * (width - w + 1)).floor()
-    return torch.stack([top, left, top + h, left + w], dim=1)
-
-
-def draw_cutmix(images: Tensor, lam: Tensor) -> Tensor:
-    """A box for cutmix, 4: 1 - lam (one number) of the area, its centre anywhere in the image; it may reach beyond."""
-    height, width = images.shape[-2:]
-    half = (1 - lam).sqrt() / 2
-    y, x = torch.rand(2, device=lam.device)
-    y, x, up, along = (y * height).floor(), (x * width).floor(), (half * height).floor(), (half * width).floor()
-    return torch.stack([y - up, x - along, y + up, x + along])
-
-
-def draw_beta(alpha: float, device: torch.device) -> Tensor:
-    """One draw of Beta(alpha, alpha), through logarithms: as a ratio of Gamma draws it is 0 / 0 for small alpha."""
-    ones = torch.ones(2, device=device)
-    gamma = torch.distributions.Gamma(ones * (alpha + 1), ones, validate_args=False).sample()
-    log = gamma.log() + (1 - torch.rand(2, device=device)).log() / alpha
-    return (log[0] - log[1]).sigmoid()
+    return torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1))).float().to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,55 +220,131 @@ class Augment:
     cutmix: Annotated[float, Ge(0)]
 
     def __call__(
-        self, images: Tensor, targets: Tensor, strength: Mapping[str, float] | None = None
+        self,
+        images: Tensor,
+        targets: Tensor,
+        strength: Mapping[str, float] | None = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The batch, changed: float32 N×1×h×w in 0..255, and its targets.
 
-        images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: for any of STRENGTHS a factor from
-        0 to 1 of its value; of mixup and cutmix, the share of batches mixed; of crop, how far windows lie from the
-        centre. Draws from torch's global generator.
+        images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: see amounts. generator: on the
+        images' device; None draws from torch's global one.
         """
-        at = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
-        for name, factor in at.items():
+        return self.apply(images, targets, self.amounts(strength), generator)
+
+    def amounts(self, strength: Mapping[str, float] | None = None) -> dict[str, float]:
+        """How much of each change is made, without those that are off.
+
+        strength: for any of STRENGTHS a factor from 0 to 1 of its value; of mixup and cutmix, the share of batches
+        mixed; of crop, how far windows lie from the centre.
+        """
+        factors = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
+        amounts = {}
+        for name, factor in factors.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
-            value = getattr(self, name)
-            at[name] = factor * (bool(value) if name in SHARES else value)
-        images = self.move(images, at)
-        if at["brightness"]:
-            images = brightness(images, at["brightness"] * 255 * spread(images))
-        if at["contrast"]:
-            images = contrast(images, 1 + at["contrast"] * spread(images))
-        if at["erase"]:
-            noise = 255 * torch.rand(images.shape, device=images.device)
-            images = erase(images, draw_erase(images, at["erase"]), noise)
-        if not (at["mixup"] or at["cutmix"]):
-            return images, targets
+            value = getattr(self, name) or 0.0
+            if name in SHARES and value:
+                value = 1.0
+            if factor * value:
+                amounts[name] = factor * value
+        return amounts
+
+    def apply(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        amounts: Mapping[str, Number],
+        generator: torch.Generator | None = None,
+        part: slice | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The batch, changed by `amounts`, whose numbers may be tensors on the device.
+
+        part: the rows to return, of a batch that several processes share. The random numbers are those of the whole
+        batch, so that all processes together change it as one would; only the rows that are needed are resampled.
+        """
+        draws = Draws(len(images), images.device, generator)
+        changes = self.draw(images, amounts, draws)
+        mixes = "mixup" in amounts or "cutmix" in amounts
+        perm = draws.permutation() if mixes else None
+        if part is None:
+            images = self.change(images, changes)
+            if perm is None:
+                return images, targets
+            others, other_targets = images.index_select(0, perm), targets.index_select(0, perm)
+        else:
+            rows = torch.arange(len(images), device=images.device)[part]
+            partners = rows.new_empty(0) if perm is None else perm[rows]
+            needed = torch.cat([rows, partners])
+            own = {name: drawn[needed] for name, drawn in changes.items()}
+            images, others = self.change(images[needed], own).split([len(rows), len(partners)])
+            targets, other_targets = targets[rows], targets[partners]
+            if perm is None:
+                return images, targets
+        coin = draws.one()
         half = 0.5 if self.mixup and self.cutmix else 1
-        coin, perm = torch.rand((), device=images.device), torch.randperm(len(images), device=images.device)
-        if at["mixup"]:
-            lam = torch.where(coin < half * at["mixup"], draw_beta(self.mixup, images.device), 1)
-            images, targets = mixup(images, targets, lam, perm)
-        if at["cutmix"]:
-            box = draw_cutmix(images, draw_beta(self.cutmix, images.device)) * (1 - coin <= half * at["cutmix"])
-            images, targets = cutmix(images, targets, box, perm)
+        height, width = images.shape[-2:]
+        if "mixup" in amounts:
+            lam = torch.where(coin < half * amounts["mixup"], draws.beta(self.mixup), 1)
+            images, targets = mixup(images, targets, lam, others, other_targets)
+        if "cutmix" in amounts:
+            box = draws.cutmix_box(draws.beta(self.cutmix), height, width)
+            box = box * (1 - coin <= half * amounts["cutmix"])
+            images, targets = cutmix(images, targets, box, others, other_targets)
         return images, targets
 
-    def move(self, images: Tensor, at: Mapping[str, float]) -> Tensor:
-        """Flip, rotation, shift, zoom and crop by the values in `at`."""
-        (height, width), size = images.shape[-2:], self.crop
-        flip = torch.rand(len(images), device=images.device) < at["flip"]
-        if size:
-            check_crop(images, size)
-            top, left = (window(images, side - size, at["crop"]) for side in (height, width))
-        if at["rotate"] or at["shift"] or at["zoom"]:
-            degrees = at["rotate"] * spread(images)
-            shift = at["shift"] * torch.stack([width * spread(images), height * spread(images)], dim=1)
+    def draw(self, images: Tensor, amounts: Mapping[str, Number], draws: Draws) -> dict[str, Tensor]:
+        """What changes each image, by name: a row an image."""
+        height, width = images.shape[-2:]
+        changes: dict[str, Tensor] = {}
+        if "flip" in amounts:
+            changes["flip"] = draws.some(amounts["flip"])
+        if self.crop:
+            check_crop(images, self.crop)
+            changes["top"] = draws.window(height - self.crop, amounts.get("crop", 0.0))
+            changes["left"] = draws.window(width - self.crop, amounts.get("crop", 0.0))
+        if "rotate" in amounts or "shift" in amounts or "zoom" in amounts:
+            changes["degrees"] = amounts.get("rotate", 0.0) * draws.spread()
+            shift = amounts.get("shift", 0.0) * draws.spread(2)
+            changes["shift"] = torch.stack([width * shift[:, 0], height * shift[:, 1]], dim=1)
+            axes = 1 if self.zoom_axes == "together" else 2
+            changes["scale"] = (1 + amounts.get("zoom", 0.0) * draws.spread(axes)).expand(-1, 2)
+        if "brightness" in amounts:
+            changes["brightness"] = amounts["brightness"] * 255 * draws.spread()
+        if "contrast" in amounts:
+            changes["contrast"] = 1 + amounts["contrast"] * draws.spread()
+        if "erase" in amounts:
+            size = (self.crop, self.crop) if self.crop else (height, width)
+            changes["noise"] = draws.uniform(1, *size, high=255)
+            changes["boxes"] = draws.boxes(amounts["erase"], *size)
+        return changes
+
+    def change(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+        """The images, each changed by its row of `changes`."""
+        images = self.move(images, changes)
+        if "brightness" in changes:
+            images = brightness(images, changes["brightness"])
+        if "contrast" in changes:
+            images = contrast(images, changes["contrast"])
+        if "boxes" in changes:
+            images = erase(images, changes["boxes"], changes["noise"])
+        return images
+
+    def move(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
+        """Flip, rotation, shift, zoom and crop."""
+        height, width = images.shape[-2:]
+        size = self.crop
+        flip = changes.get("flip")
+        if "degrees" in changes:
+            shift = changes["shift"]
             if size:  # a window off the centre is the image shifted the other way
-                shift = shift - torch.stack([left - (width - size) / 2, top - (height - size) / 2], dim=1)
-            scale = 1 + at["zoom"] * spread(images, 1 if self.zoom_axes == "together" else 2).expand(-1, 2)
+                offset = [changes["left"] - (width - size) / 2, changes["top"] - (height - size) / 2]
+                shift = shift - torch.stack(offset, dim=1)
             to = (size, size) if size else (height, width)
-            return affine(images.float(), flip, degrees, shift, scale, to, self.fill)
-        if at["flip"]:
+            return affine(images.float(), flip, changes["degrees"], shift, changes["scale"], to, self.fill)
+        if flip is not None:
             images = horizontal_flip(images, flip)
-        return (crop(images, top, left, size) if size else images).float()
+        if size:
+            images = crop(images, changes["top"], changes["left"], size)
+        return images.float()

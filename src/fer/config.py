@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
-from fer import CLASSES, UserError, config_dir
+from fer import CLASSES, Precision, UserError, config_dir
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -57,7 +57,8 @@ class Training(Strict):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     clip: Annotated[float, Field(gt=0)] | None
     ema: Annotated[float, Field(ge=0, lt=1)]
-    precision: Literal["auto", "fp32", "bf16"]
+    precision: Precision
+    cuda_graphs: bool
     channels_last: bool
     class_weights: Literal["none", "balanced"]
     sampling: Literal["shuffle", "balanced"]
@@ -74,6 +75,7 @@ class TrainConfig(Strict):
     deterministic: bool
     device: Device
     tensorboard: bool
+    profile: bool
     train: Training
     data: dict
     model: dict
@@ -206,9 +208,12 @@ def check_training(config: TrainConfig) -> None:
     """What a schema cannot say of one key alone."""
     curves = {name: node for name, node in config.curves.items() if node}
     config.curves = {name: check_node("schedule", node, f"curves.{name}") for name, node in curves.items()}
-    warmup, epochs = config.schedule.get("warmup", 0), config.train.epochs
-    if warmup > epochs:
-        raise UserError(f"schedule.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or less")
+    epochs = config.train.epochs
+    nodes = {"schedule": config.schedule} | {f"curves.{name}": node for name, node in config.curves.items()}
+    for key, node in nodes.items():
+        warmup = (node or {}).get("warmup", 0)
+        if warmup > epochs:
+            raise UserError(f"{key}.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or less")
     if not 0 < len(config.name) <= 100 or not config.name.isprintable():
         raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
     if re.search(r"[/\\]", config.name) and not (config.run or config.resume):

@@ -25,7 +25,7 @@ from fer.data.faces import Faces
 from fer.data.readers import read_image
 from fer.models.network import Network, fit
 from fer.run import make_folder, write_csv, write_text
-from fer.runtime import pick_device, seed_everything
+from fer.runtime import pick_device
 
 BATCH = 128  # images in one pass with gradients
 
@@ -167,7 +167,7 @@ def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
 def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
     network = checkpoint.network(device).requires_grad_(False)
-    seed_everything(cfg.seed)
+    torch.manual_seed(cfg.seed)
     faces, logits = choose(cfg, checkpoint, network)
     classes, names = targets(cfg.target, faces, logits), class_names(logits.shape[1])
     images = fit(faces.images, network.model.size).float().to(device)  # what the network sees of them
@@ -188,7 +188,7 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
 
     def show_ascent(stem: str, layer: nn.Module, count: int, title: str, **look: Any) -> None:
         """What excites each of the layer's filters or units, and how much."""
-        seed_everything(cfg.seed)  # the same whatever else is drawn
+        torch.manual_seed(cfg.seed)  # the same whatever else is drawn
         batches = torch.arange(count, device=device).split(BATCH)
         images = [ascend(network, layer, units) for units in batches]
         reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, batches, strict=True)]).cpu()

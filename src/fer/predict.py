@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fer import UserError, class_names, config, metrics, photos
+from fer import Format, UserError, class_names, config, metrics, photos
 from fer.augment import ten_crops
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
@@ -81,7 +81,7 @@ def label(member: Checkpoint, faces: Faces, batch_size: int, device: torch.devic
         return saved["logits"].double().softmax(1)
     network = member.network(device)
     with memory_named(device, f"batch_size={batch_size}"):
-        return probabilities(network, faces.images, batch_size, member.settings.train.precision, tta)
+        return probabilities(network, faces.images, batch_size, tta)
 
 
 def label_each(members: list[Checkpoint], faces: Faces, cfg: Asked) -> list[Tensor]:
@@ -96,8 +96,12 @@ def label_all(members: list[Checkpoint], weights: Tensor, faces: Faces, cfg: Ask
 
 
 @torch.no_grad()
-def probabilities(network: Network, images: Tensor, batch_size: int, precision: str, tta: str) -> Tensor:
+def probabilities(
+    network: Network, images: Tensor, batch_size: int, tta: str, computed_in: Format | None = None
+) -> Tensor:
     """Mean probabilities, float64 N×7 on the CPU, over the views of test-time augmentation.
+
+    computed_in: a number format; None takes the device's own.
 
     none: the face alone. flip: it and its mirror image. tencrop: ten_crops at the model's size (Krizhevsky et al.
     2012) or, where that is no smaller than the face, at 7/8 of the face, enlarged.
@@ -106,7 +110,8 @@ def probabilities(network: Network, images: Tensor, batch_size: int, precision: 
     if tta == "tencrop":
         side, own = images.shape[-1], network.model.size
         views = list(ten_crops(images, own if own < side else side * 7 // 8))
-    found = [network.logits(view, batch_size, precision).double().softmax(1).cpu() for view in views]
+    # To the CPU first: MPS has no float64.
+    found = [network.logits(view, batch_size, computed_in).cpu().double().softmax(1) for view in views]
     return torch.stack(found).mean(0)
 
 

@@ -4,6 +4,7 @@ Knows numbers and the terminal; neither networks nor the run folder.
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -17,11 +18,11 @@ class Progress(tqdm):
         hidden = None if shown else True  # None: where there is no terminal
         super().__init__(total=faces, desc=f"epoch {epoch + 1}/{epochs}", unit=" images", disable=hidden, **more)
 
-    def note(self, faces: int, sums: torch.Tensor) -> None:
-        """A batch of so many faces is done; `sums` are the epoch's losses and right answers."""
+    def note(self, faces: int, means: Callable[[], tuple[float, float]]) -> None:
+        """A batch of so many faces is done; `means` gives loss and accuracy so far in the epoch."""
         if self.update(faces):
-            loss, right = (sums[:2] / self.n).tolist()
-            self.set_postfix(loss=f"{loss:.3f}", accuracy=f"{right:.3f}")
+            loss, accuracy = means()
+            self.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
 
 
 def warn_if_long(faces: int, rate: float, device: torch.device) -> None:

@@ -144,8 +144,11 @@ def lock(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def write_environment(folder: Path, device: torch.device, data_hash: str) -> None:
-    """Add to environment.yaml, a document for each start, what the training rests on besides its config."""
+def write_environment(folder: Path, data_hash: str, machine: dict[str, Any]) -> None:
+    """Add to environment.yaml, a document for each start, what the training rests on besides its config.
+
+    machine: device, number format and the like, see runtime.describe.
+    """
     path, processor = folder / "environment.yaml", Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
     values = {
@@ -159,7 +162,7 @@ def write_environment(folder: Path, device: torch.device, data_hash: str) -> Non
         "platform": platform.platform(),
         "cpu": names[0] if names else platform.processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **machine,
         "data_sha256": data_hash or None,  # drawn faces have none
     }
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,58 +1,245 @@
-"""The machine: device, precision, randomness, memory, the processes that torchrun starts, and the signals that end a
-training cleanly. Knows torch, and nothing of configs, data or networks.
+"""The machine: device, number format, randomness, memory, the processes that torchrun starts, and signals.
+
+Knows torch, and nothing of configs, data or networks.
 """
 
 import contextlib
+import enum
+import functools
 import os
 import re
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.torch_version import TorchVersion
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from fer import UserError
+from fer import Format, Precision, UserError
 
-# Without these instructions a CPU is slower in bf16 than in fp32. torch tells of them in no public function.
-CPU_BF16 = any(getattr(torch.cpu, f"_is_{kind}_supported", bool)() for kind in ("avx512_bf16", "amx_tile"))
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid buffer size"
+)
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `device=` names; auto takes CUDA, then Apple's MPS, then the CPU."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """The device that `device=` names: cpu, cuda, cuda:N or mps; auto takes CUDA, then MPS, then the CPU."""
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available.get(name):
-        raise UserError(f"device={name}: torch {torch.__version__} finds none here; use device=auto or device=cpu")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available() and not (reason := mps_lacks()):
+            name = "mps"
+        else:
+            if torch.backends.mps.is_available():
+                say_once(f"{reason}; using the CPU")
+            name = "cpu"
+    kind, _, number = name.partition(":")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if kind == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError(f"device=mps: torch {torch.__version__} finds none; use device=auto or device=cpu")
+        if reason := mps_lacks():
+            raise UserError(f"device=mps: {reason}; upgrade torch or use device=cpu")
+        return torch.device("mps")
+    if not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch {torch.__version__} finds none; use device=auto or device=cpu")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
+    if index >= count:
+        raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+    return torch.device("cuda", index)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """The context for forward passes: bf16 where asked and, for `auto`, where the device computes in it."""
-    computes = device.type == "cuda" or (device.type == "cpu" and CPU_BF16)
-    bf16 = precision == "bf16" or (precision == "auto" and computes)
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
+def mps_lacks() -> str | None:
+    """Why this version of torch cannot augment on MPS, if it cannot."""
+    if TorchVersion(torch.__version__) < "2.13":
+        return f"torch {torch.__version__} cannot resample images on MPS (torch 2.13 can)"
+    return None
 
 
-def seed_everything(*numbers: int) -> None:
-    """Seed torch on every device from any tuple of numbers: (seed,) or (seed, epoch, step).
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line on standard error, the first time only."""
+    print(line, file=sys.stderr, flush=True)
 
-    A step's randomness thus depends on its place alone, and a resumed training draws what it would have drawn.
+
+def computes_in(device: torch.device, number_format: Format) -> bool:
+    """Does the device have instructions for the format? What it lacks it emulates, many times more slowly."""
+    if number_format == "fp32":
+        return True
+    if device.type == "cuda":  # is_bf16_supported() counts emulation too, and cuDNN has no bf16 below 8.0
+        capability = torch.cuda.get_device_capability(device)
+        if number_format == "bf16":
+            return capability >= (8, 0)
+        return capability >= (7, 0) or capability == (6, 0)  # GTX 10xx, 6.1: at 1/64 of the speed of fp32
+    if device.type == "cpu":
+        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):  # also by ATEN_CPU_CAPABILITY
+            return False
+        instructions = ("avx512_bf16", "amx_tile") if number_format == "bf16" else ("amx_fp16",)
+        # torch tells of them in no public function
+        return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in instructions)
+    return device.type == "mps" and number_format == "fp16"
+
+
+def number_format(device: torch.device) -> Format:
+    """What the device computes in when nobody asks for another format.
+
+    CPU: bf16 with AVX512-BF16 or AMX, else fp32. CUDA: bf16 from capability 8.0 (Ampere) on, below it fp16.
+    MPS: fp32, since nothing else was measured there.
     """
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    if device.type in ("cpu", "cuda") and computes_in(device, "bf16"):
+        return "bf16"
+    if device.type == "cuda" and computes_in(device, "fp16"):
+        return "fp16"
+    return "fp32"
 
 
-def be_deterministic() -> None:
-    """Only kernels that give the same result every time, from here on; a layer that has none raises RuntimeError."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+def choose_format(device: torch.device, precision: Precision = "auto") -> Format:
+    """The format that `precision` asks for; a line on standard error where the device only emulates it."""
+    natural = number_format(device)
+    if precision == "auto":
+        return natural
+    if not computes_in(device, precision):
+        say_once(
+            f"train.precision={precision}: this {device.type} device only emulates {precision}, which is slow; "
+            f"train.precision=auto takes {natural}"
+        )
+    return precision
+
+
+def autocast(device: torch.device, number_format: Format) -> contextlib.AbstractContextManager:
+    """The context for forward passes in that format."""
+    if number_format == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if number_format == "bf16" else torch.float16)
+
+
+def has_fused_kernels(device: torch.device) -> bool:
+    """Does torch have fused optimizer kernels for the device?"""
+    return device.type in _get_fused_kernels_supported_devices()
+
+
+class Stream(enum.IntEnum):
+    """What randomness is for. Each purpose draws from a stream of its own."""
+
+    WEIGHTS = 1
+    ORDER = 2
+    AUGMENTATION = 3
+    NETWORK = 4  # dropout
+
+
+def seed_of(stream: Stream, seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> int:
+    """The seed of a stream at a place in training, below 2^63. Two places never share one by construction.
+
+    A step's randomness depends on its place alone, so a resumed training draws what it would have drawn. `seed` comes
+    last, since SeedSequence reads a large number as several and pads with zeros.
+    """
+    place = (int(stream), epoch, step, rank, seed)
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
+
+
+def seed_device(device: torch.device, number: int) -> None:
+    """Seed the generator that layers such as dropout draw from."""
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(number)
+    else:
+        torch.manual_seed(number)
+
+
+@contextlib.contextmanager
+def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
+    """Within the context torch may choose the fastest kernels, or only those that give the same result every time.
+
+    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise, on CUDA, cuDNN tries its algorithms
+    on each new shape, and fp32 products may use TF32.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+    )
+    try:
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.benchmark = False
+        elif device.type == "cuda":
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        algorithms, warn_only, benchmark, precision = before
+        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(precision)
+
+
+@contextlib.contextmanager
+def profile(path: Path) -> Iterator[Callable[[], None]]:
+    """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto; call what it yields after
+    each step. The first five are left out, since they may compile or capture."""
+    from torch.profiler import ProfilerActivity, schedule
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with torch.profiler.profile(
+        activities=activities,
+        schedule=schedule(wait=4, warmup=1, active=10, repeat=1),
+        on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
+    ) as profiler:
+        yield profiler.step
+
+
+def describe(device: torch.device, computed_in: Format) -> dict[str, object]:
+    """What a training's numbers and speed depend on, for environment.yaml."""
+    values: dict[str, object] = {
+        "device": device.type,
+        "number_format": computed_in,
+        "processes": dist.get_world_size() if dist.is_initialized() else 1,
+    }
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        values |= {
+            "device": torch.cuda.get_device_name(device),
+            "capability": f"{major}.{minor}",
+            "gpus": torch.cuda.device_count(),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": driver_version(),
+        }
+    if device.type == "cpu":
+        values["instructions"] = torch.backends.cpu.get_cpu_capability()
+    return values
+
+
+def driver_version() -> str | None:
+    """NVIDIA's driver, as nvidia-smi tells it; None where it does not."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=10)
+        return done.stdout.split("\n")[0].strip()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did memory run out, on a GPU, on MPS or in the machine? Only CUDA has an exception of its own for it."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
 
 
 @contextlib.contextmanager
@@ -60,11 +247,11 @@ def memory_named(device: torch.device, batch: str) -> Iterator[None]:
     """Within the context memory that runs out is a UserError that names `batch`, a key and its value."""
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory on {device.type} at {batch}; halve it, or take a smaller model or train.precision=bf16"
+            f"out of memory on {device.type} at {batch}; halve it, take a smaller model, or free the device's memory"
         ) from None
 
 
@@ -77,6 +264,12 @@ def join_processes(device: torch.device) -> tuple[int, int]:
     if not dist.is_initialized():  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     return dist.get_rank(), dist.get_world_size()
+
+
+def leave_processes() -> None:
+    """Close the connections that join_processes opened, if any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def over_processes(values: Tensor, how: str) -> Tensor:

@@ -90,10 +90,15 @@ def count(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
+def multiply_adds(model: nn.Module, side: int | None = None) -> int:
+    """Of one face of side×side pixels, or of the model's own size."""
+    return sum(layer.multiply_adds for layer in layers(model, side))
+
+
 @torch.no_grad()
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module, side: int | None = None) -> list[Layer]:
     """The layers in the order in which they run on one face. Parameters of a layer that runs twice count once; those
-    of no layer that runs come last."""
+    of no layer that runs come last. side: pixels of the face, for a model that takes any size."""
     shapes: Any = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
@@ -123,7 +128,8 @@ def layers(model: nn.Module) -> list[Layer]:
         row.padding = by(dict.fromkeys(f"{a}" if a == b else f"{a}+{b}" for a, b in sides))
 
     with register_module_forward_hook(note):
-        shapes(torch.zeros(1, 1, shapes.size, shapes.size, device="meta"))
+        side = side or shapes.size
+        shapes(torch.zeros(1, 1, side, side, device="meta"))
     if unseen:
         rows.append(Layer(OUTSIDE, "", count(unseen)))
     return rows
@@ -152,7 +158,7 @@ def totals(model: nn.Module) -> dict[str, int]:
         "parameters": parameters,
         "trainable": count(p for p in model.parameters() if p.requires_grad),
         "with running statistics": parameters + running,
-        "multiply-adds": sum(layer.multiply_adds for layer in layers(model)),
+        "multiply-adds": multiply_adds(model),
     }
 
 

@@ -1,12 +1,14 @@
-"""fer train: the loop, and how a training begins, goes on and ends.
+"""fer train: the training loop, what a resume needs, and how a training begins and ends.
 
-The Trainer knows tensors, the config and the run folder that it writes; what a person sees of it stands in progress.py,
-files in run.py, processes and signals in runtime.py.
+A step is step.py's; what a person sees, progress.py's; files, run.py's; processes and signals, runtime.py's.
 """
 
+import contextlib
 import hashlib
+import math
 import shlex
 import time
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -15,64 +17,90 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import SHARES, STRENGTHS, Augment, check_crop
 from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, rewrite_settings, save_checkpoint
 from fer.data.faces import Data
+from fer.models.layers import schedule_dropout
 from fer.models.network import Network, Normalize
+from fer.objective import Objective, balanced_weights
+from fer.optim import Average
 from fer.predict import probabilities
 from fer.progress import Progress, epoch_line, warn_if_long
 from fer.run import create, lock, write_environment, write_history, write_text
-from fer.runtime import Interrupted, Signals, over_processes, seed_everything
+from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
 from fer.schedule import Curve
+from fer.step import CapturedStep, Moment, Parts, Step, can_capture
+from fer.summary import multiply_adds
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
+SAVE_PAUSE = 5  # seconds at least between saves at the ends of epochs: last.pt of vgg13 has 130 MB
+AGREE_EVERY = 10  # steps after which several processes ask one another about signals and saves
 EVAL_BATCH = 512  # faces
 
 
 class Trainer:
-    """One training, begun, or gone on with where cfg.resume names its folder. What changes while it runs: the network,
-    the optimizer, the history, and of the present epoch step, seconds and sums."""
+    """One training, begun, or continued where cfg.resume names its folder.
+
+    What changes while it runs: the weights, the optimizer, the history; and within an epoch step, seconds and record.
+    """
 
     def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
         self.cfg, self.device = cfg, device
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
         self.rank, self.world = runtime.join_processes(device)
-        if cfg.deterministic:
-            runtime.be_deterministic()
-        seed_everything(cfg.seed)
+        self.computed_in = runtime.choose_format(device, cfg.train.precision)
+
+        torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
         model = config.build("model", cfg.model).to(device)
         if cfg.start and not cfg.resume:
             start_from(model, cfg.start, cfg.data.get("normalize"))
         if cfg.train.channels_last:
             model.to(memory_format=torch.channels_last)
         self.augment = config.build("augment", cfg.augment)
-        self.optimizer = config.build("optim", cfg.optim, params=model.parameters())
+        self.optimizer = build_optimizer(cfg.optim, model, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
         self.curves = build_curves(cfg, self.augment, model)
-        self.dropouts = [(module, module.p) for module in dropouts(model)]
-        normalize = self.open(data or config.build("data", cfg.data))  # last: what is quick to refuse has been checked
+        dropouts = schedule_dropout(model) if "dropout" in self.curves else []
+        normalize = self.take(data or config.build("data", cfg.data))  # last: what is quick to refuse has been checked
         self.network = Network(model, normalize)
-        self.several = DistributedDataParallel(self.network) if self.world > 1 else self.network
-        self.average: AveragedModel | None = None
-        self.judged = self.network  # what is validated and kept as best
-        self.saves = {"optimizer": self.optimizer}  # whose state goes into last.pt, by name
-        if cfg.train.ema:
-            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.train.ema), use_buffers=True)
-            self.judged = Network(self.average.module, normalize)
-            self.saves["average"] = self.average
+        self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
+        self.eval_network = Network(self.average.module, normalize) if self.average else self.network
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
-        self.saved = time.perf_counter()
-        self.start_epoch()
         self.steps = len(self.batches(0))
+        parts = Parts(
+            device=device,
+            images=self.images,
+            targets=self.targets,
+            augment=self.augment,
+            network=self.network,
+            model=DistributedDataParallel(model) if self.world > 1 else model,
+            objective=self.objective,
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            computed_in=self.computed_in,
+            batch_size=cfg.train.batch_size,
+            average=self.average,
+            clip=cfg.train.clip,
+            dropouts=dropouts,
+            rank=self.rank,
+            world=self.world,
+        )
+        captured = cfg.train.cuda_graphs and can_capture(device, self.world, self.computed_in, self.optimizer)
+        self.learn = CapturedStep(parts, self.steps) if captured else Step(parts, self.steps)
+        self.saved = -math.inf  # when last.pt was written
+        self.best_weights: dict[str, Any] | None = None  # what best.pt will hold, not yet written
+        self.work = Work(model)  # done since this process began, in so many seconds
+        self.training_seconds = 0.0
+        self.start_epoch()
         if cfg.resume:
             self.load(Path(cfg.resume) / "last.pt")
 
-    def open(self, data: Data) -> Normalize:
-        """Take the faces to train and to validate on to the device; their normalization."""
+    def take(self, data: Data) -> Normalize:
+        """Put the faces to train and to validate on onto the device; returns their normalization."""
         faces, held_out = data.open("train"), data.open("validation")
         if self.cfg.train.copies == "drop":
             faces = faces.take(~faces.among(held_out))
@@ -80,19 +108,23 @@ class Trainer:
             raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
         if self.augment.crop:
             check_crop(faces.images, self.augment.crop)
-        own = F.one_hot(faces.labels, len(data.classes)).float() if faces.targets is None else faces.targets
-        self.images, self.targets = faces.images.to(self.device), own.to(self.device)
+        targets = faces.targets
+        if targets is None:
+            targets = F.one_hot(faces.labels, len(data.classes)).float()
+        self.images, self.targets = faces.images.to(self.device), targets.to(self.device)
         self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
-        self.data_hash, self.val_hash, self.mode, self.classes = data.hash, held_out.hash, data.mode, data.classes
-        learned = hashlib.sha256(held_out.labels.numpy().data)
-        for part in (held_out.images, faces.images, own):
-            learned.update(part.contiguous().numpy().data)
-        self.faces = learned.hexdigest()
+        self.data_hash, self.val_hash, self.classes = data.hash, held_out.hash, data.classes
         self.unlabelled = data.unlabelled
+        digest = hashlib.sha256(held_out.labels.numpy().data)
+        for part in (held_out.images, faces.images, targets):
+            digest.update(part.contiguous().numpy().data)
+        self.faces = digest.hexdigest()
+
         balanced = self.cfg.train.class_weights == "balanced"
-        if self.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
+        if data.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
             raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
-        self.weights = balanced_weights(self.targets) if balanced else None
+        class_weights = balanced_weights(self.targets) if balanced else None
+        self.objective = Objective(data.mode, self.cfg.train.label_smoothing, class_weights)
         return Normalize.fit(data.normalize, faces.images)
 
     @property
@@ -111,126 +143,161 @@ class Trainer:
         return self.epoch >= planned or (patience is not None and self.epoch - self.best["epoch"] >= patience)
 
     def start_epoch(self) -> None:
-        self.step, self.seconds = 0, 0.0
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # losses, right answers, steps until a NaN
+        self.step = 0
+        self.watch = Stopwatch()
+        self.learn.record.zero_()
 
     def fit(self) -> None:
         """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
-        with Signals() as signals:
+        with runtime.kernels(self.device, self.cfg.deterministic), Signals() as signals:
             self.save()  # from here on a killed run can be resumed
             while not self.done:
                 self.train_epoch(signals)
                 self.validate()
                 self.start_epoch()
-                self.save()
+                self.end_epoch(signals)
+        if signals.caught:
+            raise Interrupted(signals.caught)
 
     def train_epoch(self, signals: Signals) -> None:
-        network, done = self.several.train(), self.step * self.cfg.train.batch_size
-        began = time.perf_counter() - self.seconds
+        batches, moments = self.batches(self.epoch), self.moments()
+        self.watch.start()
+        done = self.step * self.cfg.train.batch_size
         progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
-        for batch in self.batches(self.epoch)[self.step :]:
-            seed_everything(self.cfg.seed, self.epoch, self.step)
-            strength, side = self.follow_curves()
-            images, targets = self.augment(self.images[batch], self.draw(self.targets[batch]), strength)
-            if self.world > 1:  # all processes augment a batch alike and take a part each; their dropout is their own
-                seed_everything(self.cfg.seed, self.epoch, self.step, self.rank)
-                images, targets = images[self.rank :: self.world], targets[self.rank :: self.world]
-            with runtime.autocast(self.device, self.cfg.train.precision):
-                logits = network(images, side)
-                loss = self.loss(logits, targets)
-            self.optimizer.zero_grad()
-            (loss * (len(images) * self.world / len(batch))).backward()  # the processes' gradients are averaged
-            if self.cfg.train.clip:
-                nn.utils.clip_grad_norm_(network.parameters(), self.cfg.train.clip)
-            self.optimizer.step()
-            if self.average:
-                self.average.update_parameters(self.network.model)
-
-            right = self.right(logits, targets).sum()
-            self.sums[:2] += torch.stack([loss.detach() * len(images), right])
-            self.sums[2] += self.sums[0].isfinite()
-            self.step += 1
-            self.seconds = time.perf_counter() - began
-            progress.note(len(batch), self.sums)
-            self.after_step(signals)
+        self.network.train()
+        with self.learn.epoch(moments, self.step), self.tracer() as trace:
+            for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
+                self.learn(batch, moment)
+                self.step += 1
+                self.work.add(len(batch), moment.side)
+                progress.note(len(batch), self.means)
+                trace()
+                self.after_step(signals)
         progress.close()
 
-    def draw(self, targets: Tensor) -> Tensor:
-        """FER+'s mode `probability`: one class by the votes for each face, anew each time."""
-        if self.mode != "probability":
-            return targets
-        return F.one_hot(torch.multinomial(targets, 1)[:, 0], targets.shape[1]).float()
+    def tracer(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """With profile=true, of the second epoch (the first, if it is the only one), a trace of ten steps."""
+        traced = min(1, self.cfg.train.epochs - 1)
+        if not (self.cfg.profile and self.run and self.epoch == traced):
+            return contextlib.nullcontext(lambda: None)
+        return runtime.profile(self.run / "trace.json")
 
-    def right(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Bool N: is the likeliest class the target's; in FER+'s mode `multi` one of the right ones?"""
-        said = logits.argmax(1)
-        return targets.gather(1, said[:, None])[:, 0] > 0 if self.mode == "multi" else said == targets.argmax(1)
-
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy; in FER+'s mode `multi` that of the likeliest of the right classes."""
-        if self.mode == "multi":
-            return -(logits.log_softmax(1) + targets.log()).amax(1).mean()
-        return F.cross_entropy(logits, targets, weight=self.weights, label_smoothing=self.cfg.train.label_smoothing)
-
-    def batches(self, epoch: int) -> list[Tensor]:
-        """An epoch's positions, in an order that depends on (seed, epoch) alone. A last batch of one, or of fewer than
-        two a process, joins the batch before it: BatchNorm cannot learn from one face."""
-        seed_everything(self.cfg.seed, epoch)
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        """An epoch's positions, on the device, in an order that depends on (seed, epoch) alone. A last batch of one, or
+        of fewer than two a process, joins the batch before it: BatchNorm cannot learn from one face."""
+        generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, self.cfg.seed, epoch))
+        count, size = len(self.images), self.cfg.train.batch_size
         if self.cfg.train.sampling == "balanced":
             weights = balanced_weights(self.targets.cpu())[self.targets.argmax(1).cpu()]
-            order = torch.multinomial(weights, len(self.images), replacement=True)
+            order = torch.multinomial(weights, count, replacement=True, generator=generator)
         else:
-            order = torch.randperm(len(self.images))
-        parts = list(order.split(self.cfg.train.batch_size))
-        if len(parts) > 1 and len(parts[-1]) < max(2, 2 * self.world):
-            parts[-2:] = [torch.cat(parts[-2:])]
-        return [part.to(self.device) for part in parts]
+            order = torch.randperm(count, generator=generator)
+        sizes = [size] * (count // size) + [count % size] * (count % size > 0)
+        if len(sizes) > 1 and sizes[-1] < max(2, 2 * self.world):
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+        return order.to(self.device).split(sizes)
 
     def factors(self, step: int) -> dict[str, float]:
-        """Every curve's factor at a step of this epoch."""
+        """Every curve's factor in the middle of a step of this epoch: at its start a warm-up has a rate of 0."""
         accuracies = [row["val_accuracy"] for row in self.history]
-        time = self.epoch + step / self.steps
-        return {name: curve(time, self.cfg.train.epochs, accuracies) for name, (curve, _) in self.curves.items()}
+        middle = self.epoch + (step + 0.5) / self.steps
+        return {name: curve(middle, self.cfg.train.epochs, accuracies) for name, (curve, _) in self.curves.items()}
 
-    def follow_curves(self) -> tuple[dict[str, float], int]:
-        """Set rate and dropout for the coming step; returns the strength of the augmentations and the images' side."""
-        factors = self.factors(self.step)
-        rate, dropout, size = factors.pop("lr"), factors.pop("dropout", 1), factors.pop("size", 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group.setdefault("initial_lr", group["lr"])
-        for module, own in self.dropouts:
-            module.p = own * dropout
-        whole = self.network.model.size
-        # shrunk to multiples of 4, for two poolings at least
-        return factors, whole if size == 1 else max(round(size * whole / 4), 1) * 4
+    def moments(self) -> list[Moment]:
+        """What is particular to each step of the coming epoch."""
+        return [self.moment(step) for step in range(self.steps)]
+
+    def moment(self, step: int) -> Moment:
+        strengths = self.factors(step)
+        rate, dropout, size = strengths.pop("lr"), strengths.pop("dropout", 1.0), strengths.pop("size", 1.0)
+        side = self.network.model.size
+        if size != 1:  # shrunk to multiples of 4, for two poolings at least
+            side = max(round(size * side / 4), 1) * 4
+        place = (self.cfg.seed, self.epoch, step)
+        return Moment(
+            step=step,
+            rate=rate,
+            dropout=dropout,
+            side=side,
+            amounts=self.augment.amounts(strengths),
+            augmentation_seed=seed_of(Stream.AUGMENTATION, *place),  # all processes draw alike for the whole batch
+            network_seed=seed_of(Stream.NETWORK, *place, self.rank),
+        )
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy of this process's faces so far in the epoch. Waits for the device."""
+        loss, right = self.learn.record.sum(0).tolist()
+        faces = min(self.step * self.cfg.train.batch_size, len(self.images)) / self.world
+        return loss / faces, right / faces
+
+    def after_step(self, signals: Signals) -> None:
+        """Warn of a long training, save every few minutes, end after a signal; several processes do so together."""
+        if self.run and self.epoch == 0 and self.step == min(20, self.steps):
+            self.means()  # waits until the steps are done
+            faces = min(self.step * self.cfg.train.batch_size, len(self.images))
+            rate = faces / self.watch.seconds
+            warn_if_long(len(self.images) * self.cfg.train.epochs, rate, self.device)
+        due = time.perf_counter() - self.saved > SAVE_EVERY
+        caught = signals.caught
+        if self.world > 1:
+            if self.step % AGREE_EVERY:
+                return
+            caught, due = self.agree(caught, due)
+        if caught or due:
+            self.save()
+        if caught:
+            raise Interrupted(caught)
+
+    def end_epoch(self, signals: Signals) -> None:
+        """Save, unless that was just done; end after a signal."""
+        due = self.done or time.perf_counter() - self.saved > SAVE_PAUSE
+        caught, due = self.agree(signals.caught, due)
+        if caught or due:
+            self.save()
+        if caught:
+            raise Interrupted(caught)
+
+    def agree(self, caught: int, due: bool) -> tuple[int, bool]:
+        """A signal that any process has caught, and whether any of them is due to save."""
+        caught, due = over_processes(torch.tensor([caught, due]), "max").tolist()
+        return caught, bool(due)
 
     def validate(self) -> None:
         """End an epoch: measure, note the row, keep the weights if they are the best so far."""
         row, logits = self.measure()
+        self.check_weights()
         self.history.append(row)
         better = self.best is row
         if self.run:
             if better:
-                found = {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash}
-                best = {"epoch": self.epoch, "val_accuracy": row["val_accuracy"], "validation": found}
-                save_checkpoint(self.run / "best.pt", self.cfg, self.judged, **best)
+                self.keep_best(row, logits)
             write_history(self.run, self.history)
             if self.writer:
                 tensorboard.note(self.writer, row)
             print(epoch_line(row, self.cfg.train.epochs, better), flush=True)
 
+    def keep_best(self, row: dict[str, Any], logits: Tensor) -> None:
+        """Remember the weights for best.pt, which save() writes."""
+        weights = self.eval_network.model.state_dict()
+        self.best_weights = {
+            "epoch": row["epoch"],
+            "val_accuracy": row["val_accuracy"],
+            "model": {name: tensor.detach().clone() for name, tensor in weights.items()},
+            "validation": {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash},
+        }
+
     def measure(self) -> tuple[dict[str, Any], Tensor]:
         """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
-        loss, right, _ = self.whole_sums().tolist()
-        start = time.perf_counter()
+        loss, right = self.read_record().sum(0).tolist()  # waits for the device, so the clock counts its work
+        training_seconds = self.watch.seconds
+        self.training_seconds += training_seconds - self.watch.before
         logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
-        if self.rank == 0:  # one process judges, all know: they must stop together
-            logits = self.judged.logits(self.val_images, EVAL_BATCH, self.cfg.train.precision)
+        if self.rank == 0:  # one process validates, all know the result: they must stop together
+            logits = self.eval_network.logits(self.val_images, EVAL_BATCH, self.computed_in)
         logits = over_processes(logits, "sum")
         matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
         values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
-        crops = {"val_accuracy_tencrop": self.tencrop_accuracy()} if self.cfg.train.tencrop and self.rank == 0 else {}
-        recalls = zip(self.classes, metrics.per_class(matrix)[1].tolist(), strict=True)
+        recalls = metrics.per_class(matrix)[1].tolist()
         row = {
             "epoch": self.epoch + 1,
             "lr": values.pop("lr"),
@@ -239,71 +306,184 @@ class Trainer:
             "val_loss": F.cross_entropy(logits, self.val_labels).item(),
             "val_accuracy": metrics.accuracy(matrix),
             "val_macro_f1": metrics.macro_f1(matrix),
-            "seconds": self.seconds + time.perf_counter() - start,
-            "images_per_second": len(self.images) / max(self.seconds, 1e-9),
+            "seconds": self.watch.seconds,
+            "images_per_second": len(self.images) / max(training_seconds, 1e-9),
             **values,
-            **crops,
-            **{f"val_recall_{name}": recall for name, recall in recalls},
         }
+        if self.cfg.train.tencrop and self.rank == 0:
+            row["val_accuracy_tencrop"] = self.tencrop_accuracy()
+        row |= {f"val_recall_{name}": recall for name, recall in zip(self.classes, recalls, strict=True)}
+        if not math.isfinite(row["val_loss"]):
+            self.refuse_weights()
         return row, logits
 
     def tencrop_accuracy(self) -> float:
         """Validation accuracy over ten crops."""
-        found = probabilities(self.judged, self.val_images, EVAL_BATCH, self.cfg.train.precision, "tencrop")
+        found = probabilities(self.eval_network, self.val_images, EVAL_BATCH, "tencrop", self.computed_in)
         return (found.argmax(1) == self.val_labels.cpu()).double().mean().item()
 
-    def whole_sums(self) -> Tensor:
-        """The sums over all processes, steps until a NaN those of the first to have one, which is refused."""
-        sums = torch.cat([over_processes(self.sums[:2], "sum"), over_processes(self.sums[2:], "min")])
-        if (finite := int(sums[2])) < self.step:
-            rate = self.cfg.optim["lr"] * self.factors(finite)["lr"]
+    def read_record(self) -> Tensor:
+        """The losses and right answers of the epoch's steps so far, float64 on the CPU, over all processes. Waits for
+        the device. A loss that is not finite is refused."""
+        record = over_processes(self.learn.record.cpu(), "sum")[: self.step]
+        bad = (~record[:, 0].isfinite()).nonzero()
+        if len(bad):
+            step = int(bad[0])
             raise UserError(
-                f"epoch {self.epoch + 1}, step {finite + 1} of {self.steps}: the loss is no finite number at a rate of "
-                f"{rate:.3g}; try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
+                f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}: the loss became NaN or infinite "
+                f"(learning rate {self.rate(step):.3g}); try a lower optim.lr, train.clip=1, schedule.warmup=1 or "
+                "train.precision=fp32"
             )
-        return sums
+        return record.double()
 
-    def after_step(self, signals: Signals) -> None:
-        """Warn of a long training, save every few minutes, end after a signal; the processes do so together."""
-        if self.run and self.epoch == 0 and self.step == min(20, self.steps):
-            done = min(self.step * self.cfg.train.batch_size, len(self.images))
-            warn_if_long(len(self.images) * self.cfg.train.epochs, done / self.seconds, self.device)
-        due = time.perf_counter() - self.saved > SAVE_EVERY
-        caught, due = over_processes(torch.tensor([signals.caught, due]), "max").tolist()
-        if caught or due:
-            self.save()
-        if caught:
-            raise Interrupted(caught)
+    def rate(self, step: int) -> float:
+        return self.cfg.optim["lr"] * self.factors(step)["lr"]
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite: neither last.pt nor best.pt ever holds any."""
+        tensors = [*self.network.state_dict().values(), *self.eval_network.state_dict().values()]
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if not nn.utils.get_total_norm(floats, norm_type=math.inf).isfinite():
+            self.refuse_weights()
+
+    def refuse_weights(self) -> None:
+        epoch, step = self.epoch + 1, self.step
+        if step == 0:  # the epoch before has just ended
+            epoch, step = self.epoch, self.steps
+        raise UserError(
+            f"epoch {epoch}, step {step} of {self.steps}: the weights became NaN or infinite (learning rate "
+            f"{self.rate(step - 1):.3g}); nothing was saved since; try a lower optim.lr, train.clip=1 or "
+            "schedule.warmup=1"
+        )
 
     def save(self) -> None:
-        """last.pt: the weights and all that a resume needs."""
-        self.saved, sums = time.perf_counter(), self.whole_sums()
-        if self.run:
-            state = {"step": self.step, "seconds": self.seconds, "sums": sums.cpu(), "history": self.history}
-            state |= {"epoch": self.epoch, "best": self.best["val_accuracy"], "best_epoch": self.best["epoch"]}
-            state |= {"faces": self.faces} | {name: part.state_dict() for name, part in self.saves.items()}
-            save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
+        """best.pt, if it is due, and last.pt: the weights and all that a resume needs."""
+        record = self.read_record()
+        self.check_weights()
+        self.saved = time.perf_counter()
+        if not self.run:
+            return
+        if self.best_weights:
+            save_checkpoint(self.run / "best.pt", self.cfg, self.eval_network, **self.best_weights)
+            self.best_weights = None
+        state = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.watch.seconds,
+            "record": record,
+            "history": self.history,
+            "best": self.best["val_accuracy"],
+            "best_epoch": self.best["epoch"],
+            "faces": self.faces,
+            "computed_in": self.computed_in,
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.average:
+            state["average"] = self.average.state_dict()
+        save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
     def load(self, path: Path) -> None:
-        """Go on where the last.pt at `path` stopped."""
+        """Continue where the last.pt at `path` stopped."""
         contents = load_checkpoint(path)
         load_weights(self.network.model, contents["model"], path)
         try:
-            state = contents["training"]
-            if state.get("faces", self.faces) != self.faces:  # earlier versions do not tell
-                raise UserError(f"{path}: was trained on other faces or labels; name these, or start anew elsewhere")
-            for name, part in self.saves.items():
-                part.load_state_dict(state[name])
-            self.history, self.step, self.seconds = list(state["history"]), int(state["step"]), float(state["seconds"])
-            self.sums = state["sums"].to(self.device).reshape(3)
-            self.sums[:2] *= self.rank == 0  # they are added up
-            if not (state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps):
-                raise ValueError
-            if self.epoch > self.cfg.train.epochs:
-                more = f"{self.epoch} epochs are done, more than train.epochs={self.cfg.train.epochs}"
-                raise UserError(f"resume={path.parent}: {more}; set it higher")
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+            self.restore(contents["training"], path)
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
             raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Take over what save() put into last.pt. Earlier versions saved no faces, no scaler and no format."""
+        if state.get("faces", self.faces) != self.faces:
+            raise UserError(f"{path}: was trained on other faces or labels; name these, or start anew elsewhere")
+        self.history = list(state["history"])
+        self.step, self.watch = int(state["step"]), Stopwatch(float(state["seconds"]))
+        if not (state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps):
+            raise ValueError
+        if self.epoch > self.cfg.train.epochs:
+            done = f"{self.epoch} epochs are done, more than train.epochs={self.cfg.train.epochs}"
+            raise UserError(f"resume={path.parent}: {done}; set it higher")
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        before = state.get("computed_in", self.computed_in)
+        if before != self.computed_in and self.rank == 0:
+            print(f"trained in {before} so far, continues in {self.computed_in}", flush=True)
+        if self.rank == 0:  # the processes' records are added up
+            record = state["record"] if "record" in state else state["sums"][None, :2]
+            self.learn.record[: len(record)] = record.to(self.device, torch.float32)
+
+
+class Stopwatch:
+    """The seconds of an epoch, also over an interruption."""
+
+    def __init__(self, before: float = 0.0):
+        self.before = before
+        self.began: float | None = None
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        if self.began is None:
+            return self.before
+        return self.before + time.perf_counter() - self.began
+
+
+class Work:
+    """The arithmetic of training: floating-point operations of the convolutions and dense layers."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.operations = 0
+        self.by_side: dict[int, int] = {}  # of one face
+
+    def add(self, faces: int, side: int) -> None:
+        """Count faces of so many pixels. A multiply-add is two operations; the backward pass takes two of them."""
+        if side not in self.by_side:
+            self.by_side[side] = 3 * 2 * multiply_adds(self.model, side)
+        self.operations += faces * self.by_side[side]
+
+
+def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer that a checked node describes. One that cannot make a plain step is refused before any work."""
+    parameter = nn.Parameter(torch.zeros(2, 2))
+    parameter.grad = torch.zeros(2, 2)
+    trial = config.build("optim", node, params=[parameter])
+    try:
+        trial.step()
+    except Exception as error:  # whatever an optimizer raises that needs a closure or sparse gradients
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"optim._target_={node['_target_']}: cannot train these networks ({reason}); choose optim=adam, sgd or muon"
+        ) from None
+    options = {}
+    if device.type == "cuda":
+        if "capturable" in node:
+            options["capturable"] = True
+        unset = node.get("fused", False) is None and node.get("foreach") is None
+        if unset and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
+            options["fused"] = True
+    return config.build("optim", node | options, params=model.parameters())
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state with plain numbers as learning rates, which are tensors while steps are captured."""
+    state = optimizer.state_dict()
+    state["param_groups"] = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
+    return state
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state. How a step is computed is this device's choice, not that of the one that saved it."""
+    groups = []
+    for saved, present in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        own = {key: present[key] for key in ("fused", "foreach", "capturable") if key in present}
+        groups.append(saved | own)
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
@@ -319,17 +499,11 @@ def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
     load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
 
 
-def balanced_weights(targets: Tensor) -> Tensor:
-    """A weight per class, N / (classes × faces of the class) as scikit-learn's `balanced`, from one-hot N×C; 0 where a
-    class has no face."""
-    counts = targets.sum(0)
-    return torch.where(counts > 0, len(targets) / (targets.shape[1] * counts.clamp(min=1)), 0.0)
-
-
 def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
     """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side, an augmentation's
     own number (of crop and the two mixings a share). A curve that would drive nothing is refused."""
-    sizes: dict[str, Any] = {"dropout": max((module.p for module in dropouts(model)), default=0.0)}
+    dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    sizes: dict[str, Any] = {"dropout": max(dropouts, default=0.0)}
     sizes["size"] = model.size if getattr(model, "any_size", False) else 0
     sizes |= {name: getattr(augment, name) for name in STRENGTHS}
     curves = {"lr": (config.build("schedule", cfg.schedule), cfg.optim["lr"])}
@@ -343,10 +517,6 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
     return curves
 
 
-def dropouts(model: nn.Module) -> list[nn.Dropout]:
-    return [module for module in model.modules() if isinstance(module, nn.Dropout)]
-
-
 @runtime.others_named()
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
@@ -355,10 +525,20 @@ def run(values: dict, typed: list[str]) -> float:
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
-    trainer = Trainer(cfg, device)
-    if trainer.rank:  # the first process has the run folder, and speaks
-        trainer.fit()
-        return trainer.best["val_accuracy"]
+    try:
+        with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+            trainer = Trainer(cfg, device)
+            if trainer.rank:  # the first process has the run folder, and speaks
+                trainer.fit()
+            else:
+                fit_and_say(trainer)
+    finally:
+        runtime.leave_processes()
+    return trainer.best["val_accuracy"]
+
+
+def fit_and_say(trainer: Trainer) -> None:
+    """Train, then say what was reached and what comes next; after a signal, how to continue."""
     try:
         fit(trainer)
     except Interrupted:
@@ -366,18 +546,20 @@ def run(values: dict, typed: list[str]) -> float:
         print(f"stopped; everything so far is in {trainer.run}; go on with\n  {again}")
         raise
     folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
+    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
+    if trainer.training_seconds:
+        rate = trainer.work.operations / trainer.training_seconds / 1e12
+        print(f"trained in {trainer.computed_in} at {rate:.3g} TFLOP/s")
     run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/best.pt")
     judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
-    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
     print(f"next:\n  fer report run={run}\n  fer {judge}")
-    return accuracy
 
 
 def fit(trainer: Trainer) -> None:
     """Train in the run folder that the config names, a new one or that of a training that goes on."""
     cfg, device = trainer.cfg, trainer.device
     folder = Path(cfg.resume) if cfg.resume else create(cfg.run, cfg.name)
-    with lock(folder), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+    with lock(folder):
         if cfg.resume:
             write_history(folder, trainer.history)
             print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
@@ -387,17 +569,40 @@ def fit(trainer: Trainer) -> None:
             trainer.writer.add_text("config", f"```\n{config.dump(cfg)}```")
         write_text(folder / "config.yaml", config.dump(cfg))
         rewrite_settings(folder / "best.pt", cfg)  # reports group runs by it
-        write_environment(folder, device, trainer.data_hash)
+        write_environment(folder, trainer.data_hash, runtime.describe(device, trainer.computed_in))
         parameters = sum(p.numel() for p in trainer.network.parameters())
         print(
             f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} "
-            f"to validate, {device.type}, {folder}",
+            f"to validate, {device.type}, {trainer.computed_in}, {folder}",
             flush=True,
         )
-        for key, node in ({"schedule": cfg.schedule} | cfg.curves).items():
-            if (last := (node or {}).get("epochs", [0])[-1]) > cfg.train.epochs:
-                print(f"{key}: its knots go on to epoch {last:g}, the training ends at {cfg.train.epochs}")
+        for line in warnings_of(cfg, trainer):
+            print(line, flush=True)
         trainer.fit()
+
+
+def warnings_of(cfg: config.TrainConfig, trainer: Trainer) -> list[str]:
+    """What is likely not meant, a line each."""
+    lines = []
+    for key, node in ({"schedule": cfg.schedule} | cfg.curves).items():
+        last = (node or {}).get("epochs", [0])[-1]
+        if last > cfg.train.epochs:
+            lines.append(f"{key}: its knots extend to epoch {last:g}, but training stops at {cfg.train.epochs}")
+    crop, size = trainer.augment.crop, trainer.network.model.size
+    if crop and crop < size:
+        lines.append(
+            f"augment.crop={crop}: crops are enlarged {size / crop:.2g} times to the model's {size} pixels, but whole "
+            f"faces validate; model.size={crop} trains and validates at one scale"
+        )
+    if cfg.data.get("validation") == "test":
+        lines.append(
+            "data.validation=test: the test faces select the epoch here, so their accuracy says nothing of new faces"
+        )
+    return lines
+
+
+# What names a place or a device, and changes nothing of a training.
+PLACES = {"run", "resume", "device", "data.path", "data.votes"}
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
@@ -407,10 +612,13 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     own.run, last = str(folder), folder / "last.pt"
     if last.is_file():
         saved = config.parse(load_checkpoint(last)["config"], str(last))
-        if changed := list(config.difference(saved, own.model_dump()).values()):
+        differences = config.difference(saved, own.model_dump())
+        changed = [line for key, line in differences.items() if key not in PLACES]
+        if changed:
             raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
         own.resume = own.run
-    trainer = Trainer(own, device, data)
-    if not trainer.done:
-        fit(trainer)
+    with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+        trainer = Trainer(own, device, data)
+        if not trainer.done:
+            fit(trainer)
     return trainer.best["val_accuracy"]

@@ -47,3 +47,33 @@ class PReLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x > 0, x, self.weight * x)
+
+
+class ScheduledDropout(nn.Dropout):
+    """Dropout whose rate may change from step to step.
+
+    p: the largest rate. rate: the present one, a number or, where a CUDA graph replays the layer, a tensor.
+    """
+
+    def __init__(self, p: float):
+        super().__init__(p)
+        self.rate: float | torch.Tensor = p
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        kept = torch.rand(x.shape, device=x.device) >= self.rate
+        return x * (kept / (1 - self.rate)).to(x.dtype)
+
+
+def schedule_dropout(model: nn.Module) -> list[ScheduledDropout]:
+    """Replace every nn.Dropout in the model by one whose rate may change; returns them."""
+    scheduled = []
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) is nn.Dropout:
+                child = ScheduledDropout(child.p)
+                setattr(module, name, child)
+            if isinstance(child, ScheduledDropout):
+                scheduled.append(child)
+    return scheduled

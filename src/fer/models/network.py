@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fer import Normalization
-from fer.runtime import autocast
+from fer import Format, Normalization
+from fer.runtime import autocast, number_format
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,27 @@ class Network(nn.Module):
         self.model: Any = model  # a module and its own numbers, which mypy takes for modules too
         self.normalize = normalize
 
-    def forward(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        """side: pixels to which the faces are shrunk, for a model whose `any_size` says that it takes them."""
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(self.prepare(images))
+
+    def prepare(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
+        """The model's input, float32 N×1×side×side. side: pixels to which the faces are shrunk, for a model whose
+        `any_size` says that it takes them; None: the model's own size."""
         images = fit(images, self.model.size)
         if side and side != self.model.size:
             images = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
-        return self.model(self.normalize(images))
+        return self.normalize(images)
 
     @torch.inference_mode()
-    def logits(self, images: torch.Tensor, batch_size: int, precision: str = "auto") -> torch.Tensor:
-        """float32 logits of faces anywhere, on the network's device, in evaluation mode."""
+    def logits(self, images: torch.Tensor, batch_size: int, computed_in: Format | None = None) -> torch.Tensor:
+        """float32 logits of faces anywhere, on the network's device, in evaluation mode.
+
+        computed_in: a number format; None takes the device's own, whatever the network was trained in.
+        """
         device = next(self.parameters()).device
         training = self.training
         self.eval()
-        with autocast(device, precision):
+        with autocast(device, computed_in or number_format(device)):
             parts = [self(part.to(device)).float() for part in images.split(batch_size)]
         self.train(training)
         return torch.cat(parts)

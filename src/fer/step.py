@@ -1,0 +1,271 @@
+"""One training step: a batch is augmented, the network learns from it, and what it did is noted.
+
+Step runs it as written. CapturedStep does the same on one CUDA GPU by replaying CUDA graphs: small networks otherwise
+wait for the host to launch some 300 kernels a step.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fer import Format
+from fer.augment import STRENGTHS, Augment, Number
+from fer.models.layers import ScheduledDropout
+from fer.models.network import Network
+from fer.objective import Objective
+from fer.optim import Average
+from fer.runtime import autocast, seed_device
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is particular to one step of an epoch.
+
+    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of dropout's. side: of the
+    images, in pixels. amounts: of augmentation, see Augment.amounts. seeds: for augmentation and for the network.
+    """
+
+    step: int
+    rate: float
+    dropout: float
+    side: int
+    amounts: dict[str, float]
+    augmentation_seed: int
+    network_seed: int
+
+
+@dataclass
+class Parts:
+    """What a step works on and with.
+
+    images: uint8 N×1×H×W, targets: float N×C, both on the device. dropouts: the layers whose rate a curve drives.
+    model: the network's model, wrapped where several processes train it. average: of the weights, if one is kept.
+    clip: the largest norm of the gradient, if any. rank, world: of this process, and how many there are.
+    """
+
+    device: torch.device
+    images: Tensor
+    targets: Tensor
+    augment: Augment
+    network: Network
+    model: nn.Module
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    computed_in: Format
+    batch_size: int
+    average: Average | None = None
+    clip: float | None = None
+    dropouts: list[ScheduledDropout] = field(default_factory=list)
+    rank: int = 0
+    world: int = 1
+
+
+class Step:
+    """A step, run as it is written.
+
+    record: float32 steps×2 on the device, the sum of the losses and the number of right answers of each step of the
+    epoch; a process's own, of several.
+    """
+
+    def __init__(self, parts: Parts, steps: int):
+        self.parts = parts
+        self.record = torch.zeros(steps, 2, device=parts.device)
+        self.position = torch.zeros(1, dtype=torch.int64, device=parts.device)
+        self.generator = torch.Generator(parts.device)
+        self.initial_rates = [group["lr"] for group in parts.optimizer.param_groups]
+
+    @contextlib.contextmanager
+    def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
+        """Within the context an epoch's steps are made, from `start` on."""
+        self.position.fill_(start)
+        yield
+
+    def __call__(self, batch: Tensor, moment: Moment) -> None:
+        """Learn from the faces at the positions `batch`, int64 on the device."""
+        for group, rate in zip(self.parts.optimizer.param_groups, self.initial_rates, strict=True):
+            group["lr"] = rate * moment.rate
+        for dropout in self.parts.dropouts:
+            dropout.rate = dropout.p * moment.dropout
+        self.generator.manual_seed(moment.augmentation_seed)
+        inputs, targets = self.prepare(batch, moment.amounts, moment.side)
+        seed_device(self.parts.device, moment.network_seed)
+        self.learn(inputs, targets, len(batch))
+
+    def prepare(self, batch: Tensor, amounts: Mapping[str, Number], side: int) -> tuple[Tensor, Tensor]:
+        """The model's input and the targets: this process's part of the batch, augmented."""
+        p = self.parts
+        images = p.images.index_select(0, batch)
+        targets = p.objective.draw(p.targets.index_select(0, batch), self.generator)
+        part = slice(p.rank, None, p.world) if p.world > 1 else None
+        images, targets = p.augment.apply(images, targets, amounts, self.generator, part)
+        return p.network.prepare(images, side), targets
+
+    def learn(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
+        """Forward, backward and update. batch_size: of the whole batch, of which several processes have a part each."""
+        p = self.parts
+        with autocast(p.device, p.computed_in):
+            logits = p.model(inputs)
+            loss = p.objective.loss(logits, targets)
+        p.optimizer.zero_grad()
+        # Processes average their gradients, but the last batch may not be divided evenly.
+        share = len(inputs) * p.world / batch_size
+        p.scaler.scale(loss if share == 1 else loss * share).backward()
+        self.update()
+        self.note(loss.detach(), p.objective.right(logits.detach(), targets), len(inputs))
+
+    def update(self) -> None:
+        """Move the weights along the gradient, and their average after them."""
+        p = self.parts
+        if p.clip:
+            p.scaler.unscale_(p.optimizer)
+            nn.utils.clip_grad_norm_(p.model.parameters(), p.clip)
+        scale = p.scaler.get_scale() if p.scaler.is_enabled() and p.average else None
+        p.scaler.step(p.optimizer)
+        p.scaler.update()
+        if p.average:
+            skipped = scale is not None and p.scaler.get_scale() < scale  # the gradient did not fit into fp16
+            if not skipped:
+                p.average.update_parameters(p.network.model)
+
+    def note(self, loss: Tensor, right: Tensor, count: int) -> None:
+        row = torch.stack([loss.float() * count, right.sum()])
+        self.record.index_copy_(0, self.position, row[None])
+        self.position.add_(1)
+
+
+class CapturedStep(Step):
+    """The same step as two CUDA graphs, replayed side by side: the next batch is prepared while this one is learned.
+
+    A graph's kernels read their arguments from fixed places in memory. So what changes from step to step is copied
+    there before a replay: positions of the faces, amounts of augmentation, learning rates, dropout. Whatever decides
+    which kernels run is part of the graph's key. A batch of another size, the last of an epoch, runs as written.
+    """
+
+    def __init__(self, parts: Parts, steps: int):
+        super().__init__(parts, steps)
+        device = parts.device
+        self.graphs = Graphs(self.generator)
+        self.main = torch.cuda.Stream(device)
+        self.feeder = torch.cuda.Stream(device)
+        self.prepared, self.taken = torch.cuda.Event(), torch.cuda.Event()
+        self.batch = torch.zeros(parts.batch_size, dtype=torch.int64, device=device)
+        self.amounts = torch.zeros(len(STRENGTHS), device=device)
+        self.numbers = torch.zeros(len(self.initial_rates) + len(parts.dropouts), device=device)
+        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}  # by side, what the captured graph learns from
+        self.fed: tuple[Tensor, Tensor] | None = None
+
+    @contextlib.contextmanager
+    def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
+        amounts = [[moment.amounts.get(name, 0.0) for name in STRENGTHS] for moment in moments]
+        numbers = [
+            [rate * moment.rate for rate in self.initial_rates]
+            + [dropout.p * moment.dropout for dropout in self.parts.dropouts]
+            for moment in moments
+        ]
+        # Copies from pinned memory do not wait.
+        self.amount_rows = torch.tensor(amounts).pin_memory()
+        self.number_rows = torch.tensor(numbers).pin_memory()
+        for group, number in zip(self.parts.optimizer.param_groups, self.numbers, strict=False):
+            group["lr"] = number
+        for dropout, number in zip(self.parts.dropouts, self.numbers[len(self.initial_rates) :], strict=True):
+            dropout.rate = number
+        self.position.fill_(start)
+        outside = torch.cuda.current_stream(self.parts.device)
+        self.main.wait_stream(outside)
+        self.feeder.wait_stream(outside)
+        self.taken.record(self.feeder)
+        try:
+            with torch.cuda.stream(self.main):
+                yield
+        finally:
+            outside.wait_stream(self.main)
+            outside.wait_stream(self.feeder)
+
+    def __call__(self, batch: Tensor, moment: Moment) -> None:
+        captured = len(batch) == self.parts.batch_size
+        with torch.cuda.stream(self.feeder):
+            self.feeder.wait_event(self.taken)
+            self.feed(batch, moment, captured)
+            self.prepared.record(self.feeder)
+        self.main.wait_event(self.prepared)
+        self.numbers.copy_(self.number_rows[moment.step], non_blocking=True)
+        seed_device(self.parts.device, moment.network_seed)
+        assert self.fed is not None
+        if not captured:
+            self.learn(*self.fed, len(batch))
+            self.taken.record(self.main)
+            return
+        if moment.side not in self.inputs:
+            self.inputs[moment.side] = (torch.empty_like(self.fed[0]), torch.empty_like(self.fed[1]))
+        inputs, targets = self.inputs[moment.side]
+        inputs.copy_(self.fed[0])
+        targets.copy_(self.fed[1])
+        self.taken.record(self.main)
+        self.graphs.run(("learn", moment.side), partial(self.learn, inputs, targets, len(batch)))
+
+    def feed(self, batch: Tensor, moment: Moment, captured: bool) -> None:
+        """Prepare the batch into self.fed."""
+        self.amounts.copy_(self.amount_rows[moment.step], non_blocking=True)
+        amounts = {name: self.amounts[STRENGTHS.index(name)] for name in moment.amounts}
+        self.generator.manual_seed(moment.augmentation_seed)
+        if captured:
+            self.batch.copy_(batch)
+            key = ("prepare", moment.side, *moment.amounts)
+            self.fed = self.graphs.run(key, partial(self.prepare, self.batch, amounts, moment.side))
+        else:
+            self.fed = self.prepare(batch, amounts, moment.side)
+
+
+class Graphs:
+    """Functions without arguments, captured into CUDA graphs that share their memory.
+
+    The first call for a key runs the function as it is, so that cuDNN chooses its kernels and optimizers make their
+    state; the second captures it. generator: one that the functions draw from besides the device's default one.
+    """
+
+    def __init__(self, generator: torch.Generator):
+        self.generator = generator
+        self.seen: set[tuple] = set()
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, object]] = {}
+        self.pools: dict[str, Any] = {}  # by kind
+
+    def run(self, key: tuple, function: Callable[[], object]):
+        """The function's result, at the same place in memory from the second call on."""
+        if key not in self.seen:
+            self.seen.add(key)
+            return function()
+        if key not in self.graphs:
+            self.graphs[key] = self.capture(key[0], function)
+        graph, result = self.graphs[key]
+        graph.replay()
+        return result
+
+    def capture(self, kind: str, function: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+        # Graphs of one kind never run at the same time, so they may share a pool.
+        if kind not in self.pools:
+            self.pools[kind] = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph, pool=self.pools[kind], stream=torch.cuda.current_stream()):
+            result = function()
+        return graph, result
+
+
+def can_capture(device: torch.device, world: int, computed_in: Format, optimizer: torch.optim.Optimizer) -> bool:
+    """Can steps be captured? Not on a CPU or MPS, with several processes, or with an optimizer that waits for the host.
+    fp16 neither: its scaler decides on the host whether a step counts."""
+    return device.type == "cuda" and world == 1 and computed_in != "fp16" and takes_tensors(optimizer)
+
+
+def takes_tensors(optimizer: torch.optim.Optimizer) -> bool:
+    """Does the optimizer run on the device alone, its learning rate a tensor?"""
+    defaults = optimizer.defaults
+    if "capturable" in defaults:
+        return bool(defaults["capturable"])
+    return bool(defaults.get("fused")) or getattr(optimizer, "capturable", False)

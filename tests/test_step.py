@@ -1,0 +1,336 @@
+"""Steps: captured ones do what eager ones do, without a GPU by an emulation; fp16; several devices' limits."""
+
+import contextlib
+
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fer import UserError, config, step
+from fer.runtime import Signals
+from fer.train import Trainer
+
+TINY = ["data=demo", "data.images=141", "train.batch_size=20", "train.epochs=4", "train.precision=fp32"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trainer(compose):
+    def make(*overrides, device=CPU, **nodes):
+        return Trainer(config.check("train", compose("train", *TINY, *overrides) | nodes), device)
+
+    return make
+
+
+# Capture, emulated
+
+
+class Recorder(TorchDispatchMode):
+    """Notes every operation with its arguments and results, as a CUDA graph does; reading a value back is an error."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+class FakeGraph:
+    """torch.cuda.CUDAGraph on a CPU: a replay makes the recorded operations again, on the same tensors.
+
+    A real capture runs nothing. Here the operations run as they are recorded, so the first replay has nothing to do.
+    """
+
+    def __init__(self):
+        self.recorder = Recorder()
+        self.replays = 0
+
+    def register_generator_state(self, generator):
+        assert isinstance(generator, torch.Generator)
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        if self.replays == 1:
+            return
+        for func, args, kwargs, noted in self.recorder.calls:
+            result = func(*args, **kwargs)
+            if any(declared.alias_info is not None for declared in func._schema.returns):
+                continue  # a view, or the argument itself
+            for place, new in zip(flat(noted), flat(result), strict=True):
+                if isinstance(new, torch.Tensor):
+                    place.copy_(new)
+
+
+def flat(result):
+    return result if isinstance(result, tuple | list) else [result]
+
+
+class FakeStream:
+    def __init__(self, device=None):
+        pass
+
+    def wait_stream(self, other):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def record(self, stream=None):
+        pass
+
+
+@contextlib.contextmanager
+def fake_capture(graph, pool=None, stream=None):
+    with graph.recorder:
+        yield
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Steps are captured, on a CPU; returns the graphs that were made."""
+    graphs = []
+    monkeypatch.setattr("fer.train.can_capture", lambda *args: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
+    monkeypatch.setattr(torch.cuda, "graph", fake_capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+    monkeypatch.setattr(torch.cuda, "Event", FakeStream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: FakeStream())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    return graphs
+
+
+def weights_after(trainer):
+    trainer.fit()
+    return {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+
+
+RECIPES = {
+    "muon and growing images": [
+        "model=resnet_fast",
+        "++model.features=[4, {residual: 4}, pool, {residual: 8}, global_pool, dropout]",
+        "++curves.size={_target_: fer.schedule.Knots, epochs: [0, 3], values: [0.5, 1], shape: step}",
+    ],
+    "adam, every augmentation and a curve of dropout": [
+        *("model=simple_cnn", "optim=adam", "++optim.fused=true", "++optim.eps=1e-3", "train.clip=1"),
+        *("augment.erase=0.5", "augment.mixup=0.3", "augment.cutmix=1", "augment.brightness=0.1"),
+        "++curves.dropout={_target_: fer.schedule.Knots, epochs: [0, 4], values: [0, 1]}",
+        "++curves.rotate={_target_: fer.schedule.Knots, epochs: [1, 4], values: [0, 1]}",
+        *("model.features=[4, pool]", "model.head=[8, dropout]"),
+    ],
+    "sgd and an average": [
+        *("model=dnn", "model.head=[8, norm, dropout]", "optim=sgd", "++optim.fused=true", "train.ema=0.9"),
+        *("augment=none", "schedule=cosine"),
+    ],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_captured_steps_give_the_weights_and_losses_of_eager_ones(trainer, gpu, recipe, monkeypatch):
+    captured = trainer(*RECIPES[recipe])
+    ours = weights_after(captured)
+    assert sum(graph.replays for graph in gpu) > 2 * captured.steps
+    eager = trainer(*RECIPES[recipe], "train.cuda_graphs=false")
+    theirs = weights_after(eager)
+    assert type(captured.learn) is step.CapturedStep and type(eager.learn) is step.Step
+    for name, tensor in theirs.items():
+        if not name.endswith("bias"):  # those before BatchNorm follow the rounding of a captured rate
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=2e-3, msg=name)
+    times = ("seconds", "images_per_second")
+    for one, other in zip(captured.history, eager.history, strict=True):
+        numbers = [{key: value for key, value in row.items() if key not in times} for row in (one, other)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
+    if eager.average:
+        for a, b in zip(captured.average.parameters(), eager.average.parameters(), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_captured_training_resumes_from_the_middle_of_an_epoch(trainer, gpu, tmp_path):
+    recipe = RECIPES["muon and growing images"]
+    whole = weights_after(trainer(*recipe))
+    torn = trainer(*recipe)
+    torn.run = tmp_path
+    learn, calls = torn.learn, []
+
+    class StopError(Exception):
+        pass
+
+    def interrupted(signals):
+        calls.append(1)
+        if len(calls) == 2 * torn.steps + 3:
+            torn.save()
+            raise StopError
+
+    torn.after_step = interrupted
+    with pytest.raises(StopError):
+        torn.fit()
+    again = weights_after(trainer(*recipe, f"resume={tmp_path}"))
+    assert learn.record[:3].all()
+    for name, tensor in whole.items():
+        torch.testing.assert_close(again[name], tensor, msg=name)
+
+
+def test_every_recorded_number_that_changes_is_read_at_replay(trainer, gpu):
+    """A rate that was captured as a number, not a tensor, would stay that of the captured step."""
+    t = trainer(*RECIPES["sgd and an average"])
+    t.fit()
+    assert all(isinstance(group["lr"], torch.Tensor) for group in t.optimizer.param_groups)
+    t.learn.parts.optimizer.param_groups[0]["lr"] = 0.1
+    assert not step.takes_tensors(torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.mark.parametrize(
+    ("device", "world", "computed_in", "expected"),
+    [("cuda", 1, "bf16", True), ("cuda", 1, "fp32", True), ("cuda", 2, "bf16", False), ("cuda", 1, "fp16", False),
+     ("cpu", 1, "bf16", False), ("mps", 1, "fp32", False)],
+)  # fmt: skip
+def test_steps_are_captured_on_one_gpu_only(device, world, computed_in, expected):
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
+    optimizer = torch.optim.SGD(parameters, lr=0.1, fused=True)
+    assert step.can_capture(torch.device(device), world, computed_in, optimizer) is expected
+    assert not step.can_capture(torch.device(device), world, computed_in, torch.optim.SGD(parameters, lr=0.1))
+
+
+# The loop makes no wait
+
+
+def test_no_step_reads_a_value_back(trainer):
+    for recipe in RECIPES.values():
+        t = trainer(*recipe)
+        batches, moments = t.batches(0), t.moments()
+        with t.learn.epoch(moments, 0):
+            t.learn(batches[0], moments[0])
+            with Recorder():
+                t.learn(batches[1], moments[1])
+
+
+# fp16
+
+
+def test_fp16_scales_the_loss_and_its_state_is_saved(trainer, tmp_path):
+    recipe = ["model=dnn", "model.head=[8]", "optim=sgd", "train.precision=fp16", "train.epochs=2"]
+    t = trainer(*recipe)
+    t.run = tmp_path
+    t.fit()
+    assert t.scaler.is_enabled() and t.history[-1]["train_loss"] < 3
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)["training"]
+    assert saved["scaler"] == t.scaler.state_dict() and saved["computed_in"] == "fp16"
+    again = trainer(*recipe, "train.epochs=3", f"resume={tmp_path}")
+    assert again.scaler.state_dict() == saved["scaler"]
+
+
+def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer, tmp_path):
+    t = trainer("model=dnn", "model.head=[8]", "optim=sgd", "train.precision=fp16", "train.ema=0.5", "train.clip=1")
+    batches, moments = t.batches(0), t.moments()
+    scale = 2.0**120  # with which every gradient is infinite
+    with t.learn.epoch(moments, 0):
+        t.learn(batches[0], moments[0])
+        before = [p.clone() for p in t.network.parameters()]
+        average = [p.clone() for p in t.average.parameters()]
+        t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": scale})
+        t.learn(batches[1], moments[1])
+        assert all(map(torch.equal, before, t.network.parameters()))
+        assert all(map(torch.equal, average, t.average.parameters()))
+        assert t.scaler.get_scale() < scale
+        t.step = 2
+        assert t.read_record().isfinite().all()  # a skipped step is no NaN
+        t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": 1024.0})
+        t.learn(batches[2], moments[2])
+        assert not all(map(torch.equal, before, t.network.parameters()))
+        assert t.optimizer.param_groups[0]["lr"] == pytest.approx(t.rate(2))
+
+
+# Devices without float64
+
+
+class OnHost(torch.Tensor):
+    """What .cpu() gave."""
+
+
+class NoDoubles(TorchFunctionMode):
+    """As on MPS: a float64 tensor that is not on the host is a TypeError."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for tensor in flat(result):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64:
+                made_here = not any(isinstance(arg, torch.Tensor) for arg in args)
+                on_host = isinstance(tensor, OnHost) or (made_here and "device" not in kwargs)
+                if not on_host:
+                    raise TypeError(f"{func}: Cannot convert a MPS Tensor to float64")
+        return result
+
+
+@pytest.fixture
+def no_doubles(monkeypatch):
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: cpu(tensor).as_subclass(OnHost))
+    return NoDoubles()
+
+
+def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubles):
+    from fer.predict import probabilities
+
+    t = trainer(*RECIPES["adam, every augmentation and a curve of dropout"], "train.epochs=1", "train.tencrop=true")
+    with no_doubles:
+        with pytest.raises(TypeError, match="float64"):
+            t.images.double()
+        t.fit()
+        probabilities(t.eval_network, t.val_images, 20, "flip")
+
+
+# Optimizers that cannot train
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
+def test_an_optimizer_that_cannot_make_a_plain_step_is_refused(trainer, name):
+    with pytest.raises(UserError, match=rf"optim\._target_=torch\.optim\.{name}: cannot train .*choose optim=adam"):
+        trainer("model=dnn", optim={"_target_": f"torch.optim.{name}"})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_on_a_gpu_captured_steps_give_the_losses_of_eager_ones(trainer, recipe):
+    device = torch.device("cuda", 0)
+    few = [override for override in RECIPES[recipe] if "fused" not in override]
+    captured = trainer(*few, device=device)
+    eager = trainer(*few, "train.cuda_graphs=false", device=device)
+    for t in (captured, eager):
+        t.fit()
+    assert captured.learn.graphs.graphs and type(eager.learn) is step.Step
+    for one, other in zip(captured.history, eager.history, strict=True):
+        for key in ("train_loss", "val_loss", "train_accuracy"):
+            assert one[key] == pytest.approx(other[key], rel=2e-3, abs=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "ASGD", "Rprop", "Adagrad"]
+)
+def test_on_a_gpu_torchs_optimizers_train(trainer, name):
+    optim = {"_target_": f"torch.optim.{name}", "lr": 0.001}
+    t = trainer("model=dnn", "model.head=[8]", device=torch.device("cuda", 0), optim=optim)
+    t.fit()
+    assert (type(t.learn) is step.CapturedStep) == (name != "Adagrad")
+    assert t.history[-1]["train_loss"] < t.history[0]["train_loss"] + 0.5
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_an_epoch_of_captured_steps_does_not_wait(trainer):
+    t = trainer(*RECIPES["muon and growing images"], device=torch.device("cuda", 0))
+    t.fit()
+    t.history.pop()
+    t.start_epoch()
+    with torch.profiler.profile() as profile, Signals() as signals:
+        t.train_epoch(signals)
+    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+    found = {event.key: event.count for event in profile.key_averages() if event.key in waits}
+    assert sum(found.values()) <= 1, found  # the profiler's own end
