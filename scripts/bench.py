@@ -1,5 +1,7 @@
-"""The figures of scripts/bench. Each line: ours against the rival, median and quartiles of the ratio over the pairs."""
+"""The rows of scripts/bench. Each compares ours with a rival, both in turn in one run, and prints how many times as
+long the rival takes: the median and quartiles of the pairs' ratios."""
 
+import argparse
 import hashlib
 import os
 import platform
@@ -10,8 +12,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
-from itertools import islice
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import hydra
@@ -27,13 +29,21 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fer import config, config_dir
 from fer.augment import ten_crops
+from fer.data.faces import Data, Faces
 from fer.data.readers import fer2013, read_csv
-from fer.runtime import CPU_BF16, Signals, autocast
+from fer.models.network import fit
+from fer.runtime import Signals, autocast, number_format
 from fer.train import EVAL_BATCH, Trainer
 
-BATCHES, BATCH = 50, 128
-CUDA = torch.device("cuda") if torch.cuda.is_available() else None
+BATCH = 128
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0) if torch.cuda.is_available() else None
+DEVICE = CUDA or CPU
+BATCHES = 200 if CUDA else 8  # an epoch of FER2013 has 224
+PIPELINE_BATCHES = 50 if CUDA else 8
+PAIRS = 7 if CUDA else 5
+NETWORKS = {"vgg13": "sgd", "compact_cnn": "adam", "resnet_fast": "muon"} if CUDA else {"compact_cnn": "muon"}
+OPTIMIZERS = ["sgd", "adam", "muon"]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -44,14 +54,37 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(what: str, ours: Callable, rival: Callable, pairs: int) -> None:
+def compare(what: str, ours: Callable, rival: Callable, pairs: int = PAIRS) -> None:
     """Print how many times as long the rival takes."""
-    ours(), rival()  # caches, allocator, lazy imports
+    for _ in range(3 if CUDA else 1):  # caches, allocator, lazy imports, captures
+        ours()
+        rival()
     times = [(seconds(ours), seconds(rival)) for _ in range(pairs)]
     low, middle, high = statistics.quantiles([theirs / own for own, theirs in times], n=4)
     own, theirs = (statistics.median(column) for column in zip(*times, strict=True))
     against = f"{own:.3f} s against {theirs:.3f} s, {pairs} pairs"
     print(f"{what}: {middle:.2f}× ({low:.2f} to {high:.2f}), {against}", flush=True)
+
+
+@dataclass
+class Files:
+    """Where the data is: the user's folder with a fer2013.csv, or one drawn into `scratch`."""
+
+    scratch: Path
+    given: Path | None
+
+    @cached_property
+    def csv(self) -> Path:
+        """A fer2013.csv of full size."""
+        if self.given:
+            return self.given / "fer2013.csv"
+        return draw_csv(self.scratch / "fer2013.csv", 32_298)
+
+    @cached_property
+    def small(self) -> Path:
+        """A folder for torchvision's FER2013, which reads it slowly, with as many batches as are compared with it."""
+        draw_csv(self.scratch / "fer2013" / "fer2013.csv", PIPELINE_BATCHES * BATCH * 9 // 8)
+        return self.scratch
 
 
 def draw_csv(path: Path, rows: int) -> Path:
@@ -66,40 +99,167 @@ def draw_csv(path: Path, rows: int) -> Path:
     return path
 
 
+# Rows that need no network
+
+
+def help_row(files: Files) -> None:
+    start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+    nothing = partial(start, [sys.executable, "-c", "pass"])
+    helps = partial(start, [sys.executable, "-m", "fer", "--help"])
+    compare("python -c pass, against fer --help", nothing, helps, 15)
+
+
+def read_row(files: Files) -> None:
+    what = "first read of fer2013.csv, against pandas and np.fromstring"
+    compare(what, partial(read_csv, files.csv), partial(pandas_loop, files.csv), 5)
+
+
 def pandas_loop(path: Path) -> np.ndarray:
     table = pd.read_csv(path)
     return np.stack([np.fromstring(text, dtype=np.uint8, sep=" ") for text in table["pixels"]])
 
 
-def trainer(device: torch.device, *overrides: str) -> Trainer:
+def cache_row(files: Files) -> None:
+    cached = partial(fer2013, str(files.csv), None, "auto", 0.1, 25_000, "auto", 0, "dataset")
+    cached()
+    print(f"cached data ready: {statistics.median(seconds(cached) for _ in range(5)):.3f} s")
+
+
+def memory_row(files: Files) -> None:
+    """Of fer train on a fer2013.csv that has not been read before."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "fer2013.csv").symlink_to(files.csv.absolute())
+        command = [sys.executable, "-m", "fer", "train", f"data.path={folder}", f"run={folder}/run", "device=cpu"]
+        command += ["train.epochs=1", "train.batch_size=128", "data.limit=2000"]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit("fer train failed")
+        scale = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kB elsewhere
+        print(f"peak resident memory of fer train, first read included: {usage.ru_maxrss / scale:.2f} GiB", flush=True)
+
+
+# Rows of a training
+
+
+def trainer(device: torch.device, *overrides: str, batches: int = BATCHES) -> Trainer:
+    """On an epoch's batches of noise."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = hydra.compose("train", ["data=demo", f"data.images={BATCHES * BATCH}", "name=bench", *overrides])
-    return Trainer(config.check("train", OmegaConf.to_container(composed, resolve=True)), device)
+        composed = hydra.compose("train", ["data=demo", "name=bench", "train.epochs=1000", *overrides])
+    generator = torch.Generator().manual_seed(0)
+    faces = noise(batches * BATCH, generator)
+    data = Data({"train": faces, "validation": noise(512, generator)}, "dataset")
+    return Trainer(config.check("train", OmegaConf.to_container(composed, resolve=True)), device, data)
+
+
+def noise(count: int, generator: torch.Generator) -> Faces:
+    images = torch.randint(256, (count, 1, 48, 48), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(7, (count,), generator=generator)
+    return Faces(images, labels, [str(i) for i in range(count)])
 
 
 def epoch(ours: Trainer) -> None:
-    """The training part of a fer train epoch."""
+    """The training part of a fer train epoch, of whole batches."""
     ours.start_epoch()
     with Signals() as signals:
         ours.train_epoch(signals)
 
 
+def one_step(bare: Trainer) -> Callable[[], None]:
+    """Forward, backward and update on one fixed batch, nothing else."""
+    network, model = bare.network, bare.network.model
+    inputs = network.normalize(fit(bare.images[:BATCH], model.size))
+    labels = bare.targets[:BATCH].argmax(1)
+
+    def step():
+        bare.optimizer.zero_grad()
+        with autocast(bare.device, bare.computed_in):
+            loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        bare.optimizer.step()
+
+    network.train()
+    return step
+
+
 def bare_steps(bare: Trainer) -> Callable[[], None]:
-    """Forward, backward and step on one fixed batch, as often as an epoch has batches."""
-    images, labels = bare.network.normalize(bare.images[:BATCH]), bare.targets[:BATCH].argmax(1)
-    size = bare.network.model.size
-    images = F.interpolate(images, size=(size, size), mode="bilinear")
+    """As many steps as an epoch has batches; on CUDA replayed from a graph."""
+    step = one_step(bare)
+    if bare.device.type != "cuda":
+        return lambda: [step() for _ in range(BATCHES)]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return lambda: [graph.replay() for _ in range(BATCHES)]
 
-    def steps():
-        bare.network.train()
-        for _ in range(BATCHES):
-            bare.optimizer.zero_grad()
-            with autocast(bare.device, bare.cfg.train.precision):
-                loss = F.cross_entropy(bare.network.model(images), labels)
-            loss.backward()
-            bare.optimizer.step()
 
-    return steps
+def pairs_of(*overrides: str, batches: int = BATCHES) -> tuple[Trainer, Trainer]:
+    return trainer(DEVICE, *overrides, batches=batches), trainer(DEVICE, *overrides, batches=batches)
+
+
+def named(model: str, optim: str, computed_in: str) -> str:
+    return f"{model} with {optim} on {DEVICE.type} in {computed_in}"
+
+
+def epoch_row(files: Files) -> None:
+    for model, optim in NETWORKS.items():
+        for other in [optim] if CUDA else OPTIMIZERS:
+            ours, bare = pairs_of(f"model={model}", f"optim={other}")
+            rival = "its bare steps in a CUDA graph" if CUDA else "its bare steps"
+            what = f"epoch of {BATCHES} batches of {named(model, other, ours.computed_in)}, against {rival}"
+            compare(what, partial(epoch, ours), bare_steps(bare))
+            if CUDA:
+                print(f"  waits of the host in 20 steps: {host_waits(ours)}", flush=True)
+    if DEVICE == CPU and number_format(CPU) != "fp32":
+        ours, bare = pairs_of("model=compact_cnn", "train.precision=fp32")
+        compare("the same with muon in fp32, against its bare steps in fp32", partial(epoch, ours), bare_steps(bare))
+
+
+def host_waits(ours: Trainer) -> int:
+    """Waits of the host for the GPU inside the loop over the last 20 steps of an epoch, as the profiler sees them."""
+    ours.start_epoch()
+    ours.step = ours.steps - 20  # the profiler takes long over many
+    with torch.profiler.profile() as profile, Signals() as signals:
+        ours.train_epoch(signals)
+    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+    # one is the profiler's own, at its end
+    return sum(event.count for event in profile.key_averages() if event.key in waits) - 1
+
+
+def optimizers_row(files: Files) -> None:
+    """Bare steps by optimizer, in turn, against SGD."""
+    names = ["sgd", "adam", "adamw", "adadelta", "muon"]
+    bare = {name: trainer(DEVICE, "model=compact_cnn", f"optim={name}") for name in names}
+    steps = {name: bare_steps(each) for name, each in bare.items()}
+    for call in steps.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(PAIRS):
+        for name, call in steps.items():
+            times[name].append(seconds(call))
+    for name in names:
+        rate = BATCHES * BATCH / statistics.median(times[name])
+        ratio = statistics.median(own / sgd for own, sgd in zip(times[name], times["sgd"], strict=True))
+        what = named("compact_cnn", name, bare[name].computed_in)
+        print(f"{what}: {rate:,.0f} images/s, a step takes {ratio:.2f} times one of sgd", flush=True)
+
+
+def pipeline_row(files: Files) -> None:
+    counts = [4, 8, 16] if CUDA else [0, 1, 2]
+    batches = best_loader(files.small, [n for n in counts if n <= (os.cpu_count() or 1)])
+    for model, optim in NETWORKS.items():
+        for precision in ["auto"] if CUDA else dict.fromkeys(["auto", "fp32"]):
+            overrides = [f"model={model}", f"optim={optim}", f"train.precision={precision}"]
+            ours, theirs = pairs_of(*overrides, batches=PIPELINE_BATCHES)
+            what = f"epoch of {named(model, optim, ours.computed_in)}, against torchvision's pipeline"
+            compare(what, partial(epoch, ours), pipeline_epoch(theirs, batches), 3)
+            if ours.computed_in == "fp32":
+                break
 
 
 def loader(folder: Path, workers: int) -> DataLoader:
@@ -123,13 +283,13 @@ def best_loader(folder: Path, counts: list[int]) -> DataLoader:
     for each in loaders.values():
         consume(each)  # starts its workers
     times = {count: seconds(partial(consume, each)) for count, each in loaders.items()}
-    best = min(times, key=times.get)
+    best = min(times, key=times.__getitem__)
     print(f"torchvision's pipeline alone: {', '.join(f'{s:.2f} s with {n} workers' for n, s in times.items())}")
     return loaders[best]
 
 
 def consume(batches: DataLoader) -> None:
-    for _ in islice(batches, BATCHES):
+    for _ in batches:
         pass
 
 
@@ -140,12 +300,12 @@ def pipeline_epoch(theirs: Trainer, batches: DataLoader) -> Callable[[], None]:
 
     def steps():
         losses = right = 0.0
-        for images, labels in islice(batches, BATCHES):
+        for images, labels in batches:
             images, labels = images.to(theirs.device), labels.to(theirs.device)
             if images.shape[-1] != size:
                 images = F.interpolate(images, size=(size, size), mode="bilinear")
             theirs.optimizer.zero_grad()
-            with autocast(theirs.device, theirs.cfg.train.precision):
+            with autocast(theirs.device, theirs.computed_in):
                 logits = model(images)
                 loss = F.cross_entropy(logits, labels)
             loss.backward()
@@ -156,28 +316,33 @@ def pipeline_epoch(theirs: Trainer, batches: DataLoader) -> Callable[[], None]:
     return steps
 
 
-def augmentation(ours: Trainer) -> Callable[[], None]:
-    def run():
+def augment_row(files: Files) -> None:
+    ours = trainer(DEVICE, "model=compact_cnn", batches=PIPELINE_BATCHES)
+
+    def augmented():
         for batch in ours.images.split(BATCH):
-            ours.network.normalize(ours.augment(batch, ours.targets[:BATCH])[0])
+            ours.network.normalize(ours.augment(batch, ours.targets[: len(batch)])[0])
 
-    return run
+    batches = best_loader(files.small, [0, min(os.cpu_count() or 1, 16)])
+    compare(f"augmentation on {DEVICE.type} in fp32, against torchvision's", augmented, partial(consume, batches))
 
 
-def ten_crop_rows(ours: Trainer) -> None:
+def tencrop_row(files: Files) -> None:
     """How much of a ten-crop evaluation is the forward pass, and the same by PIL, an image at a time."""
+    ours = trainer(CPU, "model=compact_cnn", "++model.size=40")
     ours.val_images = ours.images[:512]
     ours.val_labels = ours.targets[:512].argmax(1)
     size = ours.network.model.size
-    pictures = [Image.fromarray(image[0].numpy()) for image in ours.val_images.cpu()]
+    pictures = [Image.fromarray(image[0].numpy()) for image in ours.val_images]
     crop = v2.TenCrop(size)
 
     @torch.inference_mode()
     def by_pil():
         ours.network.eval()
-        for picture in pictures:
-            views = torch.stack([v2.functional.pil_to_tensor(view) for view in crop(picture)])
-            ours.network(views.to(ours.device)).softmax(1).mean(0).argmax().item()
+        with autocast(CPU, ours.computed_in):
+            for picture in pictures:
+                views = torch.stack([v2.functional.pil_to_tensor(view) for view in crop(picture)])
+                ours.network(views).softmax(1).mean(0).argmax().item()
 
     views = [view.contiguous() for view in ten_crops(ours.val_images, size)]
 
@@ -185,70 +350,59 @@ def ten_crop_rows(ours: Trainer) -> None:
         for view in views:
             ours.network.logits(view, EVAL_BATCH)
 
-    compare("ten-crop evaluation, against PIL's TenCrop, an image at a time", ours.tencrop_accuracy, by_pil, 5)
-    compare("ten-crop evaluation, against its forward passes alone", ours.tencrop_accuracy, forward, 5)
+    what = f"ten-crop evaluation of compact_cnn in {ours.computed_in}"
+    compare(f"{what}, against PIL's TenCrop, an image at a time", ours.tencrop_accuracy, by_pil, 5)
+    compare(f"{what}, against its forward passes alone", ours.tencrop_accuracy, forward, 5)
 
 
-def peak_memory(path: Path) -> None:
-    """Of fer train, an epoch over all of a fer2013.csv that has not been read before."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "fer2013.csv").symlink_to(path.absolute())
-        command = [sys.executable, "-m", "fer", "train", f"data.path={folder}", f"run={folder}/run", "device=cpu"]
-        child = subprocess.Popen([*command, "train.epochs=1", "train.batch_size=128"], stdout=subprocess.DEVNULL)
-        _, status, usage = os.wait4(child.pid, 0)
-        if status:
-            raise SystemExit("fer train failed")
-        scale = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kB elsewhere
-        print(f"peak resident memory of fer train, first read included: {usage.ru_maxrss / scale:.2f} GiB", flush=True)
+def compile_row(files: Files) -> None:
+    """Steps with a network that torch.compile has fused, captured too, and how long compiling takes."""
+    for model, optim in NETWORKS.items():
+        ours, compiled = pairs_of(f"model={model}", f"optim={optim}")
+        compiled.network.model.compile()
+        rival = bare_steps(compiled) if CUDA else one_step(compiled)
+        start = time.perf_counter()
+        rival()
+        took = time.perf_counter() - start
+        what = f"bare steps of {named(model, optim, ours.computed_in)}, against torch.compile's (first {took:.0f} s)"
+        compare(what, bare_steps(ours), rival if CUDA else lambda rival=rival: [rival() for _ in range(BATCHES)])
 
 
-def host_syncs(ours: Trainer) -> int:
-    """Waits of the host for the GPU inside the loop of an epoch, as the profiler sees them."""
-    with torch.profiler.profile() as profile:
-        epoch(ours)
-    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize")
-    return sum(event.count for event in profile.key_averages() if event.key in waits)
-
-
-def training_rows(device: torch.device, model: str, folder: Path, counts: list[int], *overrides: str) -> None:
-    usual = "fp32" if device == CPU else "bf16"
-    theirs = trainer(device, f"model={model}", f"train.precision={usual}", *overrides)
-    batches = best_loader(folder, counts)
-    for precision in dict.fromkeys([usual, "bf16"] if CPU_BF16 else [usual]):
-        ours, bare = (trainer(device, f"model={model}", f"train.precision={precision}", *overrides) for _ in range(2))
-        what = f"epoch of {BATCHES} batches of {model} on {device.type} in {precision}"
-        compare(f"{what}, against its bare steps", partial(epoch, ours), bare_steps(bare), 7)
-        rival = f"torchvision's pipeline in {usual}"
-        compare(f"{what}, against {rival}", partial(epoch, ours), pipeline_epoch(theirs, batches), 7)
-    compare(f"augmentation on {device.type}, against torchvision's", augmentation(ours), partial(consume, batches), 5)
-    if device == CUDA:
-        print(f"waits for the GPU in an epoch of {BATCHES} batches: {host_syncs(ours)}")
+ROWS: dict[str, Callable[[Files], None]] = {
+    "help": help_row,
+    "read": read_row,
+    "cache": cache_row,
+    "augment": augment_row,
+    "epoch": epoch_row,
+    "optimizers": optimizers_row,
+    "pipeline": pipeline_row,
+    "tencrop": tencrop_row,
+    "memory": memory_row,
+}
+ON_REQUEST = {"compile": compile_row}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; also {', '.join(ON_REQUEST)}")
+    parser.add_argument("--data", type=Path, help="a folder with fer2013.csv; without it a CSV of its size is drawn")
+    options = parser.parse_args()
+    known = ROWS | ON_REQUEST
+    for name in options.rows:
+        if name not in known:
+            parser.error(f"{name}: no such row; there are {', '.join(known)}")
     warnings.simplefilter("ignore", DeprecationWarning)
-    name = f", {torch.cuda.get_device_name()}" if CUDA else ""
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{name}, torch {torch.__version__}, "
-          f"{torch.get_num_threads()} threads, Python {platform.python_version()}")  # fmt: skip
-
-    start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
-    nothing, helps = (partial(start, [sys.executable, *words]) for words in (["-c", "pass"], ["-m", "fer", "--help"]))
-    compare("python -c pass, against fer --help", nothing, helps, 15)
+    gpu = f", {torch.cuda.get_device_name()}" if CUDA else ""
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{gpu}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"computes in {number_format(DEVICE)}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        path = Path(sys.argv[1]) / "fer2013.csv" if len(sys.argv) > 1 else draw_csv(folder / "fer2013.csv", 32_298)
-        what = "first read of fer2013.csv, against pandas and np.fromstring"
-        compare(what, partial(read_csv, path), partial(pandas_loop, path), 5)
-        cached = partial(fer2013, str(path), None, "auto", 0.1, 25_000, "auto", 0, "dataset")
-        cached()
-        print(f"cached data ready: {statistics.median(seconds(cached) for _ in range(5)):.3f} s")
-
-        draw_csv(folder / "fer2013" / "fer2013.csv", BATCHES * BATCH * 9 // 8)
-        training_rows(CPU, "compact_cnn", folder, [0, 1, 2, 4][: os.cpu_count() + 1])
-        ten_crop_rows(trainer(CPU, "model=compact_cnn", "++model.size=40"))
-        if CUDA:
-            training_rows(CUDA, "vgg13", folder, [16], "optim=sgd")
-        peak_memory(path)
+        files = Files(Path(scratch), options.data)
+        for name in options.rows or ROWS:
+            known[name](files)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class Training(Strict):
     ema: Annotated[float, Field(ge=0, lt=1)]
     precision: Precision
     cuda_graphs: bool
+    compile: bool
     channels_last: bool
     class_weights: Literal["none", "balanced"]
     sampling: Literal["shuffle", "balanced"]

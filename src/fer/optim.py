@@ -19,6 +19,21 @@ EPS = 1e-8
 A, B, C = 3.4445, -4.7750, 2.0315
 
 
+def skip_dynamo() -> None:
+    """Keep torch's optimizers from importing torch._dynamo, which takes a second or two, at their first call.
+
+    They import it to stay out of compiled graphs, which no optimizer is part of here. The step of torch's own
+    optimizers imports it all the same.
+    """
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
+        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if plain is not None:
+            plain.__dynamo_disable = plain
+
+
+skip_dynamo()
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal (Jordan et al. 2024) for the inner layers; AdamW for everything else.
 
@@ -143,13 +158,14 @@ def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
 class Workspace:
     """Memory for the changes of k parameters of one shape, taken once and used at every step.
 
-    stack: float32 k×m×n, the changes as matrices. changes: views of it in the parameters' own shape.
+    stack: float32 k×m×n, the changes as matrices. changes: views of it with the parameters' own shape and strides, so
+    that one kernel moves them all. In the layout channels_last the columns are in another order, which changes nothing.
     """
 
     def __init__(self, params: list[Tensor]):
         matrix = params[0].flatten(1)
         self.stack = torch.empty(len(params), *matrix.shape, device=matrix.device)
-        self.changes = [change.view(p.shape) for change, p in zip(self.stack, params, strict=True)]
+        self.changes = [change.as_strided(p.shape, p.stride()) for change, p in zip(self.stack, params, strict=True)]
         self.tall = matrix.shape[0] > matrix.shape[1]
         stack = self.stack.mT if self.tall else self.stack
         rows, columns = stack.shape[1:]

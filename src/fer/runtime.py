@@ -162,29 +162,27 @@ def seed_device(device: torch.device, number: int) -> None:
 def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
     """Within the context torch may choose the fastest kernels, or only those that give the same result every time.
 
-    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise, on CUDA, cuDNN tries its algorithms
-    on each new shape, and fp32 products may use TF32.
+    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise fp32 products on CUDA may use TF32.
+    cuDNN does not try its algorithms out: on an H200 four networks were as fast without, and each new shape of the
+    images took it 5 seconds and more.
     """
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.get_float32_matmul_precision(),
-    )
+    algorithms = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    matmul_precision = torch.get_float32_matmul_precision()
     try:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         elif device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
             torch.set_float32_matmul_precision("high")
         yield
     finally:
-        algorithms, warn_only, benchmark, precision = before
-        torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+        if deterministic:  # a call imports torch._inductor, which takes a second
+            torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(precision)
+        torch.set_float32_matmul_precision(matmul_precision)
 
 
 @contextlib.contextmanager

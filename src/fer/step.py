@@ -44,7 +44,8 @@ class Parts:
     """What a step works on and with.
 
     images: uint8 N×1×H×W, targets: float N×C, both on the device. dropouts: the layers whose rate a curve drives.
-    model: the network's model, wrapped where several processes train it. average: of the weights, if one is kept.
+    model: the network's model, wrapped where several processes train it. compiled: the same by torch.compile, if that
+    is asked for. average: of the weights, if one is kept.
     clip: the largest norm of the gradient, if any. rank, world: of this process, and how many there are.
     """
 
@@ -59,6 +60,7 @@ class Parts:
     scaler: torch.amp.GradScaler
     computed_in: Format
     batch_size: int
+    compiled: Callable[[Tensor], Tensor] | None = None
     average: Average | None = None
     clip: float | None = None
     dropouts: list[ScheduledDropout] = field(default_factory=list)
@@ -109,8 +111,10 @@ class Step:
     def learn(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
         """Forward, backward and update. batch_size: of the whole batch, of which several processes have a part each."""
         p = self.parts
+        # Another shape would be compiled anew.
+        model = p.compiled if p.compiled and len(inputs) == p.batch_size else p.model
         with autocast(p.device, p.computed_in):
-            logits = p.model(inputs)
+            logits = model(inputs)
             loss = p.objective.loss(logits, targets)
         p.optimizer.zero_grad()
         # Processes average their gradients, but the last batch may not be divided evenly.
@@ -225,8 +229,8 @@ class CapturedStep(Step):
 class Graphs:
     """Functions without arguments, captured into CUDA graphs that share their memory.
 
-    The first call for a key runs the function as it is, so that cuDNN chooses its kernels and optimizers make their
-    state; the second captures it. generator: one that the functions draw from besides the device's default one.
+    The first call for a key runs the function as it is, so that libraries load and optimizers make their state; the
+    second captures it. generator: one that the functions draw from besides the device's default one.
     """
 
     def __init__(self, generator: torch.Generator):

@@ -90,15 +90,27 @@ def count(tensors: Iterable[torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def multiply_adds(model: nn.Module, side: int | None = None) -> int:
-    """Of one face of side×side pixels, or of the model's own size."""
-    return sum(layer.multiply_adds for layer in layers(model, side))
+@torch.no_grad()
+def multiply_adds(model: nn.Module, side: int) -> int:
+    """Of one face of side×side pixels, which the model sees on its own device."""
+    counts: list[int] = []
+
+    def note(module: nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            counts.append(out.numel() * module.weight[0].numel())
+
+    training = model.training
+    model.eval()
+    with register_module_forward_hook(note):
+        model(torch.zeros(1, 1, side, side, device=next(model.parameters()).device))
+    model.train(training)
+    return sum(counts)
 
 
 @torch.no_grad()
-def layers(model: nn.Module, side: int | None = None) -> list[Layer]:
+def layers(model: nn.Module) -> list[Layer]:
     """The layers in the order in which they run on one face. Parameters of a layer that runs twice count once; those
-    of no layer that runs come last. side: pixels of the face, for a model that takes any size."""
+    of no layer that runs come last."""
     shapes: Any = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
@@ -128,8 +140,7 @@ def layers(model: nn.Module, side: int | None = None) -> list[Layer]:
         row.padding = by(dict.fromkeys(f"{a}" if a == b else f"{a}+{b}" for a, b in sides))
 
     with register_module_forward_hook(note):
-        side = side or shapes.size
-        shapes(torch.zeros(1, 1, side, side, device="meta"))
+        shapes(torch.zeros(1, 1, shapes.size, shapes.size, device="meta"))
     if unseen:
         rows.append(Layer(OUTSIDE, "", count(unseen)))
     return rows
@@ -158,7 +169,7 @@ def totals(model: nn.Module) -> dict[str, int]:
         "parameters": parameters,
         "trainable": count(p for p in model.parameters() if p.requires_grad),
         "with running statistics": parameters + running,
-        "multiply-adds": multiply_adds(model),
+        "multiply-adds": sum(layer.multiply_adds for layer in layers(model)),
     }
 
 

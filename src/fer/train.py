@@ -8,6 +8,7 @@ import hashlib
 import math
 import shlex
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -83,6 +84,7 @@ class Trainer:
             scaler=self.scaler,
             computed_in=self.computed_in,
             batch_size=cfg.train.batch_size,
+            compiled=torch.compile(model) if cfg.train.compile else None,
             average=self.average,
             clip=cfg.train.clip,
             dropouts=dropouts,
@@ -91,10 +93,9 @@ class Trainer:
         )
         captured = cfg.train.cuda_graphs and can_capture(device, self.world, self.computed_in, self.optimizer)
         self.learn = CapturedStep(parts, self.steps) if captured else Step(parts, self.steps)
-        self.saved = -math.inf  # when last.pt was written
+        self.saved = time.perf_counter()  # when last.pt was
         self.best_weights: dict[str, Any] | None = None  # what best.pt will hold, not yet written
-        self.work = Work(model)  # done since this process began, in so many seconds
-        self.training_seconds = 0.0
+        self.work = Work()
         self.start_epoch()
         if cfg.resume:
             self.load(Path(cfg.resume) / "last.pt")
@@ -169,7 +170,7 @@ class Trainer:
             for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
                 self.learn(batch, moment)
                 self.step += 1
-                self.work.add(len(batch), moment.side)
+                self.work.faces[moment.side] += len(batch)
                 progress.note(len(batch), self.means)
                 trace()
                 self.after_step(signals)
@@ -195,7 +196,9 @@ class Trainer:
         sizes = [size] * (count // size) + [count % size] * (count % size > 0)
         if len(sizes) > 1 and sizes[-1] < max(2, 2 * self.world):
             sizes[-2:] = [sizes[-2] + sizes[-1]]
-        return order.to(self.device).split(sizes)
+        if self.device.type == "cuda":
+            order = order.pin_memory()  # whose copy does not wait
+        return order.to(self.device, non_blocking=True).split(sizes)
 
     def factors(self, step: int) -> dict[str, float]:
         """Every curve's factor in the middle of a step of this epoch: at its start a warm-up has a rate of 0."""
@@ -290,7 +293,7 @@ class Trainer:
         """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
         loss, right = self.read_record().sum(0).tolist()  # waits for the device, so the clock counts its work
         training_seconds = self.watch.seconds
-        self.training_seconds += training_seconds - self.watch.before
+        self.work.seconds += training_seconds - self.watch.before
         logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
         if self.rank == 0:  # one process validates, all know the result: they must stop together
             logits = self.eval_network.logits(self.val_images, EVAL_BATCH, self.computed_in)
@@ -434,18 +437,17 @@ class Stopwatch:
 
 
 class Work:
-    """The arithmetic of training: floating-point operations of the convolutions and dense layers."""
+    """What this process has trained so far: faces by the side of the images, and seconds."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
-        self.operations = 0
-        self.by_side: dict[int, int] = {}  # of one face
+    def __init__(self) -> None:
+        self.faces: Counter[int] = Counter()
+        self.seconds = 0.0
 
-    def add(self, faces: int, side: int) -> None:
-        """Count faces of so many pixels. A multiply-add is two operations; the backward pass takes two of them."""
-        if side not in self.by_side:
-            self.by_side[side] = 3 * 2 * multiply_adds(self.model, side)
-        self.operations += faces * self.by_side[side]
+    def speed(self, model: nn.Module) -> tuple[float, float]:
+        """Images per second, and floating-point operations per second of the convolutions and dense layers: two a
+        multiply-add, and the backward pass takes two of the forward pass's."""
+        operations = sum(3 * 2 * multiply_adds(model, side) * faces for side, faces in self.faces.items())
+        return self.faces.total() / self.seconds, operations / self.seconds
 
 
 def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
@@ -547,9 +549,9 @@ def fit_and_say(trainer: Trainer) -> None:
         raise
     folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
     print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
-    if trainer.training_seconds:
-        rate = trainer.work.operations / trainer.training_seconds / 1e12
-        print(f"trained in {trainer.computed_in} at {rate:.3g} TFLOP/s")
+    if trainer.work.seconds:
+        images, operations = trainer.work.speed(trainer.network.model)
+        print(f"trained at {images:,.0f} images/s, {operations / 1e12:.3g} TFLOP/s in {trainer.computed_in}")
     run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/best.pt")
     judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
     print(f"next:\n  fer report run={run}\n  fer {judge}")
