@@ -337,7 +337,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
 def test_knots_beyond_the_end_are_told(fer):
     late = ["schedule=knots", "schedule.epochs=[0,9]", "schedule.values=[1,0]"]
     code, out, err = fer("train", *TINY, *late, "run=r")
-    assert code == 0 and "schedule: its knots go on to epoch 9, the training ends at 2" in out, err
+    assert code == 0 and "schedule: its knots extend to epoch 9, but training stops at 2" in out, err
     assert "its knots" not in fer("train", *TINY, *late, "schedule.epochs=[0,2]", "run=s")[1]
 
 

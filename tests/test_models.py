@@ -186,7 +186,7 @@ def test_a_network_with_global_pool_takes_any_size():
     images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
     seen = []
     model.features.conv1_1.register_forward_hook(lambda m, i, o: seen.append(o.shape[-1]))
-    assert all(network(images, side).shape == (3, 7) for side in (48, 24, 36))
+    assert all(network.model(network.prepare(images, side)).shape == (3, 7) for side in (48, 24, 36))
     assert seen == [24, 12, 18] and model.any_size
     with pytest.raises(ValueError, match="does not divide 48"):
         ConvNet(features=[{"space_to_depth": 5}], head=[])

@@ -23,13 +23,13 @@ def network():
 def test_views_are_averaged_as_probabilities(network):
     images = torch.randint(0, 256, (5, 1, 48, 48), dtype=torch.uint8)
     alone = network.logits(images, 5, "fp32").double().softmax(1)
-    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "none"), alone)
+    torch.testing.assert_close(probabilities(network, images, 2, "none", "fp32"), alone)
     mirror = network.logits(images.flip(-1), 5, "fp32").double().softmax(1)
-    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "flip"), (alone + mirror) / 2)
+    torch.testing.assert_close(probabilities(network, images, 2, "flip", "fp32"), (alone + mirror) / 2)
     crops = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
     views = [x[..., top : top + 40, left : left + 40] for x in (images, images.flip(-1)) for top, left in crops]
     expected = torch.stack([network.logits(view, 5, "fp32").double().softmax(1) for view in views]).mean(0)
-    torch.testing.assert_close(probabilities(network, images, 2, "fp32", "tencrop"), expected)
+    torch.testing.assert_close(probabilities(network, images, 2, "tencrop", "fp32"), expected)
 
 
 def test_greedy_selection_finds_the_pair_that_is_right_together():

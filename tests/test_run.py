@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from fer import UserError, __version__, run
 from fer.checkpoint import FORMAT, Checkpoint, load_checkpoint
+from fer.runtime import describe
 
 FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -207,12 +208,13 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
 def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("A_SECRET", "hunter2")
     for _ in range(2):  # a start, and a resume
-        run.write_environment(tmp_path, torch.device("cpu"), "ab" * 32)
+        run.write_environment(tmp_path, "ab" * 32, describe(torch.device("cpu"), "fp32"))
     text = (tmp_path / "environment.yaml").read_text()
     first, second = yaml.safe_load_all(text)
     assert list(first) == list(second) and "hunter2" not in text
     assert (first["torch"], first["numpy"]) == (torch.__version__, np.__version__)
     assert first["data_sha256"] == "ab" * 32 and first["device"] == "cpu" and first["cpu"]
+    assert first["number_format"] == "fp32" and first["processes"] == 1 and first["instructions"]
     assert first["command"] == shlex.join(sys.orig_argv)
 
 

@@ -139,6 +139,15 @@ def test_the_rate_follows_its_curve_step_by_step(trainer):
     assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * (i + 0.5) / count)) for i in range(count)])
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_bar_shows_means_over_the_faces_of_this_process(trainer, world):
+    t = trainer()
+    t.world, t.step = world, 2
+    t.learn.record[:2] = torch.tensor([[30.0, 5.0], [10.0, 7.0]])
+    faces = 40 / world
+    assert t.means() == pytest.approx((40 / faces, 12 / faces))
+
+
 def test_tencrop_accuracy_is_a_column(trainer):
     t = trainer("train.epochs=1", "train.tencrop=true", "augment.crop=40", "++model.size=40")
     t.fit()

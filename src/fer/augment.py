@@ -48,7 +48,9 @@ def affine(
         scale = torch.stack([scale[:, 0] * (1 - 2 * flip.float()), scale[:, 1]], dim=1)
     # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1 to 1.
     inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale[:, :, None]
-    theta = torch.cat([inverse, -inverse @ shift[:, :, None]], dim=2)
+    # No matrix product, which rounds by the size of the batch: a part of it is changed as the whole.
+    back = -(inverse * shift[:, None, :]).sum(2, keepdim=True)
+    theta = torch.cat([inverse, back], dim=2)
     theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)
     # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes 2.6.
     x = torch.arange(w, device=images.device) - (w - 1) / 2
