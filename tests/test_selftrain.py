@@ -111,3 +111,16 @@ def test_copies_of_a_face_are_judged_together(fer, fer2013_csv, monkeypatch):
     assert fer("mislabels", f"data.path={fer2013_csv}", "model=dnn", "device=cpu", "folds=2", "out=m")[0] == 130
     assert not seen[0]["validation"].among(seen[0]["train"]).any() and len(seen[0]["validation"]) > 40
     assert seen[0]["train"].labels.unique().tolist() == [*range(7)]
+
+
+def test_a_moved_folder_or_another_device_is_no_other_training(fer, monkeypatch, tmp_path):
+    args = ["mislabels", *TINY, "folds=2"]
+    assert fer(*args, "out=m")[0] == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    Path("m").rename(elsewhere / "moved")
+    monkeypatch.chdir(elsewhere)
+    before = Path("moved/fold0/best.pt").stat().st_mtime_ns
+    code, _, err = fer(*[arg for arg in args if arg != "device=cpu"], "device=auto", "out=moved")
+    assert code == 0, err
+    assert Path("moved/fold0/best.pt").stat().st_mtime_ns == before

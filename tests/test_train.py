@@ -1,5 +1,6 @@
 """The trainer: order, losses, curves, and that an interrupted training goes on as if it had not been."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
-from fer import UserError, config
+from fer import UserError, config, runtime
 from fer.data.demo import demo
 from fer.objective import balanced_weights
+from fer.runtime import Interrupted
 from fer.train import Trainer
 
 
@@ -315,6 +317,162 @@ def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeyp
         t.fit()
     last = torch.load(tmp_path / "last.pt", weights_only=True)
     assert last["training"]["epoch"] == 1 and all(v.isfinite().all() for v in last["model"].values())
+
+
+@pytest.mark.parametrize("batch", [20, 1000])
+def test_weights_that_are_not_finite_are_never_saved_or_called_best(trainer, tmp_path, batch, capsys):
+    """With one step an epoch the loss before the update is finite."""
+    t = trainer("train.epochs=3", "optim=sgd", "optim.lr=1e30", "schedule=constant", f"train.batch_size={batch}",
+                "train.precision=fp32")  # fmt: skip
+    t.run = tmp_path
+    with pytest.raises(UserError, match=r"epoch 1, step \d of \d: .* became NaN or infinite \(learning rate 1e\+30\)"):
+        t.fit()
+    assert not (tmp_path / "best.pt").exists() and "best" not in capsys.readouterr().out
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["training"]["epoch"] == 0 and all(v.isfinite().all() for v in last["model"].values())
+
+
+def test_weights_that_validation_does_not_show_are_checked_too(trainer, tmp_path):
+    t = trainer("train.epochs=1")
+    t.run = tmp_path
+    t.network.model.register_parameter("unused", torch.nn.Parameter(torch.tensor([float("inf")])))
+    with pytest.raises(UserError, match="the weights became NaN or infinite"):
+        t.fit()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path):
+    t = trainer("train.epochs=2")
+    t.run = tmp_path
+    measure = t.measure
+
+    def interrupted():
+        if t.epoch == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return measure()
+
+    t.measure = interrupted
+    with pytest.raises(Interrupted) as caught:
+        t.fit()
+    assert caught.value.code == 130
+    last = torch.load(tmp_path / "last.pt", weights_only=True)
+    assert last["training"]["epoch"] == 2  # all is saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
+    t = trainer("seed=7")
+    seeds = [seed for moment in t.moments() for seed in (moment.augmentation_seed, moment.network_seed)]
+    seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, 0))
+    seeds.append(runtime.seed_of(runtime.Stream.WEIGHTS, 7))
+    assert len(set(seeds)) == len(seeds) == 2 * t.steps + 2
+
+
+@pytest.mark.parametrize("warmup", [["schedule=cosine", "schedule.warmup=1"], ["++schedule.epochs=[0,1]"]])
+def test_no_step_has_a_rate_of_zero(trainer, warmup):
+    knots = ["schedule=knots", "schedule.values=[0,1]"] if "epochs" in warmup[0] else []
+    t = trainer("train.epochs=2", *knots, *warmup)
+    rates = [moment.rate for moment in t.moments()]
+    assert rates[0] > 0 and rates == sorted(rates)
+
+
+def test_a_warm_up_longer_than_the_training_is_refused_of_every_curve(trainer):
+    curve = "{_target_: fer.schedule.Constant, warmup: 9}"
+    with pytest.raises(UserError, match=r"curves\.rotate\.warmup=9.*: longer than the training"):
+        trainer("train.epochs=2", f"++curves.rotate={curve}")
+
+
+def test_what_is_likely_not_meant_is_told(fer):
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    code, out, err = fer("train", *tiny, "augment.crop=40", "run=a")
+    assert code == 0 and "augment.crop=40: crops are enlarged 1.2 times to the model's 48 pixels" in out, err
+    code, out, err = fer("train", *tiny, "augment.crop=40", "++model.size=40", "run=b")
+    assert code == 0 and "enlarged" not in out, err
+
+
+def test_last_pt_is_written_every_few_seconds_and_at_the_end(trainer, tmp_path, monkeypatch):
+    saves, t = [], trainer("train.epochs=6", "train.patience=null")
+    t.run, save = tmp_path, t.save
+    t.save = lambda: saves.append(t.epoch) or save()
+    t.fit()
+    assert saves == [0, 6]  # epochs of milliseconds
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert best["epoch"] == t.best["epoch"]
+    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    saves.clear()
+    again = trainer("train.epochs=9", f"resume={tmp_path}")
+    again.run, save = tmp_path, again.save
+    again.save = lambda: saves.append(again.epoch) or save()
+    again.fit()
+    assert saves == [6, 7, 8, 9]
+
+
+def test_the_best_weights_are_those_of_their_epoch(trainer, tmp_path):
+    """They are written later, when the network has gone on."""
+    t = trainer("train.epochs=8")
+    t.run = tmp_path
+    t.fit()
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    short = trainer("train.epochs=8")
+    short.cfg.train.patience = None
+    seen = {}
+    validate = short.validate
+    short.validate = lambda: (
+        validate()
+        or seen.update({short.epoch: {name: w.clone() for name, w in short.network.model.state_dict().items()}})
+    )
+    short.fit()
+    for name, weights in seen[best["epoch"]].items():
+        assert torch.equal(best["model"][name], weights)
+
+
+def test_a_state_of_another_device_or_an_earlier_version_is_taken_over(trainer, tmp_path):
+    t = trainer("train.epochs=1", "optim=adam")
+    t.run = tmp_path
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    state = contents["training"]
+    for group in state["optimizer"]["param_groups"]:  # as saved on CUDA
+        group |= {"capturable": True, "fused": True, "lr": torch.tensor(0.001)}
+    record = state.pop("record")
+    state["sums"] = torch.tensor([*record.sum(0).tolist(), float(len(record))])
+    for key in ("computed_in", "scaler", "faces"):
+        del state[key]
+    torch.save(contents, tmp_path / "last.pt")
+    again = trainer("train.epochs=2", "optim=adam", f"resume={tmp_path}")
+    assert not any(group["capturable"] or group["fused"] for group in again.optimizer.param_groups)
+    again.fit()
+    assert again.epoch == 2
+
+
+def test_a_resume_in_another_number_format_says_so(trainer, tmp_path, capsys):
+    t = trainer("train.epochs=1", "train.precision=fp32")
+    t.run = tmp_path
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    contents["training"]["computed_in"] = "bf16"
+    torch.save(contents, tmp_path / "last.pt")
+    trainer("train.epochs=2", "train.precision=fp32", f"resume={tmp_path}")
+    assert "trained in bf16 so far, continues in fp32" in capsys.readouterr().out
+
+
+def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    assert fer("train", *tiny, "run=r")[0] == 0
+    for name, command in (
+        ("fer.train.Trainer.take", ["train", *tiny, "run=s"]),  # moving the data
+        ("torch.nn.Module.to", ["train", *tiny, "run=s"]),  # moving the model
+        ("torch.nn.Module.to", ["predict", "ckpt=r"]),
+        ("torch.nn.Module.to", ["explain", "ckpt=r", "out=e"]),
+        ("torch.nn.Module.to", ["evaluate", "ckpt=r", "tta=flip"]),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, full)
+            code, _, err = fer(*command)
+        assert code == 2 and "out of memory" in err and "Traceback" not in err, (command, err)
 
 
 def test_a_deterministic_training_asks_torch_for_it(trainer):

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fer import UserError, choices, config, config_dir, nearest
-from fer.runtime import Interrupted
+from fer.runtime import Interrupted, is_out_of_memory
 
 # Their values are quoted before Hydra parses them: a path may hold anything.
 PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image", "data.path", "model.weights"}
@@ -53,6 +53,11 @@ def launch(command: str, args: list[str]) -> int:
             return run(values if command == "train" else config.check(command, values), typed)
         except BrokenPipeError:  # fer … | head: the reader has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            batch = "train.batch_size" if "train" in values else "batch_size"
+            failures.append(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
         except (UserError, OmegaConfBaseException, OSError) as error:
             failures.append(worded(error))
             if os.getpid() != own:  # a launcher's process, whose failures reach us only so
