@@ -404,21 +404,6 @@ def test_a_loss_that_is_no_number_stops_in_words_and_keeps_good_weights(fer):
     assert code == 2 and "epoch 1, step" in err and "optim.lr" in err and err.count("\n") == 1
 
 
-def test_bash_completion(monkeypatch, capfd, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def complete(line):
-        env = os.environ | {"COMP_LINE": line, "COMP_POINT": str(len(line))}
-        command = [sys.executable, "-m", "fer", "-sc", "query=bash"]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
-
-    assert complete("fer tr") == ["train"]
-    assert "model=vgg13" in complete("fer train model=vgg")
-    assert "optim.lr=" in complete("fer train optim.l")
-    script = subprocess.run([sys.executable, "-m", "fer", "-sc", "install=bash"], capture_output=True, text=True).stdout
-    assert script.rstrip().endswith("hydra_bash_completion fer")
-
-
 @pytest.mark.parametrize("command", [[sys.executable, "-m", "fer"], ["fer"]])
 def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

@@ -11,13 +11,15 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import is_typeddict
 
-from fer import CLASSES, Precision, UserError, config_dir
+from fer import CLASSES, Precision, UserError, config_dir, nearest
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -44,6 +46,14 @@ WORDS = {
     "a valid dictionary": "a mapping, such as {_target_: …}",
     "Extra inputs are not permitted": "a mapping of other keys",
 }  # pydantic's → ours
+
+
+class UnknownKeyError(UserError):
+    """A `key`, dotted, that there is not, and nothing near it beside it."""
+
+    def __init__(self, key: str, remedy: str):
+        super().__init__(f"{key}: no such key; {remedy}")
+        self.key = key
 
 
 class Strict(BaseModel):
@@ -174,9 +184,7 @@ class DownloadConfig(Strict):
     out: str
 
 
-class SummaryConfig(Strict):
-    name: str
-    model: dict
+class SummaryConfig(TrainConfig):
     models: Annotated[list[str], Field(min_length=1)] | None
     match: str | None
 
@@ -289,6 +297,11 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     except ValidationError as errors:
         found = [(*locate(values, error["loc"]), error) for error in errors.errors()]
     where, value, first = found[0]
+    layers = layers_at(schema, first["loc"])
+    if layers and isinstance(value, str):
+        raise UserError(f"{prefix}{where}={value}: no such layer; {nearest(value, layers)}")
+    if layers and isinstance(value, dict) and not any(f"{{{key}: …}}" in layers for key in value):
+        raise UserError(f"{prefix}{where}={value}: no such layer; there are {', '.join(layers)}")
     if first["type"] == "missing":
         raise UserError(f"{prefix}{where or first['loc'][-1]}: a value is missing")
     wrong = [error["msg"] for place, _, error in found if place == where and error["type"] != "missing"]
@@ -299,6 +312,24 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
+def layers_at(schema: type[BaseModel], loc: tuple) -> list[str]:
+    """What may stand at a place in a list of layers, such as ("features", 3): words, mappings as {conv: …}, numbers."""
+    field = schema.model_fields.get(str(loc[0]))
+    if field is None or len(loc) < 2 or get_origin(field.annotation) is not list:
+        return []
+    found: list[str] = []
+    waiting = list(get_args(field.annotation))
+    while waiting:
+        kind = waiting.pop(0)
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        elif is_typeddict(kind):
+            found.append(f"{{{next(iter(kind.__annotations__))}: …}}")
+        elif get_origin(kind) in (Union, UnionType):
+            waiting = [*get_args(kind), *waiting]
+    return [*dict.fromkeys(found), "a number of filters or units"] if found else []
+
+
 def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
     """Refuse a key that the schema does not have, with the nearest that stands beside it or in a schema within."""
     fields = schema.model_fields
@@ -306,9 +337,10 @@ def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
     for key in values:
         if key not in fields:
             inside = [f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields]
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5) or inside
-            has = f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
-            raise UserError(f"{prefix}{key}: no such key; " + (f"did you mean {prefix}{near[0]}?" if near else has))
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7) or inside
+            if near:
+                raise UserError(f"{prefix}{key}: no such key; did you mean {prefix}{near[0]}?")
+            raise UnknownKeyError(f"{prefix}{key}", f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}")
     for name, inner in within.items():
         if isinstance(values.get(name), dict):
             known(inner, values[name], f"{prefix}{name}.")
