@@ -48,7 +48,10 @@ def test_the_bar_fits_80_columns_and_is_wide_enough_to_be_read(terminal):
 
 
 def test_the_end_of_the_training_is_predicted_not_that_of_the_epoch(terminal):
-    with redirect_stderr(terminal), Progress(2, 10, 1000, 200, shown=True) as bar:  # 200 faces were seen before a resume
+    with (
+        redirect_stderr(terminal),
+        Progress(2, 10, 1000, 200, shown=True) as bar,
+    ):  # 200 faces were seen before a resume
         bar.n = 600
         assert bar.said(1, 0.5, elapsed=4.0) == "loss 1.000 acc 0.500 100/s, about 74 s left"  # 4 + 7 × 10
     with redirect_stderr(terminal), Progress(2, 10, 1000, 200, shown=True, epoch_seconds=60) as bar:

@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 COLUMNS = 80
+BAR = "{desc} {percentage:3.0f}%|{bar}|"  # tqdm fills it
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400  # seconds
 
 
@@ -35,7 +36,7 @@ class Progress(tqdm):
             total=faces,
             initial=done,
             desc=f"epoch {epoch + 1}/{epochs}",
-            bar_format="{desc} {percentage:3.0f}%|{bar}|{postfix}",
+            bar_format=BAR,
             ncols=COLUMNS - 1,  # the last column makes some terminals wrap
             leave=False,
             mininterval=0.5,  # reading loss and accuracy makes a GPU wait
@@ -46,7 +47,8 @@ class Progress(tqdm):
         """A batch of so many faces is done; `means` gives loss and accuracy so far in the epoch."""
         if self.update(faces):
             loss, accuracy = means()
-            self.set_postfix_str(self.said(loss, accuracy, self.format_dict["elapsed"]))
+            self.bar_format = f"{BAR} {self.said(loss, accuracy, self.format_dict['elapsed'])}"
+            self.refresh()
 
     def said(self, loss: float, accuracy: float, elapsed: float) -> str:
         """What stands behind the bar, `elapsed` seconds after the epoch began or was resumed."""

@@ -164,17 +164,18 @@ class Trainer:
         batches, moments = self.batches(self.epoch), self.moments()
         self.watch.start()
         done = self.step * self.cfg.train.batch_size
-        progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
+        earlier = self.history[-1]["seconds"] if self.history else None
+        shown = self.run is not None
+        bar = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown, earlier)
         self.network.train()
-        with self.learn.epoch(moments, self.step), self.tracer() as trace:
+        with bar, self.learn.epoch(moments, self.step), self.tracer() as trace:
             for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
                 self.learn(batch, moment)
                 self.step += 1
                 self.work.faces[moment.side] += len(batch)
-                progress.note(len(batch), self.means)
+                bar.note(len(batch), self.means)
                 trace()
                 self.after_step(signals)
-        progress.close()
 
     def tracer(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """With profile=true, of the second epoch (the first, if it is the only one), a trace of ten steps."""
