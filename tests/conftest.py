@@ -95,11 +95,18 @@ def tiny(tiny_contents, tmp_path):
 
 @pytest.fixture
 def fer(capsys, monkeypatch, tmp_path):
-    """Runs `fer ARGS` in an empty folder; returns (exit code, standard output, standard error)."""
+    """Runs `fer ARGS` in an empty folder; returns (exit code, standard output, standard error).
+
+    A key given twice counts as given last, so that tests can vary a common list of overrides.
+    """
     monkeypatch.chdir(tmp_path)
 
     def run(*args):
-        code = cli.main(list(args))
+        last = {}
+        for position, arg in enumerate(args):
+            key = arg.lstrip("+~").partition("=")[0] if "=" in arg else position
+            last[key] = arg
+        code = cli.main(list(last.values()))
         out, err = capsys.readouterr()
         return code, out, err
 

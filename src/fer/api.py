@@ -71,6 +71,10 @@ def history(run: str | Path) -> pd.DataFrame:
 
 def load(ckpt: str | Path, device: config.Device = "auto") -> Classifier:
     """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is executed."""
+    try:
+        config.device_name(device)
+    except ValueError as error:
+        raise UserError(f"device={device}: {error}") from None
     checkpoint = Checkpoint.open(find_checkpoint(str(ckpt)))
     return Classifier(checkpoint, checkpoint.network(pick_device(device)))
 

@@ -71,7 +71,9 @@ def run(command: str = "--help", *args: str) -> int:
     elif command == "--version":
         print(f"fer {__version__}")
     elif command in ("-sc", "--shell-completion"):
-        return complete(*args)
+        from fer import completion
+
+        completion.run([*COMMANDS], " ".join(args))
     elif command not in COMMANDS:
         raise UserError(f"{command}: no such command; {nearest(command, COMMANDS)}")
     elif "--help" in args or "-h" in args:
@@ -107,24 +109,3 @@ def help_text(command: str) -> str:
                 keys += f"  {group}:     # {group}={choice}\n" + indent(own, "    ")
     heading = re.sub(r"^# ?", "", heading, flags=re.MULTILINE)
     return HELP.format(command=command, heading=heading, groups=groups, keys=keys)
-
-
-def complete(*args: str) -> int:
-    """Shell completion: Hydra's, with the sub-command taken out of the line that it completes."""
-    from fer.launch import launch
-
-    if not any(word.startswith(("install=", "uninstall=", "query=")) for word in args):
-        raise UserError("-sc: should be install=bash, uninstall=bash or query=bash, or of zsh or fish")
-    command = "train"
-    if any(word.startswith("query") for word in args):
-        line = os.environ.get("COMP_LINE", "")
-        program, _, rest = line.lstrip().partition(" ")
-        command, space, rest = rest.lstrip().partition(" ")
-        if not space:
-            print(" ".join(name for name in COMMANDS if name.startswith(command)))
-        if not space or command not in COMMANDS:
-            return 0
-        shorter = f"{program} {rest}"
-        point = int(os.environ.get("COMP_POINT", len(line))) - (len(line) - len(shorter))
-        os.environ |= {"COMP_LINE": shorter, "COMP_POINT": str(max(point, 0))}
-    return launch(command, ["-sc", *args])

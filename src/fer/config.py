@@ -11,17 +11,29 @@ import inspect
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from typing_extensions import is_typeddict
 
-from fer import CLASSES, Precision, UserError, config_dir
+from fer import CLASSES, Precision, UserError, config_dir, nearest
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def device_name(name: object) -> str:
+    """A name of a device, or ValueError; whether it is there, the machine knows."""
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
+        raise ValueError("should be auto, cpu, mps, cuda or, of several GPUs, one as cuda:1")
+    return name
+
+
+Device = Annotated[str, BeforeValidator(device_name)]
+LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
 Typed = dict | None  # of `data` only what was typed; the rest comes from the checkpoint
@@ -37,6 +49,7 @@ TARGETS = {
 }
 MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
 WORDS = {
+    "Value error, ": "",
     "Input should be ": "should be ",
     "List should have": "should have",
     " or should be ": " or ",
@@ -44,6 +57,14 @@ WORDS = {
     "a valid dictionary": "a mapping, such as {_target_: …}",
     "Extra inputs are not permitted": "a mapping of other keys",
 }  # pydantic's → ours
+
+
+class UnknownKeyError(UserError):
+    """A `key`, dotted, that there is not, and nothing near it beside it."""
+
+    def __init__(self, key: str, remedy: str):
+        super().__init__(f"{key}: no such key; {remedy}")
+        self.key = key
 
 
 class Strict(BaseModel):
@@ -174,9 +195,7 @@ class DownloadConfig(Strict):
     out: str
 
 
-class SummaryConfig(Strict):
-    name: str
-    model: dict
+class SummaryConfig(TrainConfig):
     models: Annotated[list[str], Field(min_length=1)] | None
     match: str | None
 
@@ -285,10 +304,13 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     """`values` as an instance of `schema`; UserError for the first key that does not fit."""
     known(schema, values, prefix)
     try:
-        return schema.model_validate(values)
+        checked = schema.model_validate(values)
+        computable(checked.model_dump(), prefix)
+        return checked
     except ValidationError as errors:
         found = [(*locate(values, error["loc"]), error) for error in errors.errors()]
     where, value, first = found[0]
+    refuse_layer(schema, where, value, prefix)
     if first["type"] == "missing":
         raise UserError(f"{prefix}{where or first['loc'][-1]}: a value is missing")
     wrong = [error["msg"] for place, _, error in found if place == where and error["type"] != "missing"]
@@ -299,6 +321,54 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     raise UserError(f"{prefix}{where}={value}: {said}"[:400])
 
 
+def computable(values: Any, where: str) -> None:
+    """Refuse numbers that the machine does not have: floats that are not finite in float32, integers of more than 64
+    bits. `where`: the key, of a mapping or list with a dot behind it."""
+    if isinstance(values, dict | list | tuple):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            inside = "." if isinstance(value, dict | list | tuple) else ""
+            computable(value, f"{where}{key}{inside}")
+    elif isinstance(values, float) and not abs(values) <= LARGEST_FLOAT:  # NaN too
+        raise UserError(f"{where}={values:g}: should be a finite float32, up to {LARGEST_FLOAT:.2g}")
+    elif isinstance(values, int) and abs(values) >= 2**63:
+        raise UserError(f"{where}={values:.3g}: more than 64 bits hold; should be below {2**63:.2g}")
+
+
+def refuse_layer(schema: type[BaseModel], where: str, value: Any, prefix: str) -> None:
+    """Refuse a `value` in a list of layers, `where` is features.3 say, with the layers that may stand there. Returns
+    where no layers stand, and for a number."""
+    name = where.partition(".")[0]
+    words, mappings = layers(schema.model_fields[name].annotation) if name in schema.model_fields else ([], {})
+    if not mappings or not isinstance(value, str | dict):
+        return
+    lead = next((key for key in mappings if key in value), None)
+    if isinstance(value, str) or not lead:
+        there = [*words, *(f"{{{key}: …}}" for key in mappings), "a number of filters or units"]
+        known = nearest(value, there) if isinstance(value, str) else f"there are {', '.join(there)}"
+        raise UserError(f"{prefix}{where}={value}: no such layer; {known}")
+    fields: dict[str, Any] = {}
+    for key, kind in get_type_hints(mappings[lead], include_extras=True).items():
+        required = get_origin(kind) is Required
+        fields[key] = (get_args(kind)[0], ...) if required else (kind, None)
+    validate(create_model(f"{{{lead}: …}}", __base__=Strict, **fields), value, f"{prefix}{where}.")
+
+
+def layers(annotation: Any) -> tuple[list[str], dict[str, Any]]:
+    """The words of a list of layers, and the types of its mappings by their first key; none, of another list."""
+    words: dict[str, None] = {}
+    mappings: dict[str, Any] = {}
+    waiting = list(get_args(annotation)) if get_origin(annotation) is list else []
+    while waiting:
+        kind = waiting.pop(0)
+        if get_origin(kind) is Literal:
+            words |= dict.fromkeys(get_args(kind))
+        elif is_typeddict(kind):
+            mappings[next(iter(kind.__annotations__))] = kind
+        elif get_origin(kind) in (Union, UnionType):
+            waiting = [*get_args(kind), *waiting]
+    return list(words), mappings
+
+
 def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
     """Refuse a key that the schema does not have, with the nearest that stands beside it or in a schema within."""
     fields = schema.model_fields
@@ -306,9 +376,10 @@ def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
     for key in values:
         if key not in fields:
             inside = [f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields]
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5) or inside
-            has = f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
-            raise UserError(f"{prefix}{key}: no such key; " + (f"did you mean {prefix}{near[0]}?" if near else has))
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7) or inside
+            if near:
+                raise UserError(f"{prefix}{key}: no such key; did you mean {prefix}{near[0]}?")
+            raise UnknownKeyError(f"{prefix}{key}", f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}")
     for name, inner in within.items():
         if isinstance(values.get(name), dict):
             known(inner, values[name], f"{prefix}{name}.")

@@ -23,20 +23,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fer import UserError, choices, config, config_dir, nearest
+from fer import UserError, choices, config, config_dir, nearest, vocabulary
 from fer.runtime import Interrupted, is_out_of_memory
 
 # Their values are quoted before Hydra parses them: a path may hold anything.
 PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image", "data.path", "model.weights"}
-FROM_RUN = ("predict", "evaluate", "report", "explain", "export")  # commands that have no groups but a checkpoint's
 
 
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
     options = parse(command, args)
     groups = choices(command, options.config_dir)
-    if not options.shell_completion:
-        options.overrides = [rewrite(command, groups, override, options.multirun) for override in options.overrides]
+    if options.shell_completion:
+        raise UserError(f"fer -sc comes before the command; see fer {command} --help")
+    refuse_twice(options.overrides)
+    options.overrides = [rewrite(command, groups, override, options) for override in options.overrides]
     failures: list[Exception] = []  # kept until the sweep's other jobs are done
     sweeps: set[Path] = set()
     own = os.getpid()
@@ -59,7 +60,7 @@ def launch(command: str, args: list[str]) -> int:
             batch = "train.batch_size" if "train" in values else "batch_size"
             failures.append(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
         except (UserError, OmegaConfBaseException, OSError) as error:
-            failures.append(worded(error))
+            failures.append(worded(better_key(error, command, options.config_dir)))
             if os.getpid() != own:  # a launcher's process, whose failures reach us only so
                 raise failures[-1] from None
         return math.nan
@@ -97,8 +98,9 @@ def parse(command: str, args: list[str]) -> Namespace:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     options, extra = parser.parse_known_args(args)
-    if unknown := [word for word in extra if word.startswith("-")]:
-        refuse(f"{unknown[0]}: no such option")
+    for word in extra:
+        if word.startswith("-"):
+            raise UserError(f"{word}: no such option; {option_meant(command, word, args)}")
     if options.experimental_rerun:
         refuse("--experimental-rerun: not supported")
     if options.config_dir:
@@ -109,7 +111,37 @@ def parse(command: str, args: list[str]) -> Namespace:
     return options
 
 
-def rewrite(command: str, groups: dict[str, list[str]], override: str, sweep: bool) -> str:
+def option_meant(command: str, word: str, args: list[str]) -> str:
+    """What to type in the place of an option that there is not: `--epochs 5` of other programs is train.epochs=5."""
+    name, equals, value = word.lstrip("-").partition("=")
+    following = args[args.index(word) + 1 :]
+    if not equals and following and "=" not in following[0] and not following[0].startswith("-"):
+        value = following[0]
+    said = vocabulary.meant(command, name.replace("-", "_"))
+    if not said:
+        return f"see fer {command} --help"
+    return said.replace("?", f"={value or 'VALUE'}?")
+
+
+def refuse_twice(overrides: list[str]) -> None:
+    """Refuse a key that is typed twice: which of its values was meant, only the user knows."""
+    first: dict[str, str] = {}
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in first:
+            raise UserError(f"{key}: typed twice, {first[key]} and {override}; leave one of them out")
+        first[key] = override
+
+
+def better_key(error: Exception, command: str, user_dir: str | None) -> Exception:
+    """A key that there is not, told with the one that was probably meant, which may stand in another group."""
+    if not isinstance(error, config.UnknownKeyError):
+        return error
+    meant = vocabulary.meant(command, error.key, user_dir)
+    return UserError(f"{error.key}: no such key; {meant}") if meant else error
+
+
+def rewrite(command: str, groups: dict[str, list[str]], override: str, options: Namespace) -> str:
     """An override as Hydra should see it: paths quoted, keys let through to our own check, which knows better words."""
     key, equals, value = override.partition("=")
     key = key.lstrip("+")
@@ -117,15 +149,20 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, sweep: bo
     if key.startswith(("~", "hydra")) or "@" in key:
         return override
     if not (key and equals):
-        raise UserError(f"{override}: not of the form KEY=VALUE; see fer {command} --help")
-    parts = value.split(",") if sweep else [value]
+        meant = vocabulary.meant_override(command, override, options.config_dir)
+        remedy = f"did you mean {meant}?" if meant else option_meant(command, override, [override])
+        raise UserError(f"{override}: not of the form KEY=VALUE; {remedy}")
+    parts = value.split(",") if options.multirun else [value]
     if key in groups:
         for choice in parts:
+            instead = vocabulary.meant_choice(command, key, choice)
+            if choice not in groups[key] and instead:
+                raise UserError(f"{key}={choice}: no such choice; {instead}")
             if choice not in groups[key] and re.fullmatch(r"[\w-]*", choice):  # else Hydra's grammar
                 raise UserError(f"{key}={choice}: no such choice; {nearest(choice, groups[key])}")
         return f"{key}={value}"
     if group not in groups and (config_dir() / group).is_dir():
-        why = "comes from the checkpoint" if command in FROM_RUN else "no such key here"
+        why = "comes from the checkpoint" if command in vocabulary.FROM_RUN else "no such key here"
         raise UserError(f"{key}: {why}; leave it out")
     if key in PATHS and not value:
         raise UserError(f"{override}: names nothing; give a path, or leave {key} out")

@@ -116,7 +116,10 @@ def create(path: str | None, name: str) -> Path:
             return folder
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
-    raise UserError(f"run={path}: exists already; choose another name, or go on with it: fer train resume={path}")
+    resume = (
+        f", or go on with it: fer train resume={shlex.quote(str(folder))}" if (folder / "last.pt").is_file() else ""
+    )
+    raise UserError(f"run={path}: exists already; choose another name{resume}")
 
 
 def make_folder(path: Path) -> Path:

@@ -123,7 +123,10 @@ class Trainer:
 
         balanced = self.cfg.train.class_weights == "balanced"
         if data.mode == "multi" and (self.cfg.train.label_smoothing or balanced):
-            raise UserError("data.mode=multi: goes without train.label_smoothing and train.class_weights; set them off")
+            raise UserError(
+                "data.mode=multi: goes without train.label_smoothing and train.class_weights; "
+                "set train.label_smoothing=0 and train.class_weights=none"
+            )
         class_weights = balanced_weights(self.targets) if balanced else None
         self.objective = Objective(data.mode, self.cfg.train.label_smoothing, class_weights)
         return Normalize.fit(data.normalize, faces.images)
@@ -164,17 +167,18 @@ class Trainer:
         batches, moments = self.batches(self.epoch), self.moments()
         self.watch.start()
         done = self.step * self.cfg.train.batch_size
-        progress = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown=self.run is not None)
+        earlier = self.history[-1]["seconds"] if self.history else None
+        shown = self.run is not None
+        bar = Progress(self.epoch, self.cfg.train.epochs, len(self.images), done, shown, earlier)
         self.network.train()
-        with self.learn.epoch(moments, self.step), self.tracer() as trace:
+        with bar, self.learn.epoch(moments, self.step), self.tracer() as trace:
             for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
                 self.learn(batch, moment)
                 self.step += 1
                 self.work.faces[moment.side] += len(batch)
-                progress.note(len(batch), self.means)
+                bar.note(len(batch), self.means)
                 trace()
                 self.after_step(signals)
-        progress.close()
 
     def tracer(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """With profile=true, of the second epoch (the first, if it is the only one), a trace of ten steps."""
@@ -501,6 +505,15 @@ def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
     load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
 
 
+def why_still(name: str, model: nn.Module) -> str:
+    """Why a curve over `name` would drive nothing, and what would change that, if anything can."""
+    if name == "size":
+        return f"this model takes {model.size}×{model.size} pixels only; "
+    if name == "dropout":
+        return "this model has no dropout, or at a rate of 0; give it one, or "
+    return f"augment.{name} is off; set it, or "
+
+
 def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
     """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side, an augmentation's
     own number (of crop and the two mixings a share). A curve that would drive nothing is refused."""
@@ -513,7 +526,7 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
         if name not in sizes:
             raise UserError(f"curves.{name}: drives nothing; there are {', '.join(sizes)} (the rate's is schedule)")
         if not sizes[name]:
-            raise UserError(f"curves.{name}: would drive nothing, {name} is off; set it, or leave the curve out")
+            raise UserError(f"curves.{name}: {why_still(name, model)}remove the curve with curves.{name}=null")
         size = 1.0 if name in SHARES else sizes[name]
         curves[name] = (config.build("schedule", node or {}, f"curves.{name}"), size)
     return curves

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from fer import CLASSES, Normalization
 from fer.data.faces import SIZE, Data, Faces
@@ -57,7 +57,7 @@ TRAITS = {
 
 
 def demo(
-    images: Annotated[int, Ge(70)],
+    images: Annotated[int, Ge(70), Le(1_000_000)],
     limit: Annotated[int, Ge(1)] | None,
     seed: Annotated[int, Ge(0)],
     normalize: Normalization,

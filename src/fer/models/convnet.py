@@ -14,40 +14,41 @@ from functools import partial
 from typing import Annotated, Any, Literal, Required
 
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Le, Lt
 from torch import nn
 from typing_extensions import TypedDict
 
 from fer.models.layers import PReLU, Residual
 
-Positive = Annotated[int, Ge(1)]
+Width = Annotated[int, Ge(1), Le(65_536)]  # filters or units: more is a slip of the finger
+Side = Annotated[int, Ge(1), Le(1024)]  # pixels: faces have 48
 Rate = Annotated[float, Ge(0), Lt(1)]
-Padding = Annotated[int, Ge(0)] | Literal["same"]
+Padding = Annotated[int, Ge(0), Le(1024)] | Literal["same"]
 Kind = Literal["max", "average"]
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "gelu"]
 
 
 class Conv(TypedDict, total=False):
-    conv: Required[Positive]
-    kernel: Positive
-    stride: Positive
+    conv: Required[Width]
+    kernel: Side
+    stride: Side
     padding: Padding
 
 
 class Pool(TypedDict, total=False):
     pool: Required[Kind]
-    kernel: Positive
-    stride: Positive
+    kernel: Side
+    stride: Side
     padding: Padding
 
 
 class ResidualBlock(TypedDict, total=False):
-    residual: Required[Positive]
-    squeeze: Positive
+    residual: Required[Width]
+    squeeze: Width
 
 
 class SpaceToDepth(TypedDict):
-    space_to_depth: Positive
+    space_to_depth: Side
 
 
 class Dropout(TypedDict):
@@ -55,8 +56,8 @@ class Dropout(TypedDict):
 
 
 Word = Literal["pool", "global_pool", "norm", "dropout"]
-Feature = Positive | Word | Conv | Pool | ResidualBlock | SpaceToDepth | Dropout
-Dense = Positive | Literal["norm", "dropout"] | Dropout
+Feature = Width | Word | Conv | Pool | ResidualBlock | SpaceToDepth | Dropout
+Dense = Width | Literal["norm", "dropout"] | Dropout
 
 
 class ConvNet(nn.Module):
@@ -74,20 +75,20 @@ class ConvNet(nn.Module):
         *,
         features: list[Feature],
         head: list[Dense],
-        size: Positive = 48,
+        size: Side = 48,
         channels: Literal[1] = 1,
-        classes: Positive = 7,
-        kernel: Positive = 3,
+        classes: Width = 7,
+        kernel: Side = 3,
         padding: Padding = "same",
         pool: Kind = "max",
         activation: Activation = "relu",
         head_activation: Activation = "relu",
         output_activation: Activation = "none",
-        slope: float = 0.01,
+        slope: Annotated[float, Ge(0)] = 0.01,
         norm: Literal["none", "batch"] = "none",
         order: Literal["norm_activation", "activation_norm"] = "norm_activation",
         norm_eps: Annotated[float, Ge(0)] = 1e-5,
-        norm_momentum: Annotated[float, Ge(0)] = 0.1,
+        norm_momentum: Annotated[float, Ge(0), Le(1)] = 0.1,
         dropout: Rate = 0.5,
     ):
         super().__init__()

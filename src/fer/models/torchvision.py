@@ -8,18 +8,19 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torchvision
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-Positive = Annotated[int, Ge(1)]
+Classes = Annotated[int, Ge(1), Le(65_536)]
+Side = Annotated[int, Ge(1), Le(1024)]  # pixels: faces have 48
 
 
 def classifier(
     *,
     name: str,
-    size: Positive = 48,
-    classes: Positive = 7,
+    size: Side = 48,
+    classes: Classes = 7,
     stem: Literal["imagenet", "cifar"] = "imagenet",
     weights: str | None = None,
 ) -> nn.Module:

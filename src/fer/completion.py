@@ -1,0 +1,134 @@
+"""Tab completion: what may follow in a command line, and the few lines with which bash, zsh and fish ask for it.
+
+Imports neither Hydra nor torch, which take seconds; a person who presses a key waits for 0.1 s.
+"""
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+from fer import UserError, choices, vocabulary
+
+PATHS = {
+    *("run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image"),
+    *("data.path", "data.votes", "model.weights"),
+}
+OPTIONS = ("--cfg", "--config-dir", "--help", "-m")
+SPECIAL = re.compile(r"([^\w@%+=:,./~-])")  # what a shell reads as more than a letter of a word
+
+SCRIPTS = {
+    "bash": """_fer() {
+    local IFS=$'\\n'
+    COMPREPLY=($(COMP_LINE=${COMP_LINE:0:COMP_POINT} FER_WORD=$2 "$1" -sc query=bash 2>/dev/null))
+}
+complete -o nospace -F _fer fer""",
+    "zsh": """_fer() {
+    local -a found
+    found=("${(@f)$(COMP_LINE=$LBUFFER fer -sc query=zsh 2>/dev/null)}")
+    compadd -Q -U -S '' -- ${found:#}
+}
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+compdef _fer fer""",
+    "fish": """function _fer
+    env COMP_LINE=(commandline -cp | string collect) fer -sc query=fish 2>/dev/null
+end
+complete -c fer -f -a '(_fer)'""",
+}
+REMOVALS = {
+    "bash": "complete -r fer; unset -f _fer",
+    "zsh": "compdef -d fer; unfunction _fer",
+    "fish": "complete -c fer -e; functions -e _fer",
+}
+
+
+def run(commands: list[str], asked: str) -> None:
+    """Print what `fer -sc ASKED` asks for: a shell's script, or what may follow in the line $COMP_LINE."""
+    action, _, shell = asked.partition("=")
+    if action not in ("install", "uninstall", "query") or shell not in SCRIPTS:
+        raise UserError("-sc: should be install=bash, uninstall=bash or query=bash, or of zsh or fish")
+    if action == "query":
+        line = os.environ.get("COMP_LINE", "")
+        for word in candidates(commands, line):
+            print(behind_equals(word, line) if shell == "bash" else word)
+    else:
+        print(SCRIPTS[shell] if action == "install" else REMOVALS[shell])
+
+
+def candidates(commands: list[str], line: str) -> list[str]:
+    """The words that the last word of `line` may become, as the shell takes them. A space ends one that is complete."""
+    words, open_quote = split(line)
+    word = words.pop()
+    if len(words) < 2:
+        return [f"{name} " for name in commands if name.startswith(word)]
+    command, given = words[1], words[2:]
+    if command not in commands:
+        return []
+    return following(command, given, word, open_quote)
+
+
+def behind_equals(candidate: str, line: str) -> str:
+    """The part of a candidate that bash puts in the place of $FER_WORD, its last word: most bashes cut words at `=`."""
+    if "=" in os.environ.get("FER_WORD", "").rstrip("="):
+        return candidate
+    typed = split(line)[0][-1].count("=")
+    return candidate.split("=", typed)[typed]
+
+
+def split(line: str) -> tuple[list[str], bool]:
+    """The words of a line that may end within one, the last of them empty after a space; is a quote open?"""
+    for ending in ("", "'", '"'):
+        try:
+            words = shlex.split(f"{line}{ending}")
+        except ValueError:
+            continue
+        between = not line or (line[-1].isspace() and not ending and not line.endswith("\\ "))
+        return [*words, ""] if between else words, bool(ending)
+    return [""], False  # it ends with a backslash
+
+
+def following(command: str, given: list[str], word: str, open_quote: bool) -> list[str]:
+    """Completions of `word` after the words `given`. Names of files are escaped, unless they stand in quotes."""
+    user_dir = given[given.index("--config-dir") + 1] if "--config-dir" in given[:-1] else None
+    if given and given[-1] == "--config-dir":
+        return [path for path in paths(word, open_quote) if path.endswith("/")]
+    if word.startswith("-"):
+        return [f"{option} " for option in OPTIONS if option.startswith(word)]
+    typed = dict(other.partition("=")[::2] for other in given if "=" in other)
+    groups = choices(command, user_dir)
+    key, equals, value = word.partition("=")
+    if not equals:
+        chosen = {group: choice for group, choice in typed.items() if choice in groups.get(group, ())}
+        known = [name for name in vocabulary.keys(command, user_dir, chosen) if name not in typed]
+        return [f"{name}=" for name in known if name.startswith(word)]
+    before, value = re.fullmatch(r"(.*[\[,]|)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+    end = "" if before.startswith("[") else " "
+    if key in groups:
+        return [f"{key}={before}{name}{end}" for name in groups[key] if name.startswith(value)]
+    if key in PATHS:
+        return [f"{key}={before}{path}{'' if path.endswith('/') else end}" for path in paths(value, open_quote)]
+    if isinstance(default(command, key), bool):
+        return [f"{key}={answer} " for answer in ("true", "false") if answer.startswith(value)]
+    return []
+
+
+def default(command: str, key: str) -> object:
+    """The default of a key of the command itself, such as train.epochs; none, of a group's."""
+    values: object = vocabulary.root_values(command)
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def paths(start: str, open_quote: bool) -> list[str]:
+    """The files and folders whose path begins so, as the shell takes them; folders end in /. Hidden ones only where the
+    dot is typed."""
+    folder, slash, name = start.rpartition("/")
+    place = Path(f"{folder}{slash}" or ".").expanduser()
+    try:
+        entries = sorted(place.iterdir())
+    except OSError:
+        return []
+    shown = [entry for entry in entries if entry.name.startswith(name) and (name or not entry.name.startswith("."))]
+    found = [f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
+    return found if open_quote else [SPECIAL.sub(r"\\\1", path) for path in found]
