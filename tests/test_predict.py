@@ -5,8 +5,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from fer import CLASSES
+from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 from fer.predict import greedy, probabilities
@@ -30,6 +32,18 @@ def test_views_are_averaged_as_probabilities(network):
     views = [x[..., top : top + 40, left : left + 40] for x in (images, images.flip(-1)) for top, left in crops]
     expected = torch.stack([network.logits(view, 5, "fp32").double().softmax(1) for view in views]).mean(0)
     torch.testing.assert_close(probabilities(network, images, 2, "tencrop", "fp32"), expected)
+
+
+def test_a_network_predicts_in_the_format_of_the_machine_not_of_its_training(fer, tiny, monkeypatch):
+    used = []
+    autocast = fer_network.autocast
+    monkeypatch.setattr(fer_network, "number_format", lambda device: "fp32")
+    monkeypatch.setattr(fer_network, "autocast", lambda device, kind: used.append(kind) or autocast(device, kind))
+    train = yaml.safe_load(torch.load(tiny(), weights_only=True)["config"])["train"] | {"precision": "bf16"}
+    path = tiny(config={"train": train})
+    code, _, err = fer("predict", f"ckpt={path}", "split=validation", "out=x.csv", "tta=flip", "device=cpu")
+    assert code == 0 and err == "", err
+    assert set(used) == {"fp32"}
 
 
 def test_greedy_selection_finds_the_pair_that_is_right_together():

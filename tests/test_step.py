@@ -211,6 +211,19 @@ def test_no_step_reads_a_value_back(trainer):
                 t.learn(batches[1], moments[1])
 
 
+def test_only_whole_batches_go_through_a_compiled_network(trainer, monkeypatch):
+    sizes = []
+
+    def compiled(model):
+        return lambda inputs: sizes.append(len(inputs)) or model(inputs)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    t = trainer("model=dnn", "model.head=[8]", "train.compile=true", "train.epochs=1")
+    t.fit()
+    assert sizes == [20] * 6  # the last has 21
+    assert t.network.state_dict().keys() == trainer("model=dnn", "model.head=[8]").network.state_dict().keys()
+
+
 # fp16
 
 

@@ -1,5 +1,6 @@
 """The trainer: order, losses, curves, and that an interrupted training goes on as if it had not been."""
 
+import json
 import os
 import signal
 import subprocess
@@ -443,6 +444,15 @@ def test_a_state_of_another_device_or_an_earlier_version_is_taken_over(trainer, 
     assert not any(group["capturable"] or group["fused"] for group in again.optimizer.param_groups)
     again.fit()
     assert again.epoch == 2
+
+
+def test_a_profile_is_a_trace_of_ten_steps(trainer, tmp_path):
+    t = trainer("train.epochs=2", "profile=true", "train.batch_size=8")
+    t.run = tmp_path
+    t.fit()
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep")}
+    assert len(steps) == 10
 
 
 def test_a_resume_in_another_number_format_says_so(trainer, tmp_path, capsys):
