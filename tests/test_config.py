@@ -49,6 +49,11 @@ def test_an_experiment_pins_what_its_result_depends_on(compose, name):
     assert not needed - pinned(name)
 
 
+@pytest.mark.parametrize("name", GROUPS["experiment"])
+def test_no_recipe_asks_for_a_number_format_that_a_machine_may_lack(compose, name):
+    assert compose("train", f"experiment={name}")["train"]["precision"] == "auto"
+
+
 @pytest.mark.parametrize("command", config.SCHEMAS)
 def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
     root = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text())
