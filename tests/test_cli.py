@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -371,14 +372,28 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     assert "leave run= out" in refused("train", "resume=r", "run=elsewhere")
 
 
+def test_resuming_a_finished_training_says_so_and_how_to_train_longer(fer):
+    for run, typed, words in (
+        ("my run", ["train.epochs=1"], "training is complete, 1 of 1 epochs"),
+        ("r", ["train.epochs=9", "train.patience=2", "optim.lr=1e-12"], "2 epochs without a better one"),
+    ):
+        assert fer("train", *TINY, "schedule=constant", *typed, f"run={run}")[0] == 0
+        epochs = len(pd.read_csv(f"{run}/history.csv"))
+        code, out, err = fer("train", f"resume={run}")
+        assert code == 0 and words in out and "goes on" not in out, err
+        assert len(pd.read_csv(f"{run}/history.csv")) == epochs
+        (longer,) = [line for line in out.splitlines() if line.startswith("  fer train resume=")]
+        code, out, err = fer(*shlex.split(longer)[1:])
+        assert code == 0 and f"goes on at epoch {epochs + 1}" in out, err
+
+
 def test_resume_takes_the_old_command_with_its_experiment(fer, refused):
     old = ["experiment=compact_dnn", "data=demo", "data.images=70", "device=cpu", "train.epochs=1"]
     assert fer("train", *old, "run=r")[0] == 0
     code, out, err = fer("train", *old[:-1], "train.epochs=2", "resume=r/last.pt")
     assert code == 0 and "goes on at epoch 2" in out, err
-    assert (
-        "goes on at epoch 3" in fer("train", *old[:-1], "resume=r")[1]
-    )  # of 2: the experiment's own are not asked for
+    out = fer("train", *old[:-1], "resume=r")[1]
+    assert "training is complete, 2 of 2 epochs" in out  # of 2: the experiment's own are not asked for
     assert "name: compact_dnn → compact_cnn" in refused("train", "resume=r", "experiment=compact_cnn", "data=demo")
 
 

@@ -98,7 +98,7 @@ def test_a_link_leads_out_of_no_config_folder(fer, tmp_path):
         ("train.precision=\x9b2J", "\\x9b2J"),
         ("run=\udcff", "an argument holds bytes that are no text"),
         ("model.classes=5", "model.classes=5: the data has 7"),
-        ("model.head=[1000000000000000]", "model: "),
+        ("model.head=[1000000000000000]", "model.head.0=1000000000000000: should be less than or equal to 65536"),
     ],
 )
 def test_what_is_typed_reads_no_environment_and_runs_no_code(fer, tmp_path, override, words):
