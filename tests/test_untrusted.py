@@ -344,6 +344,7 @@ def test_an_image_that_lies_is_refused_by_name(tmp_path, raw, words):
     assert str(error.value).startswith(f"{tmp_path / 'x.png'}: ") and words in str(error.value)
 
 
+@pytest.mark.posix
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x.png")
     (tmp_path / "y.png").mkdir()

@@ -603,7 +603,9 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
     again, settings = f"fer train resume={shlex.quote(str(folder))}", trainer.cfg.train
     if trainer.epoch >= settings.epochs:
         longer = f"{again} train.epochs={2 * settings.epochs}"
-        return f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; to train longer:\n  {longer}"
+        return (
+            f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; to train longer:\n  {longer}"
+        )
     longer = f"{again} train.patience=null"
     stalled = f"{settings.patience} epochs without a better one (train.patience)"
     return f"{folder}: training ended after epoch {trainer.epoch}, {stalled}; to train longer:\n  {longer}"
