@@ -21,6 +21,21 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: two workers
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Windows has no signals to other processes, no locks of files, no FIFOs: tests of those are left out there."""
+    if os.name == "posix":
+        return
+    left_out = [item for item in items if item.get_closest_marker("posix")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_header():
+    if os.name != "posix":
+        return "left out here, see docs/faq.md: tests of signals, locks, FIFOs and several processes (marker posix)"
+    return None
+
+
 def pytest_generate_tests(metafunc):
     if "model_name" in metafunc.fixturenames:
         metafunc.parametrize("model_name", MODELS)

@@ -1,16 +1,27 @@
 """The Python API, as docs/api.md shows it, against the command line."""
 
+import logging
+import os
 import re
+import signal
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra import version as hydra_version
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from PIL import Image
 from skimage.data import astronaut
 
 from fer import CLASSES, UserError, api
+from fer.runtime import SIGNALS
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
 
@@ -60,3 +71,71 @@ def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     with pytest.raises(UserError, match="no such checkpoint"):
         api.load("runs/x/best.pt")
     assert not Path("runs").exists()
+
+
+TINY = ("data=demo", "data.images=70", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu")
+
+
+def test_a_training_leaves_its_host_as_it_was(fer, tmp_path):
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "app.yaml").write_text("a: 1\n")
+    handler = logging.FileHandler("host.log", mode="w")
+    logging.getLogger().addHandler(handler)
+    try:
+        with initialize_config_dir(str(tmp_path / "host"), version_base="1.2"):
+            HydraConfig.instance().set_config(compose("app", return_hydra_config=True))
+            before = host_state()
+            torch.manual_seed(3)
+            expected = torch.rand(3)
+            torch.manual_seed(3)
+            assert api.train("runs/x", *TINY, "deterministic=true") == Path("runs/x")
+            assert torch.equal(torch.rand(3), expected)
+            assert host_state() == before
+            assert compose("app").a == 1
+        logging.getLogger().critical("still written")
+        assert "still written" in Path("host.log").read_text()
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+        HydraConfig.instance().cfg = None
+
+
+def host_state():
+    """What a library may not change behind its host's back; objects by identity."""
+    return {
+        "hydra": id(GlobalHydra.instance().hydra),
+        "config": id(HydraConfig.instance().cfg),
+        "version": hydra_version.getbase(),
+        "home": OmegaConf.create({"home": "${oc.env:PATH}"}).home,
+        "resolvers": [OmegaConf.has_resolver(name) for name in ("hydra", "now", "oc.env")],
+        "handlers": list(logging.getLogger().handlers),
+        "level": logging.getLogger().level,
+        "signals": [signal.getsignal(number) for number in SIGNALS],
+        "environment": dict(os.environ),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "argv": list(sys.argv),
+    }
+
+
+def test_a_refused_training_leaves_its_host_as_it_was_too(fer):
+    before = host_state()
+    for wrong in ("optim.lrr=1", "optim.lr=${nothing}", "model=vgg31", "optim.lr=[", "optim.lr=${oc.env:HOME}"):
+        with pytest.raises(UserError):
+            api.train("runs/x", *TINY, wrong)
+    assert host_state() == before and not Path("runs").exists()
+
+
+def test_a_training_runs_in_a_thread_and_a_second_one_waits(fer):
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(api.train, f"runs/{seed}", *TINY, f"seed={seed}") for seed in (0, 1)]
+        assert [future.result() for future in futures] == [Path("runs/0"), Path("runs/1")]
+    alone = [api.history(api.train(f"runs/alone{seed}", *TINY, f"seed={seed}")) for seed in (0, 1)]
+    for seed in (0, 1):
+        assert list(api.history(f"runs/{seed}")["val_loss"]) == list(alone[seed]["val_loss"])
+
+
+def test_experiments_and_names_are_as_on_the_command_line(fer):
+    api.train("runs/x", "experiment=compact_dnn", *TINY)
+    assert fer("train", "experiment=compact_dnn", *TINY, "run=runs/y")[0] == 0
+    ours, theirs = (Path(f"runs/{name}/config.yaml").read_text().replace(f"runs/{name}", "") for name in "xy")
+    assert ours == theirs

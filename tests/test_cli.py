@@ -2,6 +2,8 @@
 
 import csv
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -321,6 +323,7 @@ def test_a_training_that_will_take_hours_says_so(fer):
     assert fer("train", *TINY, "run=s")[2] == ""
 
 
+@pytest.mark.posix
 def test_an_environment_of_ascii_is_enough(tmp_path):
     env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     for args in (["train", "--help"], ["summary", "model=dnn"]):
@@ -330,6 +333,7 @@ def test_an_environment_of_ascii_is_enough(tmp_path):
         assert done.returncode == 0 and "dnn" in done.stdout, done.stderr
 
 
+@pytest.mark.posix
 def test_a_reader_that_goes_away_is_no_error(tmp_path):
     command = f"{sys.executable} -m fer summary model=dnn | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
@@ -371,14 +375,53 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     assert "leave run= out" in refused("train", "resume=r", "run=elsewhere")
 
 
+def test_resuming_a_finished_training_says_so_and_how_to_train_longer(fer):
+    for run, typed, words in (
+        ("my run", ["train.epochs=1"], "training is complete, 1 of 1 epochs"),
+        ("r", ["train.epochs=9", "train.patience=2", "optim.lr=1e-12"], "2 epochs without a better one"),
+    ):
+        assert fer("train", *TINY, "schedule=constant", *typed, f"run={run}")[0] == 0
+        epochs = len(pd.read_csv(f"{run}/history.csv"))
+        code, out, err = fer("train", f"resume={run}")
+        assert code == 0 and words in out and "goes on" not in out, err
+        assert len(pd.read_csv(f"{run}/history.csv")) == epochs
+        (longer,) = [line for line in out.splitlines() if line.startswith("  fer train resume=")]
+        code, out, err = fer(*shlex.split(longer)[1:])
+        assert code == 0 and f"goes on at epoch {epochs + 1}" in out, err
+
+
+def test_pypis_package_of_the_same_name_is_noticed(fer, tmp_path, monkeypatch):
+    assert fer("summary", "model=dnn")[2] == ""
+    (tmp_path / "site" / "fer-22.5.1.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "fer-22.5.1.dist-info" / "METADATA").write_text("Name: fer\nVersion: 22.5.1\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    code, out, err = fer("summary", "model=dnn")
+    assert code == 0 and "dnn" in out and err.count("\n") == 1
+    assert "PyPI's package fer 22.5.1 is installed too" in err and "pip uninstall fer" in err
+
+
+def test_files_replaced_by_pypis_package_are_told(tmp_path):
+    (tmp_path / "fer").mkdir()
+    (tmp_path / "fer" / "__init__.py").write_text("FER = None\n")  # as theirs, without what ours holds
+    shutil.copy(cli.__file__, tmp_path / "fer" / "cli.py")
+    done = subprocess.run(
+        [sys.executable, "-c", "from fer.cli import main"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("fer: PyPI's package fer has replaced files")
+    assert done.stderr.count("\n") == 1
+
+
 def test_resume_takes_the_old_command_with_its_experiment(fer, refused):
     old = ["experiment=compact_dnn", "data=demo", "data.images=70", "device=cpu", "train.epochs=1"]
     assert fer("train", *old, "run=r")[0] == 0
     code, out, err = fer("train", *old[:-1], "train.epochs=2", "resume=r/last.pt")
     assert code == 0 and "goes on at epoch 2" in out, err
-    assert (
-        "goes on at epoch 3" in fer("train", *old[:-1], "resume=r")[1]
-    )  # of 2: the experiment's own are not asked for
+    out = fer("train", *old[:-1], "resume=r")[1]
+    assert "training is complete, 2 of 2 epochs" in out  # of 2: the experiment's own are not asked for
     assert "name: compact_dnn → compact_cnn" in refused("train", "resume=r", "experiment=compact_cnn", "data=demo")
 
 

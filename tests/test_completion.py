@@ -99,6 +99,7 @@ def bash(folder, line, word, breaks=' "='):
     return done.stdout.splitlines()
 
 
+@pytest.mark.posix
 def test_bash_gets_the_part_behind_its_own_word_break(folder):
     assert bash(folder, "fer report run=ru", "ru") == ["runs/"]
     assert bash(folder, "fer report run=ru", "run=ru") == ["run=runs/"]  # a bash that does not cut at =

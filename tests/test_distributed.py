@@ -13,6 +13,7 @@ import torch
 
 # 211 faces in batches of 64: the last batch is uneven, and no number of processes divides it. GELU and mean pooling are
 # smooth: ReLU and maxima turn differences in rounding into others.
+pytestmark = pytest.mark.posix  # torchrun and signals to its processes
 SETTINGS = [
     *("model.activation=gelu", "model.head_activation=gelu", "model.pool=average"),
     *("data=demo", "data.images=211", "model=compact_cnn", "model.dropout=0", "device=cpu", "train.precision=fp32"),

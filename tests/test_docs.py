@@ -39,6 +39,7 @@ NOT_RUN = {
     "scripts/ablation": "21 trainings of 8 epochs",
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "pip install": "downloads",
+    "pip uninstall": "would change the environment",
     "source .venv/bin/activate": "a shell's own",
     'eval "$(fer -sc': "a shell's own; tests/test_cli.py",
     ".venv/bin/ruff": "scripts/test runs it",

@@ -1,11 +1,16 @@
 """What is handed out works outside the checkout."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,3 +42,42 @@ def test_the_demo_and_the_readme_commands_can_be_run_again(tmp_path):
         assert len(list((ROOT / opened[0].parent).glob("*.png"))) == 8
     accuracy = float(done.stdout.split("best validation accuracy ")[1].split()[0])
     assert accuracy > 0.6  # chance is 0.25: the share of happy
+
+
+def normal(name):
+    """A distribution's name as all its spellings are compared."""
+    return name.lower().replace("_", "-")
+
+
+def test_what_is_imported_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [declared["dependencies"], *declared["optional-dependencies"].values()]
+    names = {normal(re.split(r"[\[<>= ]", line)[0]) for group in groups for line in group}
+    modules = metadata.packages_distributions()
+    for path in (ROOT / "src" / "fer").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = []
+            if isinstance(node, ast.Import):
+                imported = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported = [node.module]
+            for module in {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"fer"}:
+                owners = {normal(name) for name in modules.get(module, [module])}
+                assert owners & names, f"{path.name} imports {module}"
+
+
+def test_hydra_whose_inner_parts_are_used_has_an_upper_bound():
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.search(r'"hydra-core>=[\d.]+,<[\d.]+"', text) and re.search(r'"omegaconf>=[\d.]+,<[\d.]+"', text)
+
+
+def test_the_workflow_covers_every_python_and_system_and_runs_all_at_night():
+    text = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    matrix = workflow["jobs"]["fast"]["strategy"]["matrix"]
+    assert {name.partition("-")[0] for name in matrix["os"]} == {"ubuntu", "macos", "windows"}
+    newest = [line.rpartition(" ")[2] for line in metadata.metadata("torch").get_all("Classifier")]
+    minors = [int(version[2:]) for version in newest if re.fullmatch(r"3\.\d+", version)]
+    assert matrix["python"] == [f"3.{minor}" for minor in range(11, max(minors) + 1)]
+    assert workflow[True]["schedule"]  # YAML reads the key `on` as true
+    assert any(step.get("run") == "scripts/test all" for step in workflow["jobs"]["nightly"]["steps"])

@@ -115,3 +115,13 @@ def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypat
     assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
     with pytest.raises(pytest.fail.Exception, match="ran the network"):
         fer("predict", "ckpt=r", "split=train", "out=c.csv")
+
+
+def test_an_accuracy_on_faces_that_the_network_learned_is_told(fer):
+    tiny = ["data=demo", "data.images=140", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    assert fer("train", *tiny, "run=r")[0] == 0
+    code, out, err = fer("predict", "ckpt=r", "split=train", "out=s.csv")
+    assert code == 0 and "r/best.pt learned 140 of these 140 faces: its accuracy on them says little" in out, err
+    code, out, err = fer("predict", "ckpt=r", "split=train", "data.images=150", "out=s.csv")
+    assert code == 0 and "accuracy 0." in out, err
+    assert "learned" not in fer("predict", "ckpt=r", "split=validation", "out=s.csv")[1]

@@ -128,6 +128,7 @@ def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(
         pass
 
 
+@pytest.mark.posix
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_killed_training_leaves_no_lock(tmp_path):
     ready, told = os.pipe()
@@ -154,6 +155,7 @@ def test_what_a_killed_save_left_goes_when_the_run_goes_on(tmp_path):
         assert {path.name for path in tmp_path.iterdir()} == {".lock", *names[2:]}
 
 
+@pytest.mark.posix
 def test_where_there_are_no_locks_training_goes_on_without(tmp_path, monkeypatch):
     def unsupported(*args):
         raise OSError(errno.ENOLCK, "No locks available")
@@ -166,6 +168,7 @@ def test_where_there_are_no_locks_training_goes_on_without(tmp_path, monkeypatch
         pass
 
 
+@pytest.mark.posix
 def test_a_running_training_holds_the_lock(fer, tmp_path):
     tiny = ["data=demo", "data.images=70", "model=dnn", "model.head=[1]", "train.epochs=1", "device=cpu"]
     assert fer("train", *tiny, "run=r")[0] == 0

@@ -218,3 +218,15 @@ def test_refusals(fer, args, words):
 def test_it_writes_nothing(fer, tmp_path):
     assert fer("summary", "model=dnn")[0] == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_of_ones_own_stand_beside_the_others(fer, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    text = "_target_: fer.models.convnet.ConvNet\nfeatures: []\nhead: [4]\n"
+    (tmp_path / "mine" / "model" / "little.yaml").write_text(text)
+    code, out, err = fer("summary", "--config-dir", "mine", "models=[little,dnn]")
+    assert code == 0 and out.splitlines()[1].split()[:2] == ["little", f"{2304 * 4 + 4 + 4 * 7 + 7:,}"], err
+    code, out, err = fer("summary", "--config-dir", "mine", "model=compact_cnn", "match=little")
+    assert code == 0 and "little with hidden layers of" in out, err
+    code, _, err = fer("summary", "models=[little,dnn]")  # the folder of a call before is forgotten
+    assert code == 2 and "models=little: no such model" in err

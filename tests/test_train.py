@@ -191,14 +191,13 @@ def assert_same(folder, torn):
     assert ours.equals(theirs)
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75), (signal.SIGKILL, -9)]
-)
-def test_a_killed_training_resumes_to_the_same_weights(whole, number, code):
-    folder, torn = whole[0], f"torn{number}"
+@pytest.mark.posix
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75), ("SIGKILL", -9)])
+def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
+    folder, torn = whole[0], f"torn{name}"
     process = start(folder, *ARGS, f"run={torn}")
     wait_for(folder / torn / "history.csv", lines=2)
-    process.send_signal(number)
+    process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert process.returncode == code and "Traceback" not in err
     if code > 0:
@@ -222,6 +221,7 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
     assert_same(folder, torn)
 
 
+@pytest.mark.posix
 def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     folder = whole[0]
     killer = (

@@ -3,6 +3,10 @@
 Errors that a user can mend are fer.UserError, in the words of the command line.
 """
 
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,12 +20,14 @@ from PIL import Image
 from fer import UserError, config, photos, predict
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
-from fer.launch import launch
+from fer.launch import call
 from fer.models.network import Network
 from fer.run import read_history
-from fer.runtime import pick_device
+from fer.runtime import Interrupted, pick_device
 
 __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]
+
+ONE_AT_A_TIME = threading.Lock()  # trainings: they seed torch's generators, which a process has once
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,31 @@ class Classifier:
 
 
 def train(run: str | Path, *overrides: str) -> Path:
-    """`fer train run=RUN OVERRIDES…`; returns the run folder, which must be new. Raises KeyboardInterrupt when it was
-    interrupted, everything saved; `resume=` goes on then, on the command line."""
-    if launch("train", [*overrides, f"run={run}"]):
-        raise KeyboardInterrupt
+    """`fer train run=RUN OVERRIDES…`; returns the run folder, which must be new.
+
+    Works in any thread and beside a program's own Hydra, whose state stays as it is, as do torch's random numbers and
+    settings; of two calls at once the second waits. Raises KeyboardInterrupt when it was interrupted, everything saved;
+    `resume=` continues then, on the command line.
+    """
+    with ONE_AT_A_TIME, torch_as_it_was():
+        try:
+            call("train", [*overrides, f"run={run}"])
+        except Interrupted:
+            raise KeyboardInterrupt from None
     return Path(run)
+
+
+@contextmanager
+def torch_as_it_was() -> Iterator[None]:
+    """After the context torch draws the random numbers that it would have drawn, and the environment is the same."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    environment = dict(os.environ)
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def history(run: str | Path) -> pd.DataFrame:

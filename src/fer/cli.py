@@ -5,7 +5,12 @@ run; then launch.py does the rest.
 import os
 import sys
 
-from fer import UserError, __version__, choices, config_dir, nearest
+NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
+try:
+    from fer import UserError, __version__, choices, config_dir, nearest
+except ImportError:
+    print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
+    sys.exit(2)
 
 COMMANDS = {
     "download": "get FER2013 from Kaggle through your own account",
@@ -81,10 +86,22 @@ def run(command: str = "--help", *args: str) -> int:
     elif command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(f"{command}: only fer train runs in several processes; leave torchrun out")
     else:
+        warn_of_namesake()
         from fer.launch import launch
 
         return launch(command, [*args])
     return 0
+
+
+def warn_of_namesake() -> None:
+    """PyPI's package `fer` installs into the same folder as this one, so each may overwrite files of the other."""
+    from importlib import metadata
+
+    try:
+        version = metadata.version("fer")
+    except metadata.PackageNotFoundError:
+        return
+    print(f"fer: PyPI's package fer {version} is installed too, in the same folder; {NAMESAKE}", file=sys.stderr)
 
 
 def help_text(command: str) -> str:

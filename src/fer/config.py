@@ -10,11 +10,13 @@ import importlib
 import inspect
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import is_typeddict
@@ -450,6 +452,29 @@ def bloated(text: str) -> bool:
     if len(text) > 1 << 20 or len(re.findall(r"[\[{]", text)) > 1000:
         return True
     return "*" in text and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 9
+
+
+def group_nodes(group: str) -> dict[str, dict]:
+    """The nodes of a group's configs by name: the program's own and, over them, those of --config-dir."""
+    folders = [config_dir()]
+    if HydraConfig.initialized():
+        sources = HydraConfig.get().runtime.config_sources
+        folders += [Path(source.path) for source in sources if source.provider == "command-line"]
+    files = [file for folder in folders for file in sorted((folder / group).glob("*.yaml"))]
+    nodes: dict[str, dict] = {}
+    for file in files:
+        with blame_yaml(file):
+            nodes[file.stem] = yaml.safe_load(file.read_text(encoding="utf-8"))
+    return nodes
+
+
+@contextlib.contextmanager
+def blame_yaml(file: Path) -> Iterator[None]:
+    """Within the context what is no YAML is refused by the name of its file."""
+    try:
+        yield
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read as YAML ({str(error).splitlines()[0]})") from None
 
 
 def vet(folder: Path) -> None:

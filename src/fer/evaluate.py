@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
-from fer.data.faces import Data, Faces
-from fer.predict import average, label_each, open_members, weigh
+from fer.data.faces import Data
+from fer.predict import average, label_each, learned_faces, open_members, weigh
 from fer.run import LOOKS, write_text
 from fer.summary import aligned
 
@@ -23,7 +23,8 @@ def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
-    fresh = ~torch.stack([faces.among(learned) for learned in training_faces(members, data, faces, cfg.data)]).any(0)
+    training = [data.open("train"), *learned_faces(members, faces, strict=not cfg.data)]
+    fresh = ~torch.stack([faces.among(learned) for learned in training]).any(0)
     own = [probabilities[:, : len(data.classes)] for probabilities in label_each(members, faces, cfg)]
     found = dict(zip([str(member.path) for member in members], own, strict=True))
     if cfg.select and len(members) > 1:
@@ -44,22 +45,6 @@ def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     whose = f" of {members[0].path}'s data" * several
     copies = f"{len(faces)} faces of {cfg.split}{whose}; {int((~fresh).sum())} are exact copies of training faces"
     print(*aligned(rows), copies, *seeds(members, right), *paired(right), *looks, sep="\n")
-
-
-def training_faces(members: list[Checkpoint], data: Data, faces: Faces, typed: dict | None) -> list[Faces]:
-    """The faces to train on of `data` and, where they are at hand, of each member's own. Tells of a member that learned
-    most of `faces`, which are to be measured on."""
-    found = [data.open("train")]
-    for member in {str(member.settings.data): member for member in members}.values():
-        try:
-            found.append(member.data().open("train"))
-            if (learned := int(faces.among(found[-1]).sum())) > len(faces) / 2:
-                print(f"{member.path} learned {learned} of these {len(faces)} faces: its accuracy on them says little")
-        except UserError as error:
-            if not typed:
-                raise
-            print(f"copies of {member.path}'s own training faces are not counted: {error}")
-    return found
 
 
 def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:

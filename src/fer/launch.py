@@ -9,18 +9,20 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NoReturn
 
-from hydra import version
+from hydra import compose, initialize_config_dir, version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, flag_override
+from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from fer import UserError, choices, config, config_dir, nearest, vocabulary
@@ -66,10 +68,10 @@ def launch(command: str, args: list[str]) -> int:
         return math.nan
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
-    OmegaConf.clear_resolver("oc.env")  # a config from others reads no environment variables
     version.setbase("1.3")
     try:
-        _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
+        with environment_closed():
+            _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
     except Interrupted as signal:
         return signal.code
     except Exception as error:
@@ -87,6 +89,51 @@ def launch(command: str, args: list[str]) -> int:
     if failures:
         raise UserError("\nfer: ".join(dict.fromkeys(map(str, failures)))) from failures[0]
     return 0
+
+
+def call(command: str, overrides: list[str]) -> None:
+    """Run the command once for a program of which this process is: its Hydra, its logging and its environment stay as
+    they are. Raises Interrupted after a signal."""
+    options = Namespace(config_dir=None, multirun=False)
+    groups = choices(command)
+    try:
+        refuse_twice(overrides)
+        rewritten = [rewrite(command, groups, override, options) for override in overrides]
+        with hydra_set_aside(), initialize_config_dir(str(config_dir()), "fer", version_base="1.3"):
+            composed = compose(command, rewritten, return_hydra_config=True)
+            HydraConfig.instance().set_config(composed)
+            with flag_override(composed, ["readonly", "struct"], False):
+                del composed["hydra"]
+            values, typed = settle(command, groups, composed)
+        run = import_module(f"fer.{command}").run
+        run(values if command == "train" else config.check(command, values), typed)
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        raise worded(better_key(error, command, None)) from error
+
+
+@contextlib.contextmanager
+def hydra_set_aside() -> Iterator[None]:
+    """Within the context Hydra is unused; after it all is as it was."""
+    app, settings, base = GlobalHydra.instance(), HydraConfig.instance(), version.VersionBase.instance()
+    kept = app.hydra, settings.cfg, base.version_base
+    app.clear()
+    try:
+        with environment_closed():
+            yield
+    finally:
+        GlobalHydra.set_instance(app)  # Hydra's own contexts leave a copy
+        app.hydra, settings.cfg, base.version_base = kept
+
+
+@contextlib.contextmanager
+def environment_closed() -> Iterator[None]:
+    """Within the context a config, which may come from others, reads no environment variables."""
+    resolvers = BaseContainer._resolvers.copy()  # OmegaConf gives no public way to read them
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        yield
+    finally:
+        BaseContainer._resolvers = resolvers
 
 
 def parse(command: str, args: list[str]) -> Namespace:

@@ -56,6 +56,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     if split in data.shut:
         print(f"no accuracy is shown: {split} holds, or may hold, PrivateTest")
     elif faces.labelled:
+        learned_faces(members, faces, strict=False)
         matrix = metrics.confusion(labels, faces.labels, known)
         print(f"accuracy {metrics.accuracy(matrix):.4f}, macro F1 {metrics.macro_f1(matrix):.4f} on {split}")
         if cfg.tta != "none":
@@ -71,6 +72,25 @@ def open_members(named: str | list[str] | None) -> list[Checkpoint]:
             own = f"{member.path}: has {len(member.classes)} classes"
             raise UserError(f"{own}, {members[0].path} another number; leave one out")
     return members
+
+
+def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool) -> list[Faces]:
+    """Each member's own training faces. Tells of a member that learned most of `faces`, on which its accuracy is to be
+    measured, and of training faces that are not at hand; `strict`: refuses to go on without them."""
+    found = []
+    for member in {str(member.settings.data): member for member in members}.values():
+        try:
+            own = member.data().open("train")
+        except UserError as error:
+            if strict:
+                raise
+            print(f"copies of {member.path}'s own training faces are not counted: {error}")
+            continue
+        found.append(own)
+        learned = int(faces.among(own).sum())
+        if learned > len(faces) / 2:
+            print(f"{member.path} learned {learned} of these {len(faces)} faces: its accuracy on them says little")
+    return found
 
 
 def label(member: Checkpoint, faces: Faces, batch_size: int, device: torch.device, tta: str) -> Tensor:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -298,7 +299,9 @@ class Signals:
     caught = 0
 
     def __enter__(self) -> "Signals":
-        self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        in_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        numbers = SIGNALS if in_main else []
+        self.previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

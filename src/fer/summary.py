@@ -16,7 +16,8 @@ import yaml
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from fer import UserError, config, config_dir, nearest
+from fer import UserError, config, nearest
+from fer.models.convnet import WIDEST
 
 HEADER = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds"]
 OUTSIDE = "(outside of these layers)"
@@ -40,8 +41,7 @@ class Layer:
 def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
     if cfg.models and (cfg.match or any(key.split(".")[0] == "model" for key in typed)):
         raise UserError(f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out")
-    paths = sorted((config_dir() / "model").glob("*.yaml"))
-    nodes = {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+    nodes = config.group_nodes("model")
     if cfg.models:
         if unknown := [name for name in cfg.models if name not in nodes]:
             raise UserError(f"models={unknown[0]}: no such model; {nearest(unknown[0], nodes)}")
@@ -65,7 +65,8 @@ def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
     def size(width: int) -> int:
         return count(build(node | {"head": head(width)}).parameters())
 
-    above = 1 + bisect_left(range(1, wanted), wanted, key=size)  # a layer has more parameters than units
+    widths = range(1, min(wanted, WIDEST))  # a layer has more parameters than units
+    above = 1 + bisect_left(widths, wanted, key=size)
     width = min(max(above - 1, 1), above, key=lambda width: abs(size(width) - wanted))
     print(side_by_side({name: model, dense: build(node | {"head": head(width)})}), end="\n\n")
     off = 100 * (size(width) / wanted - 1)

@@ -577,7 +577,7 @@ def fit(trainer: Trainer) -> None:
     with lock(folder):
         if cfg.resume:
             write_history(folder, trainer.history)
-            print(f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}", flush=True)
+            print(where_it_continues(trainer, folder), flush=True)
         trainer.run, cfg.run, cfg.resume = folder, str(folder), None
         if cfg.tensorboard:
             trainer.writer = tensorboard.open_writer(folder, trainer.epoch + 1)
@@ -594,6 +594,21 @@ def fit(trainer: Trainer) -> None:
         for line in warnings_of(cfg, trainer):
             print(line, flush=True)
         trainer.fit()
+
+
+def where_it_continues(trainer: Trainer, folder: Path) -> str:
+    """At which step a resumed training continues or, where it is done, how to train longer."""
+    if not trainer.done:
+        return f"{folder}: goes on at epoch {trainer.epoch + 1}, step {trainer.step + 1}"
+    again, settings = f"fer train resume={shlex.quote(str(folder))}", trainer.cfg.train
+    if trainer.epoch >= settings.epochs:
+        longer = f"{again} train.epochs={2 * settings.epochs}"
+        return (
+            f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; to train longer:\n  {longer}"
+        )
+    longer = f"{again} train.patience=null"
+    stalled = f"{settings.patience} epochs without a better one (train.patience)"
+    return f"{folder}: training ended after epoch {trainer.epoch}, {stalled}; to train longer:\n  {longer}"
 
 
 def warnings_of(cfg: config.TrainConfig, trainer: Trainer) -> list[str]:

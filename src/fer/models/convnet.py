@@ -20,7 +20,8 @@ from typing_extensions import TypedDict
 
 from fer.models.layers import PReLU, Residual
 
-Width = Annotated[int, Ge(1), Le(65_536)]  # filters or units: more is a slip of the finger
+WIDEST = 65_536  # filters or units: more is a slip of the finger
+Width = Annotated[int, Ge(1), Le(WIDEST)]
 Side = Annotated[int, Ge(1), Le(1024)]  # pixels: faces have 48
 Rate = Annotated[float, Ge(0), Lt(1)]
 Padding = Annotated[int, Ge(0), Le(1024)] | Literal["same"]
