@@ -105,6 +105,7 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
 def test_a_refusal_is_said_once_and_other_commands_do_not_run_in_several_processes(fer, tmp_path, monkeypatch):
     code, out = torchrun(tmp_path, 2, *SETTINGS, "run=r", "train.patience=0")
     assert code and out.count("fer: train") == 1 and not list(tmp_path.iterdir())
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
     code, _, err = fer("report")
     assert code == 2 and "only fer train runs in several processes" in err

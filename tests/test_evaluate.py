@@ -102,3 +102,19 @@ def test_a_split_without_labels_is_refused(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv.parent}", *TINY, "run=r")[0] == 0
     code, _, err = fer("evaluate", "ckpt=r", "split=test")
     assert code == 2 and "split=test: has no labels" in err
+
+
+def test_looks_of_several_processes_at_once_are_all_noted(tiny, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+    from types import SimpleNamespace
+
+    from fer.checkpoint import Checkpoint
+    from fer.evaluate import record
+
+    member = Checkpoint.open(tiny())
+    data = SimpleNamespace(open=lambda split: [0], hash="")
+    cfg = SimpleNamespace(split="private", tta="none")
+    with ThreadPoolExecutor(8) as pool:
+        said = list(pool.map(lambda i: record(member, cfg, data, "0.5"), range(16)))
+    assert sorted(int(line.split()[2]) for line in said) == list(range(1, 17))
+    assert len(pd.read_csv(tmp_path / "evaluations.csv")) == 16

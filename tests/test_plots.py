@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -250,7 +249,7 @@ def test_failures_say_so_and_leave_what_was_there(tmp_path, monkeypatch):
     path.write_text("old")
 
     def full(self, name, **more):
-        Path(name).write_text("half")
+        name.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)

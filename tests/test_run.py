@@ -15,13 +15,14 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fer import UserError, __version__, run
+from fer import UserError, __version__, files, run
 from fer.checkpoint import FORMAT, Checkpoint, load_checkpoint
 from fer.runtime import describe
 
@@ -84,11 +85,11 @@ def undoing(monkeypatch):
 def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(tmp_path, undoing, trouble, words):
     folder = tmp_path / "run"
     folder.mkdir()
-    run.write(folder / "last.pt", lambda file: torch.save({"x": 1}, file))
+    files.write(folder / "last.pt", lambda file: torch.save({"x": 1}, file))
     before = (folder / "last.pt").read_bytes()
     trouble(folder, undoing)
     with pytest.raises(UserError) as error:
-        run.write(folder / "last.pt", lambda file: torch.save({"x": torch.ones(100_000)}, file))
+        files.write(folder / "last.pt", lambda file: torch.save({"x": torch.ones(100_000)}, file))
     assert f"{folder / 'last.pt'}: cannot be written ({words})" in str(error.value) and "\n" not in str(error.value)
     folder = folder if folder.is_dir() else tmp_path / "kept"
     assert [path.name for path in folder.iterdir()] == ["last.pt"] and (folder / "last.pt").read_bytes() == before
@@ -99,7 +100,7 @@ def test_a_bug_in_a_save_is_no_full_disk(tmp_path):
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        run.write(tmp_path / "x", save)
+        files.write(tmp_path / "x", save)
     assert not list(tmp_path.iterdir())
 
 
@@ -185,7 +186,7 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
 
     def save(number):
         model = {name: torch.full_like(value, number) for name, value in tiny_contents["model"].items()}
-        run.write(path, lambda file: torch.save(tiny_contents | {"model": model, "epoch": number}, file))
+        files.write(path, lambda file: torch.save(tiny_contents | {"model": model, "epoch": number}, file))
         run.write_csv(tmp_path / "history.csv", ["epoch"], [[number]] * 2000)
 
     def keep_saving():
@@ -335,6 +336,11 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"model": {1: torch.zeros(1)}}, "weights do not fit"),
         ({"validation": {"logits": torch.zeros(2, 7), "labels": torch.zeros(3)}}, "not one of fer's"),
         ({"validation": {"logits": torch.zeros(1, 7), "labels": torch.tensor([7])}}, "not one of fer's"),
+        ({"validation": {"logits": torch.zeros(1, 7).expand(10**9, 7), "labels": torch.zeros(1).expand(10**9)}},
+         "a tensor is larger than what the file holds"),
+        ({"model": {"x": torch.zeros(1).expand(10**10)}}, "a tensor is larger than what the file holds"),
+        ({"model": {"x": torch.tensor([1.0, float("nan")])}}, "its weights hold NaN or infinity"),
+        ({"config": {"model": CONVNET | {"head": [65536, 65536, 65536]}}}, "weights do not fit"),
         ({"config": 5}, "not one of fer's"),
         ({"config": "5"}, "not a mapping of keys"),
         ({"config": "a: [" * 5000}, "not valid YAML"),
@@ -344,6 +350,11 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"config": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: [*c, *c]"}, "(it unfolds"),
         ({"config": "seed: " + "9" * 5000}, "not valid YAML"),
         ({"config": "seed: 2026-99-99"}, "not valid YAML"),
+        ({"config": "seed: !!bool x"}, "not valid YAML"),
+        ({"config": "seed: !!timestamp x"}, "not valid YAML"),
+        ({"config": "seed: !!int ''"}, "not valid YAML"),
+        ({"config": "seed: " + ":".join("1" * 9999)}, "not valid YAML"),
+        ({"config": "seed: 1\n" * 20_000}, "not valid YAML (it unfolds"),
         ({"config": "!!python/object/apply:os.mkdir [ran]"}, "not valid YAML"),
         ({"config": {"model": {"_target_": "os.system", "command": "mkdir ran"}}}, "_target_=os.system: refused"),
         ({"config": {"model": {"_target_": "fer.models.convnet.os.mkdir"}}}, "no such class"),
@@ -413,3 +424,41 @@ def test_a_changed_pickle_is_refused_or_restored(tiny, at, cut, put):
         assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
     else:
         assert network.logits(torch.zeros(1, 1, 48, 48, dtype=torch.uint8), 1).shape == (1, 7)
+
+
+def test_a_history_with_numbers_that_no_picture_holds_is_refused(tmp_path):
+    row = {"epoch": 1, "seconds": 1.0, "train_loss": 1e308}
+    pd.DataFrame([row]).to_csv(tmp_path / "history.csv", index=False)
+    with pytest.raises(UserError, match="numbers beyond 1e"):
+        run.read_history(tmp_path)
+
+
+def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypatch):
+    def full(path, *args, **kwargs):
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("fer.train.save_checkpoint", full)
+    code, _, err = fer("train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r")
+    assert code == 2 and "No space left" in err and not (tmp_path / "runs" / "r").exists()
+
+
+def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp_path):
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2", "run=r"]
+    assert fer("train", *tiny, "optim=sgd", "optim.lr=1e-12")[0] == 0
+    (tmp_path / "r" / "best.pt").unlink()
+    code, out, err = fer("train", "resume=r", "train.epochs=3")
+    assert code == 0 and "r holds last.pt, history.csv" in out and "best.pt was removed" in out, err
+    assert "ckpt=r/last.pt" in out
+
+
+@pytest.mark.parametrize("names", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "2"}])
+def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, names):
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=1", "run=r"]
+    code, _, err = fer("train", *tiny)
+    assert code == 0, err
+    code, _, err = fer("predict", "ckpt=r", "out=x.csv")
+    assert code == 0, err
+    code, _, err = fer("predict", "ckpt=nowhere")
+    assert code == 2 and err.startswith("fer: ")

@@ -3,6 +3,7 @@
 This module holds what every other one shares and imports nothing heavy.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,11 @@ def extra(name: str, what: str) -> Iterator[None]:
         yield
     except ImportError:
         raise UserError(f"{what}: a package is missing; pip install 'fer-trainer[{name}]'") from None
+
+
+def in_processes() -> bool:
+    """Has torchrun started this process, and perhaps others? A cluster may set some of these names by itself."""
+    return all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"))
 
 
 def config_dir() -> Path:

@@ -7,8 +7,9 @@ import glob
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -17,8 +18,9 @@ from torch import nn
 
 from fer import Normalization, UserError, __version__, class_names, config
 from fer.data.faces import Data
+from fer.files import write
 from fer.models.network import Network, Normalize
-from fer.run import newest, write
+from fer.run import newest
 
 FORMAT = 1  # raised when an older version could not read it
 MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
@@ -46,6 +48,9 @@ class Checkpoint:
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""
         model = self.settings.model
+        stored = sum(tensor.numel() for tensor in tensors_of(self.contents["model"]))
+        if least_parameters(model) > stored:
+            raise UserError(f"{self.path}: its weights do not fit the model of its config; the file was changed")
         with blame(self.path):  # model.weights is a file to start from; the weights are here now
             built = config.build("model", model | ({"weights": None} if "weights" in model else {}))
         load_weights(built, self.contents["model"], self.path)
@@ -157,11 +162,46 @@ def load_checkpoint(path: str | Path) -> dict:
             "model": dict(),
             "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
         } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
+            if not all(is_stored(tensor) for tensor in tensors_of(contents)):
+                raise UserError(f"{path}: damaged, a tensor is larger than what the file holds of it")
+            if any(not bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
+                raise UserError(
+                    f"{path}: its weights hold NaN or infinity, so it can label nothing; take another checkpoint, or "
+                    "train again with a lower optim.lr"
+                )
             if classes not in (list(class_names(7)), list(class_names(8))):
                 raise UserError(f"{path}: trained for other classes than {', '.join(class_names(8))}; of no use here")
             if n == 0 or (c == len(classes) and {*labels.tolist()} <= {*range(c)}):
                 return contents
     raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
+
+
+def tensors_of(contents: object) -> Iterator[torch.Tensor]:
+    """All tensors within nested mappings and lists."""
+    if isinstance(contents, torch.Tensor):
+        yield contents
+    elif isinstance(contents, Mapping):
+        for value in contents.values():
+            yield from tensors_of(value)
+    elif isinstance(contents, list | tuple):
+        for value in contents:
+            yield from tensors_of(value)
+
+
+def is_stored(tensor: torch.Tensor) -> bool:
+    """Does the file hold every element? Strides of 0 repeat one 10^10 times, which fills the memory when it is used."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def least_parameters(node: dict) -> int:
+    """At least so many parameters has the network of a config, as far as its lists of layers tell; nothing is built."""
+    widths = []
+    for layer in [*node.get("features", []), *node.get("head", [])]:
+        if isinstance(layer, dict):
+            layer = layer.get("conv", layer.get("residual"))
+        if isinstance(layer, int):
+            widths.append(layer)
+    return sum(before * after for before, after in pairwise(widths))
 
 
 def load_weights(

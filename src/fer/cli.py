@@ -2,12 +2,14 @@
 run; then launch.py does the rest.
 """
 
+import contextlib
 import os
 import sys
 
 NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
 try:
-    from fer import UserError, __version__, choices, config_dir, nearest
+    from fer import UserError, __version__, choices, config_dir, in_processes, nearest
+    from fer.streams import Output
 except ImportError:
     print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
     sys.exit(2)
@@ -53,7 +55,19 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
     args = sys.argv[1:] if argv is None else argv
     sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # of what the terminal has no letter for
+    output, errors = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+        code = guarded(args)
+        output.flush()
+        if output.lost and code == 0:
+            print(f"fer: standard output cannot be written ({output.lost}); name a file or a pipe", file=sys.stderr)
+            code = 2
+        errors.flush()
+    return code
+
+
+def guarded(args: list[str]) -> int:
+    """Run one command; what a user can mend is a line on standard error."""
     try:
         return run(*args)
     except KeyboardInterrupt:
@@ -63,7 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("FER_DEBUG"):
             sys.excepthook(type(error), error, error.__traceback__)
         words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))  # no terminal codes
-        if os.environ.get("RANK", "0") == "0" or "another process" in words:  # of several processes one speaks
+        first = not in_processes() or os.environ["RANK"] == "0"
+        if first or "another process" in words:  # of several processes one speaks
             print(f"fer: {words}", file=sys.stderr)
         return 2
 
@@ -83,7 +98,7 @@ def run(command: str = "--help", *args: str) -> int:
         raise UserError(f"{command}: no such command; {nearest(command, COMMANDS)}")
     elif "--help" in args or "-h" in args:
         print(help_text(command))
-    elif command != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+    elif command != "train" and in_processes() and os.environ["WORLD_SIZE"] != "1":
         raise UserError(f"{command}: only fer train runs in several processes; leave torchrun out")
     else:
         warn_of_namesake()

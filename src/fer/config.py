@@ -69,6 +69,9 @@ class UnknownKeyError(UserError):
         self.key = key
 
 
+LONGEST_CONFIG = 100_000  # characters; PyYAML takes half a minute for a megabyte, and a config of ours has 3,000
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -439,17 +442,30 @@ def parse(text: str, where: str) -> dict:
         if bloated(text):
             raise ValueError("it unfolds to more than a config")
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{where}: its config is not valid YAML ({str(error).splitlines()[0]})") from None
+        check_numbers(values)
+    except Exception as error:  # a tag such as !!timestamp makes PyYAML raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{where}: its config is not valid YAML ({reason})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
     root = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
     return overlay({key: value for key, value in root.items() if key != "defaults"}, values)
 
 
+def check_numbers(values: Any) -> None:
+    """ValueError for a whole number beyond 64 bits, which YAML can write in a few characters."""
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, list):
+        for value in values:
+            check_numbers(value)
+    elif isinstance(values, int) and abs(values) >= 2**64:
+        raise ValueError("a number in it is too large")
+
+
 def bloated(text: str) -> bool:
     """Would the YAML take minutes to read, for its brackets, or gigabytes, for aliases of lists of aliases?"""
-    if len(text) > 1 << 20 or len(re.findall(r"[\[{]", text)) > 1000:
+    if len(text) > LONGEST_CONFIG or len(re.findall(r"[\[{]", text)) > 1000:
         return True
     return "*" in text and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 9
 

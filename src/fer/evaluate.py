@@ -7,13 +7,15 @@ import time
 
 import pandas as pd
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data
+from fer.files import write_text
 from fer.predict import average, label_each, learned_faces, open_members, weigh
-from fer.run import LOOKS, write_text
+from fer.run import LOOKS, told
 from fer.summary import aligned
 
 
@@ -69,7 +71,8 @@ def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy:
     folder, file = member.path.parent, member.path.parent / LOOKS
     look = {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "split": cfg.split, "faces": len(data.open(cfg.split))}
     look |= {"data_sha256": data.hash, "checkpoint": member.path.name, "tta": cfg.tta, "accuracy": accuracy}
-    earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
-    write_text(file, "\n".join([*earlier, *new, ""]))
+    with told(f"{file}: cannot be written", "make the folder writable"), FileLock(folder / f".{LOOKS}.lock"):
+        earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
+        write_text(file, "\n".join([*earlier, *new, ""]))
     return f"look number {len(earlier) or 1} at {cfg.split} with {folder}: noted in {file}; report the first"

@@ -18,8 +18,9 @@ from torch import Tensor
 from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import SIZE
+from fer.files import write
 from fer.models.network import Network
-from fer.run import spare_runs, write
+from fer.run import spare_runs
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64

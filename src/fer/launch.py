@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from importlib import import_module
@@ -54,8 +53,6 @@ def launch(command: str, args: list[str]) -> int:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
             run = import_module(f"fer.{command}").run  # train checks by itself: resume= lays these values over others
             return run(values if command == "train" else config.check(command, values), typed)
-        except BrokenPipeError:  # fer … | head: the reader has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise

@@ -15,7 +15,8 @@ from fer import UserError, extra
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
 from fer.data.readers import image_files, opened
-from fer.run import make_folder, write, write_csv
+from fer.files import write
+from fer.run import make_folder, write_csv
 
 SEARCHED = 640  # pixels of a photo's longer side that are searched; a face takes SMALLEST of them or more
 SMALLEST = 24

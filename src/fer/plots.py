@@ -4,7 +4,6 @@ Text is drawn as it stands (`$` and `_` mean nothing), colours are Okabe and Ito
 Knows of no config, run or tensor; pyplot, torch and pandas are never imported.
 """
 
-import os
 import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fer import UserError
+from fer.files import write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -338,14 +338,7 @@ def _figure(path: Path, width: float, height: float, *shape: int, **how: Any) ->
         # no pyplot: nothing stays open, no backend is chosen
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(*shape, **how)
-        part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            figure.savefig(part, format=kind, dpi=150)
-            part.replace(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from None
-        finally:
-            part.unlink(missing_ok=True)
+        write(path, lambda file: figure.savefig(file, format=kind, dpi=150))
 
 
 @contextmanager

@@ -1,22 +1,19 @@
 """The run folder, the contract between commands: config.yaml, environment.yaml, history.csv, best.pt, last.pt, report/.
 
-Every file is written beside its name, flushed and renamed: a reader sees the old one or the new one, whole. What is in
-a checkpoint stays out.
+What is in a checkpoint stays out; how files are written, files.py knows.
 """
 
 import contextlib
 import itertools
-import os
 import platform
 import re
-import secrets
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +21,7 @@ import torch
 import yaml
 
 from fer import CLASSES, UserError, __version__
+from fer.files import write_text
 
 try:
     import fcntl
@@ -32,37 +30,8 @@ except ImportError:  # Windows
 
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
 TIMES = ("epoch", "seconds", "images_per_second")  # columns of history.csv that tell of no quantity of the training
+LARGEST = 1e30  # number in a history; pictures of larger ones overflow
 LOOKS = "evaluations.csv"  # fer evaluate's record of PrivateTest, which the report tells
-
-
-def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
-    """Call `save` with a binary file that becomes `path` when all of it is on the disk; on failure nothing changes."""
-    path = Path(path)
-    beside = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        with beside.open("xb") as file:
-            save(file)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):  # the folder may be gone too
-            beside.unlink()
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
-        if not isinstance(cause, OSError):
-            raise
-        why = f"({cause.strerror or cause}), what was there is kept; make room or choose another place"
-        raise UserError(f"{path}: cannot be written {why}") from None
-    with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    write(path, lambda file: file.write(text.encode()))
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -83,6 +52,9 @@ def read_history(folder: Path) -> pd.DataFrame:
         history = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+    numbers = history.select_dtypes("number")
+    if (numbers.abs() > LARGEST).any(axis=None):
+        raise UserError(f"{path}: holds numbers beyond {LARGEST:g}; it is not the history of this run")
     needed = {*TIMES, "lr", *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy"))}
     needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
     if missing := needed - {*history.select_dtypes("number")}:
@@ -138,7 +110,7 @@ def lock(folder: str | Path) -> Iterator[None]:
             file = held.enter_context(Path(folder, ".lock").open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for stale in [path for name in FILES for path in Path(folder).glob(f".{name}.*.tmp")]:
+            for stale in [path for name in (*FILES, LOOKS) for path in Path(folder).glob(f".{name}.*.tmp")]:
                 stale.unlink()
         except BlockingIOError:
             raise UserError(f"run folder {folder}: another training writes there; name another, or wait") from None

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
-from fer import Format, Precision, UserError
+from fer import Format, Precision, UserError, in_processes
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid buffer size"
@@ -55,7 +55,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("mps")
     if not torch.cuda.is_available():
         raise UserError(f"device={name}: torch {torch.__version__} finds none; use device=auto or device=cpu")
-    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    index = int(number or (os.environ["LOCAL_RANK"] if in_processes() else 0))
     count = torch.cuda.device_count()
     if index >= count:
         raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
@@ -256,7 +256,7 @@ def memory_named(device: torch.device, batch: str) -> Iterator[None]:
 
 def join_processes(device: torch.device) -> tuple[int, int]:
     """The rank of this process and how many there are, joined where torchrun started several; 0, 1 otherwise."""
-    if "LOCAL_RANK" not in os.environ:
+    if not in_processes():
         return 0, 1
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -265,10 +265,17 @@ def join_processes(device: torch.device) -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def leave_processes() -> None:
-    """Close the connections that join_processes opened, if any."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+@contextlib.contextmanager
+def processes_left() -> Iterator[None]:
+    """After the context the connections that join_processes opened, if any, are closed: once all processes are done,
+    or at once where this one fails."""
+    try:
+        yield
+        if dist.is_initialized():
+            dist.barrier()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def over_processes(values: Tensor, how: str) -> Tensor:

@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import math
 import shlex
+import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -540,15 +541,12 @@ def run(values: dict, typed: list[str]) -> float:
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
-    try:
-        with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-            trainer = Trainer(cfg, device)
-            if trainer.rank:  # the first process has the run folder, and speaks
-                trainer.fit()
-            else:
-                fit_and_say(trainer)
-    finally:
-        runtime.leave_processes()
+    with runtime.processes_left(), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+        trainer = Trainer(cfg, device)
+        if trainer.rank:  # the first process has the run folder, and speaks
+            trainer.fit()
+        else:
+            fit_and_say(trainer)
     return trainer.best["val_accuracy"]
 
 
@@ -561,11 +559,14 @@ def fit_and_say(trainer: Trainer) -> None:
         print(f"stopped; everything so far is in {trainer.run}; go on with\n  {again}")
         raise
     folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
-    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds best.pt, last.pt, history.csv")
+    held = [name for name in ("best.pt", "last.pt", "history.csv") if Path(str(folder), name).is_file()]
+    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds {', '.join(held)}")
+    if "best.pt" not in held:
+        print(f"best.pt was removed after epoch {epoch}, and no later epoch was better; last.pt has the last weights")
     if trainer.work.seconds:
         images, operations = trainer.work.speed(trainer.network.model)
         print(f"trained at {images:,.0f} images/s, {operations / 1e12:.3g} TFLOP/s in {trainer.computed_in}")
-    run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/best.pt")
+    run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/{held[0]}")
     judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
     print(f"next:\n  fer report run={run}\n  fer {judge}")
 
@@ -574,7 +575,7 @@ def fit(trainer: Trainer) -> None:
     """Train in the run folder that the config names, a new one or that of a training that goes on."""
     cfg, device = trainer.cfg, trainer.device
     folder = Path(cfg.resume) if cfg.resume else create(cfg.run, cfg.name)
-    with lock(folder):
+    with lock(folder), none_left(folder):
         if cfg.resume:
             write_history(folder, trainer.history)
             print(where_it_continues(trainer, folder), flush=True)
@@ -609,6 +610,17 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
     longer = f"{again} train.patience=null"
     stalled = f"{settings.patience} epochs without a better one (train.patience)"
     return f"{folder}: training ended after epoch {trainer.epoch}, {stalled}; to train longer:\n  {longer}"
+
+
+@contextlib.contextmanager
+def none_left(folder: Path) -> Iterator[None]:
+    """Within the context a refusal before the first save leaves no folder, which could neither be resumed nor used."""
+    try:
+        yield
+    except UserError:
+        if not (folder / "last.pt").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def warnings_of(cfg: config.TrainConfig, trainer: Trainer) -> list[str]:

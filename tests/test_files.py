@@ -1,0 +1,73 @@
+"""Outputs: whole or not at all, and never in place of what is no file."""
+
+import os
+import threading
+
+import pytest
+import torch
+
+from fer import UserError
+from fer.files import write, write_text
+
+
+def test_a_link_is_followed_and_its_target_replaced(tmp_path):
+    target, link = tmp_path / "there" / "target.csv", tmp_path / "link.csv"
+    target.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to(target)
+    write_text(link, "new")
+    assert link.is_symlink() and target.read_text() == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["link.csv", "target.csv", "there"]
+
+
+def test_a_link_to_a_name_that_is_free_makes_that_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "new").read_text() == "x"
+
+
+@pytest.mark.parametrize("save", [lambda file: file.write(b"x" * 200_000), lambda file: torch.save([1] * 9999, file)])
+def test_a_pipe_is_written_to_and_stays_one(tmp_path, save):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write(pipe, save)
+    reader.join(10)
+    assert pipe.is_fifo() and len(read[0]) > 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_folder_and_a_circle_of_links_are_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for name, said in (("folder", "is a folder"), ("a", "leads in a circle")):
+        with pytest.raises(UserError, match=said):
+            write_text(tmp_path / name, "x")
+
+
+def test_what_was_there_stays_where_a_save_fails(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def fails(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="No space left on device"):
+        write(path, fails)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_submission_goes_through_a_pipe(fer, tmp_path):
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    assert fer("train", *tiny, "run=r")[0] == 0
+    os.mkfifo("ff")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "ff").read_text()), daemon=True)
+    reader.start()
+    code, _, err = fer("predict", "ckpt=r", "split=validation", "out=ff")
+    reader.join(10)
+    assert code == 0 and (tmp_path / "ff").is_fifo(), err
+    assert read[0].startswith("id,label\n")

@@ -1,0 +1,58 @@
+"""Standard output and error: closed, full, without a reader, in a narrow encoding."""
+
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+TINY = ["data=demo", "data.images=400", "model=dnn", "model.head=[8]", "train.epochs=4", "device=cpu"]
+
+
+def shell(line, folder, **environment):
+    command = line.replace("fer", f"{sys.executable} -m fer", 1)
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120, env=os.environ | environment
+    )
+
+
+@pytest.mark.parametrize("line", ["fer --help >&-", "fer train --help >&-", "fer --version >&-", "fer --help 2>&- >&-"])
+def test_a_closed_output_is_no_traceback(tmp_path, line):
+    done = shell(line, tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("line", ["fer train --help | head -1", "fer --help | true"])
+def test_a_reader_may_go(tmp_path, line):
+    done = shell(f"set -o pipefail; {line}", tmp_path)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_a_full_output_is_told_once_in_a_line(tmp_path):
+    done = shell("fer --help > /dev/full", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "fer: standard output cannot be written (No space left on device); name a file or a pipe\n"
+
+
+def test_a_refusal_whose_error_stream_is_full_or_closed_keeps_its_code(tmp_path):
+    assert shell("fer nonsense 2> /dev/full", tmp_path).returncode == 2
+    assert shell("fer nonsense 2>&-", tmp_path).returncode == 2
+
+
+def test_a_narrow_encoding_is_no_traceback(tmp_path):
+    done = shell("fer summary model=dnn", tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "1?48?48" in done.stdout
+
+
+def test_a_training_goes_on_when_its_reader_has_gone(tmp_path):
+    done = shell(f"set -o pipefail; fer train {' '.join(TINY)} run=r | head -2", tmp_path)
+    assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 2
+    assert len(pd.read_csv(tmp_path / "r" / "history.csv")) == 4
+    assert shell("fer report run=r >&-", tmp_path).returncode == 0
+
+
+def test_terminal_codes_in_a_name_do_not_reach_the_terminal(fer):
+    name = "run\x1b[31mred"
+    code, out, err = fer("train", *TINY, f"run={name}")
+    assert code == 0 and "\x1b" not in out and "run\\x1b[31mred" in out, err
