@@ -415,6 +415,19 @@ def test_files_replaced_by_pypis_package_are_told(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_resume_reads_last_pt_once(fer, monkeypatch):
+    assert fer("train", *TINY, "run=r")[0] == 0
+    read, load = [], torch.load
+
+    def noted(path, **options):
+        read.append(Path(path).name)
+        return load(path, **options)
+
+    monkeypatch.setattr(torch, "load", noted)
+    assert fer("train", "resume=r", "train.epochs=3")[0] == 0
+    assert read.count("last.pt") == 1
+
+
 def test_resume_takes_the_old_command_with_its_experiment(fer, refused):
     old = ["experiment=compact_dnn", "data=demo", "data.images=70", "device=cpu", "train.epochs=1"]
     assert fer("train", *old, "run=r")[0] == 0

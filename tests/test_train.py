@@ -114,7 +114,7 @@ def test_images_grow_along_their_curve(trainer):
     t.fit()
     assert sides == [24] * 2 * t.steps + [48] * t.steps
     assert [row["size"] for row in t.history] == [24, 24, 48]
-    with pytest.raises(UserError, match=r"curves\.size"):
+    with pytest.raises(UserError, match=r"curves\.size=null"):
         trainer(f"++curves.size={knots}")
 
 

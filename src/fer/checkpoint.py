@@ -222,9 +222,9 @@ def blame(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: its config, {error}") from None
 
 
-def resumed(values: dict, typed: list[str]) -> dict:
-    """The config of the run that `resume` names, the `typed` keys of `values` laid over it; what would make it another
-    training is refused."""
+def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
+    """The config of the run that `resume` names, the `typed` keys of `values` laid over it, and the contents of its
+    last.pt; what would make it another training is refused."""
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
         raise UserError(f"resume={named}: a training goes on from its last.pt; take resume={named.parent}")
@@ -243,4 +243,4 @@ def resumed(values: dict, typed: list[str]) -> dict:
     new = merged(values if "experiment" in typed else typed)  # an experiment says something of every key
     if changed := [line for key, line in config.difference(merged(()), new).items() if key not in MAY_CHANGE]:
         raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
-    return merged(typed) | {"run": None, "resume": str(folder)}
+    return merged(typed) | {"run": None, "resume": str(folder)}, contents

@@ -48,7 +48,14 @@ class Trainer:
     What changes while it runs: the weights, the optimizer, the history; and within an epoch step, seconds and record.
     """
 
-    def __init__(self, cfg: config.TrainConfig, device: torch.device, data: Data | None = None):
+    def __init__(
+        self,
+        cfg: config.TrainConfig,
+        device: torch.device,
+        data: Data | None = None,
+        saved: dict | None = None,
+    ):
+        """data: in place of the config's. saved: the contents of the last.pt of cfg.resume, if they were read."""
         self.cfg, self.device = cfg, device
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
@@ -99,7 +106,8 @@ class Trainer:
         self.work = Work()
         self.start_epoch()
         if cfg.resume:
-            self.load(Path(cfg.resume) / "last.pt")
+            path = Path(cfg.resume) / "last.pt"
+            self.load(saved or load_checkpoint(path), path)
 
     def take(self, data: Data) -> Normalize:
         """Put the faces to train and to validate on onto the device; returns their normalization."""
@@ -391,9 +399,8 @@ class Trainer:
             state["average"] = self.average.state_dict()
         save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
 
-    def load(self, path: Path) -> None:
-        """Continue where the last.pt at `path` stopped."""
-        contents = load_checkpoint(path)
+    def load(self, contents: dict, path: Path) -> None:
+        """Continue where the last.pt at `path`, which has these contents, stopped."""
         load_weights(self.network.model, contents["model"], path)
         try:
             self.restore(contents["training"], path)
@@ -537,12 +544,16 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
 def run(values: dict, typed: list[str]) -> float:
     """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
     accuracy, for sweeps that optimize it."""
-    cfg = config.check("train", resumed(values, typed) if values.get("resume") else values)
+    saved = None
+    if values.get("resume"):
+        values, saved = resumed(values, typed)
+    cfg = config.check("train", values)
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
     with runtime.processes_left(), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-        trainer = Trainer(cfg, device)
+        trainer = Trainer(cfg, device, saved=saved)
+        del saved  # as large as the network and the optimizer
         if trainer.rank:  # the first process has the run folder, and speaks
             trainer.fit()
         else:
@@ -652,15 +663,17 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     loaded."""
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
+    contents = None
     if last.is_file():
-        saved = config.parse(load_checkpoint(last)["config"], str(last))
-        differences = config.difference(saved, own.model_dump())
+        contents = load_checkpoint(last)
+        differences = config.difference(config.parse(contents["config"], str(last)), own.model_dump())
         changed = [line for key, line in differences.items() if key not in PLACES]
         if changed:
             raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
         own.resume = own.run
     with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
-        trainer = Trainer(own, device, data)
+        trainer = Trainer(own, device, data, contents)
+        del contents  # as large as the network and the optimizer
         if not trainer.done:
             fit(trainer)
     return trainer.best["val_accuracy"]
