@@ -139,7 +139,7 @@ class PredictConfig(Strict):
     split: str | None
     input: str | None
     out: str | None
-    columns: Annotated[list[str], Field(min_length=2, max_length=2)]
+    columns: Annotated[list[str], Field(max_length=2)]
     sample: str | None
     probs: str | None
     device: Device
@@ -149,7 +149,7 @@ class PredictConfig(Strict):
 
 class EvaluateConfig(Strict):
     ckpt: str | list[str] | None
-    split: str
+    split: str | None
     tta: Views
     select: Literal["uniform", "greedy"] | None
     device: Device

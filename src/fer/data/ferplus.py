@@ -30,9 +30,11 @@ def ferplus(
     normalize: Normalization,
 ) -> Data:
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
-    table, test, _ = find(path)
-    if test is not None or (table.usage < 0).any():
-        raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
+    table = find(path).train
+    if table is None or (table.usage < 0).any():
+        raise UserError(
+            f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, or take data=fer2013"
+        )
     if score == "original" and (table.labels < 0).any():
         raise UserError(f"data.score=original: {path} has faces without a label of their own; take data.score=majority")
     place = Path(path).expanduser()
