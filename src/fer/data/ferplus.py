@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fer import Normalization, UserError, class_names
+from fer import FilePath, Normalization, UserError, class_names
 from fer.data.faces import Data
 from fer.data.readers import USAGES, find
 
@@ -21,8 +21,8 @@ Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
 
 def ferplus(
-    path: str,
-    votes: str | None,
+    path: FilePath,
+    votes: FilePath | None,
     mode: Mode,
     classes: Literal[7, 8],
     score: Literal["majority", "original"],

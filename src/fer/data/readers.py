@@ -30,7 +30,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
-from fer import CLASSES, Normalization, UserError
+from fer import CLASSES, FilePath, Normalization, UserError
 from fer.data.faces import SIZE, Data, Faces, stratified
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -86,7 +86,7 @@ class Table:
 
 
 def fer2013(
-    path: str,
+    path: FilePath,
     limit: Annotated[int, Ge(1)] | None,
     split: Literal["auto", "usage", "fraction", "from_index", "none"],
     fraction: Annotated[float, Gt(0), Lt(1)],
