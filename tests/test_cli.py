@@ -203,7 +203,7 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "optim.lr=abc: should be a valid number, unable" in refused("train", "optim.lr=abc")
     assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused("train", "curves.rotate=0.5")
     assert "curves.rotate._target_=Knots: refused" in refused("train", "curves.rotate={_target_: Knots}")
-    assert "columns=['id']: should have at least 2 items" in refused("predict", "columns=[id]")
+    assert "should have at most 2 items" in refused("predict", "columns=[id,label,more]")
     assert "source=foo: should be competition, or OWNER/NAME" in refused("download", "source=foo")
     (tmp_path / "x.pt").write_bytes(b"PK not really")
     assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
@@ -231,9 +231,17 @@ def test_other_refusals(refused, fer, tmp_path):
     refused("report", "run=nowhere")
 
 
-def test_a_refused_sweep_leaves_nothing(refused):
+def test_every_failure_of_a_sweep_is_told_with_the_choices_of_its_job(fer):
+    code, _, err = fer("train", "-m", *TINY, "optim=sgd", "optim.lr=-1", "seed=0,1")
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.startswith("fer: ")]
+    assert [line.partition(": optim")[0] for line in lines] == ["fer: job 0 (seed=0)", "fer: job 1 (seed=1)"]
+
+
+def test_a_refused_sweep_leaves_nothing(refused, fer, tmp_path):
     assert "model=dn: no such choice; did you mean dnn?" in refused("train", "-m", *TINY, "model=dnn,dn")
-    refused("train", "-m", *TINY, "seed=0,1", "optim.lr=-1")
+    assert fer("train", "-m", *TINY, "seed=0,1", "optim.lr=-1")[0] == 2
+    assert not (tmp_path / "runs").exists()
 
 
 def test_predict_takes_data_from_the_checkpoint_and_what_is_typed_over_it(fer, tmp_path):

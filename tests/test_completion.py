@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fer import cli, completion
-from fer.config import SCHEMAS
+from fer.config import SCHEMAS, TARGETS, path_keys
 
 COMMANDS = [*cli.COMMANDS]
 
@@ -72,9 +72,9 @@ def test_every_key_of_every_command_is_completed():
             assert inner or f"{key}=" in found
 
 
-def test_paths_are_keys_that_there_are():
-    keys = {candidate for command in COMMANDS for candidate in completion.candidates(COMMANDS, f"fer {command} ")}
-    assert {f"{path}=" for path in completion.PATHS} <= keys
+def test_completed_as_paths_are_the_keys_whose_type_is_a_path():
+    typed = {key for command in COMMANDS for group in ("", *TARGETS) for key in path_keys(command, group)}
+    assert typed == completion.PATHS
 
 
 def test_completion_loads_nothing_that_takes_long(folder):

@@ -211,3 +211,14 @@ def test_training_starts_from_a_checkpoint_with_a_new_last_layer_for_other_class
     assert torch.allclose(before["head.logits.weight"], weights("same")["head.logits.weight"])
     code, _, err = fer("train", f"data.path={folder}", *TINY, "model.head=[5]", "start=seven/best.pt", "run=r")
     assert code == 2 and "start=seven/best.pt: its weights do not fit this model" in err
+
+
+@pytest.mark.parametrize("name", ["my votes.csv", "a,b.csv", "[x].csv", "[1], a=b (2).csv"])
+def test_the_path_of_the_votes_may_hold_anything(fer, folder, name):
+    (folder / "fer2013new.csv").rename(folder / name)
+    places = [f"data.path={folder}", f"data.votes={folder}/{name}"]
+    code, _, err = fer("train", "data=ferplus", *places, *TINY, "run=r")
+    assert code == 0, err
+    for command in ("evaluate", "predict"):
+        code, _, err = fer(command, "ckpt=r", *places, "split=validation")
+        assert code == 0, err

@@ -282,3 +282,18 @@ def test_figures_of_counts_and_gray_values(splits, planted, tmp_path, monkeypatc
         figure.draw(renderer)
         box, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height  # nothing is clipped
+
+
+def test_empty_class_folders_are_told(fer, tmp_path):
+    for name in CLASSES:
+        (tmp_path / "faces" / "train" / name).mkdir(parents=True)
+    for name in ("happy", "sad"):
+        for i in range(20):
+            pixels = np.random.default_rng(i).integers(0, 256, (48, 48), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "faces" / "train" / name / f"{i}.png")
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    told = "no faces of angry, disgust, fear, surprise, neutral to train on"
+    code, out, err = fer("train", "data.path=faces", *small)
+    assert code == 0 and told in out, err
+    code, out, err = fer("inspect", "data.path=faces")
+    assert code == 0 and told in out, err

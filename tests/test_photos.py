@@ -118,3 +118,11 @@ def test_what_is_no_photo_or_would_be_overwritten_is_refused(fer, tmp_path, tiny
     code, _, err = fer("predict", "ckpt=tiny.pt", "input=plain.png")
     assert code == 2 and "pip install 'fer-trainer[photos]'" in err
     assert {file.name for file in tmp_path.iterdir()} == {"tiny.pt", "empty", "text.png", "plain.png"}
+
+
+def test_heic_photos_are_refused_by_name(fer, tmp_path, tiny):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    for place in ("in", "in/IMG_1.HEIC"):
+        code, _, err = fer("predict", f"ckpt={tiny()}", f"input={place}")
+        assert code == 2 and "IMG_1.HEIC: is HEIC" in err and "save it as JPEG" in err

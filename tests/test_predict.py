@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -125,3 +126,89 @@ def test_an_accuracy_on_faces_that_the_network_learned_is_told(fer):
     code, out, err = fer("predict", "ckpt=r", "split=train", "data.images=150", "out=s.csv")
     assert code == 0 and "accuracy 0." in out, err
     assert "learned" not in fer("predict", "ckpt=r", "split=validation", "out=s.csv")[1]
+
+
+def write_faces(path, count, seed=0, labels=False):
+    """A CSV of drawn faces, as the competition's train.csv or test.csv."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 48 * 48))
+    rows = [" ".join(map(str, row)) for row in pixels]
+    if labels:
+        rows = [f"{i % 7},{row}" for i, row in enumerate(rows)]
+    header = "emotion,pixels" if labels else "pixels"
+    path.write_text("\n".join([header, *rows]) + "\n")
+
+
+@pytest.fixture
+def competition(fer, fer2013_csv):
+    """The folder of the competition's page, with its archive's CSV, and a network trained on it; returns the folder and
+    what the training said."""
+    folder = fer2013_csv.parent
+    fer2013_csv.rename(folder / "icml_face_data.csv")
+    write_faces(folder / "train.csv", 70, labels=True)
+    write_faces(folder / "test.csv", 9, seed=1)
+    (folder / "example_submission.csv").write_text("emotion\n" + "0\n" * 9)
+    (folder / "fer2013.tar.gz").write_bytes(b"\x1f\x8b")
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    code, out, err = fer("train", f"data.path={folder}", *small, "run=runs/r")
+    assert code == 0, err
+    return folder, out
+
+
+def test_the_files_of_the_competition_lead_to_its_submission(fer, competition):
+    folder, said = competition
+    assert f"fer predict ckpt=runs/r/best.pt sample={folder}/example_submission.csv out=submission.csv" in said
+    assert fer("predict")[0] == 0
+    labels = pd.read_csv("submission.csv")["label"].tolist()
+    assert len(labels) == 9
+    code, out, err = fer("predict", f"sample={folder}/example_submission.csv", "out=one.csv", "probs=p.csv")
+    assert code == 0 and "labels alone" in out, err
+    expected = "emotion\n" + "".join(f"{label}\n" for label in labels)
+    assert Path("one.csv").read_text() == expected
+    assert pd.read_csv("p.csv")["id"].tolist() == list(range(9))
+    assert fer("predict", "columns=[emotion]", "out=two.csv")[0] == 0
+    assert Path("two.csv").read_text() == expected
+
+
+def test_a_submission_without_header(fer, competition):
+    Path("bare.csv").write_text("0\n" * 9)
+    Path("ids.csv").write_text("".join(f"{i},0\n" for i in reversed(range(9))))
+    assert fer("predict")[0] == 0
+    labels = pd.read_csv("submission.csv")["label"].tolist()
+    for asked in ("sample=bare.csv", "columns=[]"):
+        assert fer("predict", asked, "out=one.csv")[0] == 0
+        assert Path("one.csv").read_text() == "".join(f"{label}\n" for label in labels)
+    assert fer("predict", "sample=ids.csv", "out=two.csv")[0] == 0
+    assert Path("two.csv").read_text() == "".join(f"{i},{labels[i]}\n" for i in reversed(range(9)))
+
+
+def test_a_sample_that_does_not_fit_is_refused(fer, competition):
+    for text, words in (
+        ("emotion\n0\n", "has 1 rows for 9 faces"),
+        ("id\n" + "a\n" * 9, "'a' in its one column is no label"),
+        ("id,label\n" + "0,1\n", "has 1 rows for 9 faces"),
+    ):
+        Path("sample.csv").write_text(text)
+        code, _, err = fer("predict", "sample=sample.csv", "out=x.csv")
+        assert code == 2 and words in err and not Path("x.csv").exists()
+
+
+def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
+    write_faces(Path("labelled.csv"), 70, seed=2, labels=True)
+    write_faces(Path("unlabelled.csv"), 5, seed=3)
+    code, out, err = fer("predict", "data.path=unlabelled.csv")
+    assert code == 0 and len(pd.read_csv("submission.csv")) == 5, err
+    code, out, err = fer("predict", "data.path=labelled.csv")
+    assert code == 0 and len(pd.read_csv("submission.csv")) == 70, err
+    assert "no accuracy is shown: all holds, or may hold, PrivateTest" in out
+    code, out, err = fer("evaluate", "data.path=labelled.csv")
+    assert code == 0 and "70 faces of all" in out, err
+    code, out, err = fer("evaluate", "data.path=labelled.csv", "split=validation")
+    assert code == 0 and "faces of validation" in out, err
+    code, _, err = fer("evaluate", "data.path=unlabelled.csv")
+    assert code == 2 and "has no labels to measure against" in err
+    members = "ckpt=[runs/r,runs/r/last.pt]"
+    code, out, err = fer("predict", members, "data.path=unlabelled.csv", "select=greedy")
+    assert code == 0 and "ensemble: accuracy" in out, err
+    for asked in ("data.split=auto", "data.split=none"):
+        code, _, err = fer("train", "data.path=unlabelled.csv", asked, "run=n")
+        assert code == 2 and "train on" in err and not Path("n").exists()

@@ -1,8 +1,15 @@
 """Every layout, every refusal with its place, splits, cache; and a fuzz against a slow parser."""
 
+import bz2
 import csv
+import gzip
 import hashlib
 import io
+import lzma
+import pickle
+import shutil
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -325,6 +332,131 @@ def test_truncated_bomb_and_float_images_are_refused(folders, monkeypatch):
 def test_an_unknown_class_folder_is_refused(folders):
     (folders / "train" / "contempt").mkdir()
     with pytest.raises(UserError, match="contempt: no emotion has this name; the folders are angry"):
+        load(folders)
+
+
+def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
+    (folders / "train" / "suprise").mkdir()
+    with pytest.raises(UserError, match=r"suprise: no emotion has this name; did you mean surprise\?"):
+        load(folders)
+
+
+def test_a_flat_test_folder_is_the_split_to_label(folders):
+    shutil.rmtree(folders / "test")
+    (folders / "test").mkdir()
+    names = [f"im_{i}.png" for i in range(3)]
+    for i, name in enumerate(names):
+        Image.fromarray(FACES[i]).save(folders / "test" / name)
+    for _ in range(2):  # the second time from the cache
+        data = load(folders)
+        assert data.unlabelled == "test" and not data.shut
+        assert data.splits["test"].ids == names
+        assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:3]))
+    with pytest.raises(UserError, match=r"validation=test: the pictures in .* have no labels"):
+        load(folders, validation="test")
+    for place in (folders / "test", folders):
+        shutil.rmtree(folders / "train", ignore_errors=True)
+        data = load(place)
+        assert [*data.splits] == ["test"] and data.splits["test"].ids == names
+        with pytest.raises(UserError, match=r"no faces to train on, only 3 of test"):
+            data.open("train")
+
+
+def test_a_single_file_can_be_one_split(challenge, archive):
+    data = load(challenge / "train.csv", split="none")
+    assert [*data.splits] == ["all"] and data.shut == {"all"} and data.only == "all"
+    same(data.splits["all"], np.arange(40))
+    data = load(challenge / "test.csv", split="none")
+    assert data.unlabelled == "all" and not data.shut
+    assert {"train", "validation", "private"} <= {*load(archive / "fer2013.csv", split="none").splits}
+
+
+def test_classes_without_a_face_to_train_on_are_known(folders):
+    assert load(folders).absent == []
+    for name in ("fear", "sad"):
+        for file in (folders / "train" / name).iterdir():
+            file.unlink()
+    assert load(folders).absent == ["fear", "sad"]
+
+
+@pytest.mark.parametrize("label", ["7", "-1", "12"])
+def test_labels_of_another_numbering_are_asked_for(challenge, label):
+    file = challenge / "train.csv"
+    file.write_text(file.read_text().replace("\n1,", f"\n{label},", 1))
+    with pytest.raises(UserError) as error:
+        load(challenge)
+    words = str(error.value)
+    assert "what do the numbers of this file mean?" in words and "0 angry, 1 disgust" in words
+    assert "renumber the whole column; do not remove lines" in words and "mend or remove" not in words
+
+
+def packed(kind):
+    """The first bytes of a file that is no CSV."""
+    out = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("train.csv", "emotion,pixels")
+    elif kind == "tar":
+        with tarfile.open(fileobj=out, mode="w") as archive:
+            archive.addfile(tarfile.TarInfo("train.csv"))
+    elif kind == "npz":
+        np.savez(out, images=FACES[:1])
+    elif kind == "npy":
+        np.save(out, FACES[:1])
+    elif kind == "png":
+        Image.fromarray(FACES[0]).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (packed("zip"), "is a zip archive; unpack it"),
+        (packed("tar"), "is a tar archive; unpack it"),
+        (packed("npz"), "is a NumPy archive (.npz); write its faces to a CSV"),
+        (packed("npy"), "is a NumPy array; write its faces to a CSV"),
+        (packed("png"), "is a picture; put pictures into folders"),
+        (gzip.compress(b"emotion,pixels"), "is compressed by gzip; unpack it"),
+        (bz2.compress(b"emotion,pixels"), "is compressed by bzip2; unpack it"),
+        (lzma.compress(b"emotion,pixels"), "is compressed by xz; unpack it"),
+        (pickle.dumps([1]), "is a Python pickle; write its faces to a CSV"),
+        (b"\x89HDF\r\n\x1a\n\0\0", "is an HDF5 file; write its faces to a CSV"),
+        (b"PAR1\x15\x04", "is a parquet file; write its faces to a CSV"),
+        (b"<!DOCTYPE html><html>", "is a web page; get the file again"),
+        (b"\x1b[31m\x07,pixels\n", "is no text in UTF-8"),
+        (b"\xff\xfa\x80,pixels\n", "is no text in UTF-8"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told_as_what_it_is(tmp_path, content, words):
+    file = tmp_path / "train.csv"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load(tmp_path)
+    said = str(error.value)
+    assert words in said and said.isprintable() and "\ufffd" not in said
+
+
+def test_what_lies_there_instead_is_named(challenge):
+    deeper = challenge / "a" / "b"
+    deeper.mkdir(parents=True)
+    (challenge / "train.csv").rename(deeper / "train.csv")
+    (challenge / "test.csv").rename(challenge / "faces.csv")
+    (challenge / "archive.zip").write_bytes(packed("zip"))
+    with pytest.raises(UserError) as error:
+        load(challenge)
+    said = str(error.value)
+    assert f"{deeper} looks like it, take data.path={deeper}" in said
+    assert "archive.zip: unpack it" in said
+    assert f"to read faces.csv, take data.path={challenge}/faces.csv" in said
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
+
+
+def test_heic_is_refused_by_name(folders):
+    file = folders / "train" / "fear" / "IMG_1.HEIC"
+    file.write_bytes(HEIC)
+    with pytest.raises(UserError, match=r"IMG_1\.HEIC: is HEIC, which phones write and fer does not read; save it"):
         load(folders)
 
 

@@ -76,6 +76,19 @@ def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tm
     assert "left out: " in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
 
 
+def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_csv, tmp_path):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY[2:], "run=r")[0] == 0
+    header, *rows = fer2013_csv.read_text().splitlines()
+    (tmp_path / "other").mkdir()
+    copy = tmp_path / "other" / "fer2013.csv"
+    copy.write_text("\n".join([header, *(row.replace(" 7 ", " 8 ") for row in rows)]) + "\n")
+    code, _, err = fer("report", "run=r", f"data.path={copy}")
+    assert code == 2 and "the data is not what the run was validated on" in err
+    copy.write_text("\n".join([header, *rows]) + "\n")
+    code, _, err = fer("report", "run=r", f"data.path={copy}")
+    assert code == 0 and (tmp_path / "r/report/mistakes.png").is_file(), err
+
+
 def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "model.head=[4],[5]", "data.limit=20"]
     assert fer("train", "data=demo", *TINY[2:], *sweep)[0] == 0

@@ -18,7 +18,11 @@ def sweep(folder, *args):
 @pytest.mark.parametrize("launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)])
 def test_jobs_run_in_processes_of_a_launcher_and_their_refusals_come_back(fer, tmp_path, launcher):
     code, out, err = sweep(tmp_path, f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "optim=sgd", "optim.lr=-1,0.1")
-    assert code == 2 and err.splitlines()[-1] == "fer: optim: Invalid learning rate: -1.0" and "Traceback" not in err
+    assert (
+        code == 2
+        and err.splitlines()[-1] == "fer: job 0 (optim.lr=-1): optim: Invalid learning rate: -1.0"
+        and "Traceback" not in err
+    )
     assert (tmp_path / "s" / "1" / "best.pt").is_file()
     code, out, err = fer("report", "run=s")
     assert code == 0 and "validation faces" in out, err

@@ -7,13 +7,16 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 __version__ = "0.1.0"
 
 Normalization = Literal["none", "unit", "dataset", "image"]  # of a network's input; see models/network.py
 Format = Literal["fp32", "bf16", "fp16"]  # of numbers in forward passes
 Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see runtime.choose_format
+FilePath = Annotated[
+    str, "path"
+]  # of a file or folder: the value of a key may hold any character; see config.path_keys
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

@@ -59,14 +59,21 @@ class Checkpoint:
             network.to(memory_format=torch.channels_last)
         return network.eval()
 
-    def data(self, typed: dict | None = None, whole: bool = True) -> Data:
-        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count."""
+    def data(self, typed: dict | None = None, whole: bool = True, used_whole: bool = False) -> Data:
+        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count. `used_whole`: a
+        single file that is typed as data.path is not split, since nothing is trained on it."""
         if typed and "normalize" in typed and "_target_" not in typed:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
         if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
             raise UserError("data.validation=test: is for trainings; leave it out, and name the split: split=test")
         own = self.settings.data | ({"limit": None} if whole else {})
         node = config.check_node("data", config.overlay(own, typed or {}))
+        if used_whole and typed and node.get("split") is not None and typed.get("split", "auto") == "auto":
+            with contextlib.suppress(OSError, RuntimeError):  # what is wrong with the path is told below
+                if Path(typed.get("path") or "").expanduser().is_file():
+                    data = config.build("data", node | {"split": "none"})
+                    if data.only == "all":  # else its column Usage splits it
+                        return data
         return config.build("data", node)
 
 

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Required, Union, get_args, get_origin, get_type_hints
@@ -21,7 +22,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 from typing_extensions import is_typeddict
 
-from fer import CLASSES, Precision, UserError, config_dir, nearest
+from fer import CLASSES, FilePath, Precision, UserError, config_dir, nearest
 
 Count = Annotated[int, Field(ge=1, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -95,9 +96,9 @@ class Training(Strict):
 
 class TrainConfig(Strict):
     name: str
-    run: str | None
-    resume: str | None
-    start: str | None
+    run: FilePath | None
+    resume: FilePath | None
+    start: FilePath | None
     seed: Seed
     deterministic: bool
     device: Device
@@ -113,11 +114,11 @@ class TrainConfig(Strict):
 
 
 class CurvesConfig(TrainConfig):
-    out: str
+    out: FilePath
 
 
 class SelftrainConfig(TrainConfig):
-    out: str
+    out: FilePath
     shares: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)]
     rounds: Count
     portion: Annotated[float, Field(gt=0, le=1)]
@@ -126,30 +127,30 @@ class SelftrainConfig(TrainConfig):
 
 
 class MislabelsConfig(TrainConfig):
-    out: str
+    out: FilePath
     folds: Annotated[int, Field(ge=2)]
     samples: Count
     format: Picture
 
 
 class PredictConfig(Strict):
-    ckpt: str | list[str] | None
+    ckpt: FilePath | list[FilePath] | None
     tta: Views
     select: Literal["uniform", "greedy"]
     split: str | None
-    input: str | None
-    out: str | None
-    columns: Annotated[list[str], Field(min_length=2, max_length=2)]
-    sample: str | None
-    probs: str | None
+    input: FilePath | None
+    out: FilePath | None
+    columns: Annotated[list[str], Field(max_length=2)]
+    sample: FilePath | None
+    probs: FilePath | None
     device: Device
     batch_size: Count
     data: Typed = None
 
 
 class EvaluateConfig(Strict):
-    ckpt: str | list[str] | None
-    split: str
+    ckpt: FilePath | list[FilePath] | None
+    split: str | None
     tta: Views
     select: Literal["uniform", "greedy"] | None
     device: Device
@@ -158,8 +159,8 @@ class EvaluateConfig(Strict):
 
 
 class ReportConfig(Strict):
-    run: str | list[str] | None
-    out: str | None
+    run: FilePath | list[FilePath] | None
+    out: FilePath | None
     samples: Count
     seed: Seed
     format: Picture
@@ -167,13 +168,13 @@ class ReportConfig(Strict):
 
 
 class ExplainConfig(Strict):
-    ckpt: str | None
-    image: str | list[int | str] | None
+    ckpt: FilePath | None
+    image: FilePath | list[int | str] | None
     split: str
     target: Annotated[str, BeforeValidator(lambda v: "true" if v is True else v)]
     threshold: Annotated[float, Field(ge=0, le=1)]
     layers: str | list[str] | None
-    out: str | None
+    out: FilePath | None
     format: Picture
     device: Device
     seed: Seed
@@ -182,7 +183,7 @@ class ExplainConfig(Strict):
 
 class InspectConfig(Strict):
     data: dict
-    out: str
+    out: FilePath
     samples: Count
     seed: Seed
     near: Annotated[float, Field(gt=0, lt=1)] | None
@@ -190,14 +191,14 @@ class InspectConfig(Strict):
 
 
 class ExportConfig(Strict):
-    ckpt: str | None
+    ckpt: FilePath | None
     format: Literal["onnx", "torch_export"]
-    out: str | None
+    out: FilePath | None
 
 
 class DownloadConfig(Strict):
     source: str
-    out: str
+    out: FilePath
 
 
 class SummaryConfig(TrainConfig):
@@ -248,10 +249,58 @@ def check_training(config: TrainConfig) -> None:
         if config.model["classes"] not in (len(CLASSES), classes):
             raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
         config.model["classes"] = classes
-    for key in ("path", "votes"):
+    for key in path_parameters("data", config.data):
         if place := config.data.get(key):
             with contextlib.suppress(RuntimeError):  # ~ of nobody
                 config.data[key] = str(Path(place).expanduser().absolute())  # found from any folder
+
+
+@dataclass(frozen=True)
+class PathKey:
+    """That a key's value is a path, and whether it may be a list of them, or of something else."""
+
+    listed: bool
+
+
+def path_key(annotation: Any) -> PathKey | None:
+    """What the type of a key says of paths; nothing where it holds none."""
+    if get_origin(annotation) is Annotated:
+        inner, *notes = get_args(annotation)
+        return PathKey(listed=False) if "path" in notes else path_key(inner)
+    kinds = [path_key(kind) for kind in get_args(annotation)]
+    if get_origin(annotation) is list or not any(kinds):
+        return None
+    return PathKey(listed=any(get_origin(kind) is list for kind in get_args(annotation)))
+
+
+def path_keys(command: str, group: str = "", user_dir: str | None = None) -> dict[str, PathKey]:
+    """The command's own keys that are paths, by their types in its schema, and those of `group`, by the signatures that
+    its configs name. A signature is only read, of targets that are this project's own."""
+    found = {}
+    for key, annotation in get_type_hints(SCHEMAS[command], include_extras=True).items():
+        if own := path_key(annotation):
+            found[key] = own
+    if group in TARGETS:
+        for root in dict.fromkeys([config_dir(), Path(user_dir or config_dir())]):
+            for file in sorted((root / group).glob("*.yaml")):
+                node: Any = None
+                with contextlib.suppress(
+                    OSError, ValueError, yaml.YAMLError
+                ):  # which Hydra refuses, where it is chosen
+                    node = yaml.safe_load(file.read_text(encoding="utf-8"))
+                if isinstance(node, dict) and "_target_" in node:
+                    with contextlib.suppress(UserError):
+                        own_keys = path_parameters(group, node)
+                        found |= {f"{group}.{name}": key for name, key in own_keys.items()}
+    return found
+
+
+def path_parameters(group: str, node: dict) -> dict[str, PathKey]:
+    """The keys of a `_target_` node that are paths."""
+    fn, _ = target(group, node, group)
+    parameters = inspect.signature(fn, eval_str=True).parameters
+    found = {name: path_key(parameter.annotation) for name, parameter in parameters.items()}
+    return {name: key for name, key in found.items() if key}
 
 
 def check_node(group: str, node: dict, key: str = "") -> dict:

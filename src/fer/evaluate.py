@@ -21,12 +21,17 @@ from fer.summary import aligned
 
 def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     members = open_members(cfg.ckpt)
-    data = members[0].data(cfg.data)
+    data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
+    cfg.split = cfg.split or data.only or "validation"
     faces = data.open(cfg.split)
     if not faces.labelled:
         raise UserError(f"split={cfg.split}: has no labels to measure against; fer predict makes its submission")
-    training = [data.open("train"), *learned_faces(members, faces, strict=not cfg.data)]
-    fresh = ~torch.stack([faces.among(learned) for learned in training]).any(0)
+    training = learned_faces(members, faces, strict=not cfg.data)
+    if "train" in data.splits:
+        training = [data.open("train"), *training]
+    fresh = torch.ones(len(faces), dtype=torch.bool)
+    for learned in training:
+        fresh &= ~faces.among(learned)
     own = [probabilities[:, : len(data.classes)] for probabilities in label_each(members, faces, cfg)]
     found = dict(zip([str(member.path) for member in members], own, strict=True))
     if cfg.select and len(members) > 1:
@@ -69,7 +74,7 @@ def paired(right: dict[str, Tensor]) -> list[str]:
 def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy: str) -> str:
     """Add this look to the run's record, and say the how-manieth it is."""
     folder, file = member.path.parent, member.path.parent / LOOKS
-    look = {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "split": cfg.split, "faces": len(data.open(cfg.split))}
+    look = {"time": time.strftime("%Y-%m-%d %H:%M:%S %z"), "split": cfg.split, "faces": len(data.open(str(cfg.split)))}
     look |= {"data_sha256": data.hash, "checkpoint": member.path.name, "tta": cfg.tta, "accuracy": accuracy}
     with told(f"{file}: cannot be written", "make the folder writable"), FileLock(folder / f".{LOOKS}.lock"):
         earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

@@ -24,6 +24,8 @@ GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     data = config.build("data", cfg.data)
+    if data.absent:
+        print(f"no faces of {', '.join(data.absent)} to train on")
     splits = choose(data)
     out = make_folder(Path(cfg.out))
     images = torch.cat([split.images for split in splits.values()])

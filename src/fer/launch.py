@@ -27,9 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from fer import UserError, choices, config, config_dir, nearest, vocabulary
 from fer.runtime import Interrupted, is_out_of_memory
 
-# Their values are quoted before Hydra parses them: a path may hold anything.
-PATHS = {"run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image", "data.path", "model.weights"}
-
 
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
@@ -57,9 +54,11 @@ def launch(command: str, args: list[str]) -> int:
             if not is_out_of_memory(error):
                 raise
             batch = "train.batch_size" if "train" in values else "batch_size"
-            failures.append(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
+            refused: Exception = UserError(f"out of memory; take a smaller {batch} or model, or device=cpu")
+            failures.append(of_job(refused, options.overrides))
         except (UserError, OmegaConfBaseException, OSError) as error:
-            failures.append(worded(better_key(error, command, options.config_dir)))
+            refused = worded(better_key(error, command, options.config_dir))
+            failures.append(of_job(refused, options.overrides))
             if os.getpid() != own:  # a launcher's process, whose failures reach us only so
                 raise failures[-1] from None
         return math.nan
@@ -84,7 +83,7 @@ def launch(command: str, args: list[str]) -> int:
                 with contextlib.suppress(OSError):  # runs/ holds other runs
                     sweep.parent.rmdir()
     if failures:
-        raise UserError("\nfer: ".join(dict.fromkeys(map(str, failures)))) from failures[0]
+        raise UserError("\nfer: ".join(map(str, failures))) from failures[0]
     return 0
 
 
@@ -131,6 +130,16 @@ def environment_closed() -> Iterator[None]:
         yield
     finally:
         BaseContainer._resolvers = resolvers
+
+
+def of_job(error: Exception, overrides: list[str]) -> Exception:
+    """In a sweep, a refusal with the number of its job and the choices that are the job's own, not all jobs'."""
+    settings = HydraConfig.get()
+    if settings.mode != RunMode.MULTIRUN or not isinstance(error, UserError):
+        return error
+    chosen = [override.lstrip("+") for override in settings.overrides.task if override not in overrides]
+    job = f"job {settings.job.num} ({', '.join(chosen)})" if chosen else f"job {settings.job.num}"
+    return UserError(f"{job}: {error}").with_traceback(error.__traceback__)
 
 
 def parse(command: str, args: list[str]) -> Namespace:
@@ -208,9 +217,11 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, options: 
     if group not in groups and (config_dir() / group).is_dir():
         why = "comes from the checkpoint" if command in vocabulary.FROM_RUN else "no such key here"
         raise UserError(f"{key}: {why}; leave it out")
-    if key in PATHS and not value:
+    path = config.path_keys(command, group if group != key else "", options.config_dir).get(key)
+    if path and not value:
         raise UserError(f"{override}: names nothing; give a path, or leave {key} out")
-    if key in PATHS and value != "null" and not (value.startswith("[") and value.endswith("]")):
+    is_list = path and path.listed and value.startswith("[") and value.endswith("]")
+    if path and value != "null" and not is_list:
         value = ",".join(part if part.startswith(("'", '"')) else quoted(part) for part in parts)
     return f"++{key}={value}"
 

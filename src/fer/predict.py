@@ -2,6 +2,8 @@
 augmentation and ensembles. Knows checkpoints and faces; training, and how faces are found in photos, stay out.
 """
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +15,44 @@ from fer.augment import ten_crops
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.run import spare_runs, write_csv
+from fer.run import spare_runs, write_csv, write_text
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
 Asked = config.PredictConfig | config.EvaluateConfig  # both tell device, batch size, views and selection
+
+
+@dataclass(frozen=True)
+class Submission:
+    """How a submission is laid out.
+
+    header: names of its columns, of ids and labels or of labels alone; empty for labels alone without a header.
+    ids: one a face, also where they are not written. faces: in the order of the rows. headed: does it begin with its
+    header?
+    """
+
+    header: list[str]
+    ids: list[str]
+    faces: Faces
+    headed: bool = True
+
+    @property
+    def id_column(self) -> str:
+        """Header of the ids, for a table that needs them."""
+        return self.header[0] if len(self.header) == 2 and self.headed else "id"
+
+    def write(self, path: str, labels: list[int]) -> None:
+        rows: list[list[object]] = [[label] for label in labels]
+        if len(self.header) == 2:
+            rows = [[own, label] for own, label in zip(self.ids, labels, strict=True)]
+        if self.headed and self.header:
+            write_csv(path, self.header, rows)
+        else:
+            columns = self.header or ["label"]
+            text = pd.DataFrame(rows, columns=columns, dtype=object).to_csv(
+                index=False, header=False, lineterminator="\n"
+            )
+            write_text(path, text)
 
 
 def run(cfg: config.PredictConfig, typed: list[str]) -> None:
@@ -35,20 +70,23 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
         ask = lambda faces: label_all(members, weigh(members, cfg), faces, cfg)  # noqa: E731
         photos.run(Path(cfg.input), Path(cfg.out), typed, members[0].classes, ask)
         return
-    data = members[0].data(cfg.data)
-    split = cfg.split or data.unlabelled
+    data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
+    split = cfg.split or data.unlabelled or data.only
     if split is None:
         raise UserError(f"this data has no split without labels; name one: split={'|'.join(data.splits)}")
     faces = data.open(split)
-    header, ids, faces = as_sampled(cfg.sample, faces) if cfg.sample else (cfg.columns, faces.ids, faces)
+    submission = Submission(cfg.columns, faces.ids, faces)
+    if cfg.sample:
+        submission = as_sampled(cfg.sample, faces)
+    faces = submission.faces
 
     weights, known = weigh(members, cfg, data), len(data.classes)  # of 8 classes the last is left out of data of 7
     means = label_all(members, weights, faces, cfg)[:, :known]
     labels = means.argmax(1)
     if cfg.probs:
-        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(ids, means.tolist(), strict=True))
-        write_csv(cfg.probs, [header[0], *class_names(means.shape[1])], rows)
-    write_csv(cfg.out, header, zip(ids, labels.tolist(), strict=True))
+        rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(submission.ids, means.tolist(), strict=True))
+        write_csv(cfg.probs, [submission.id_column, *class_names(means.shape[1])], rows)
+    submission.write(cfg.out, labels.tolist())
 
     count = int(weights.count_nonzero())
     by = f"{count} checkpoints" if count > 1 else str(members[int(weights.argmax())].path)
@@ -143,17 +181,21 @@ def average(parts: list[Tensor], weights: Tensor) -> Tensor:
 def weigh(members: list[Checkpoint], cfg: Asked, data: Data | None = None) -> Tensor:
     """How much each member counts, float64, chosen on the validation faces of `data`, and a table of what each adds.
 
-    Without data, as for photos, that of the first member is opened if there is a choice to make. Where a member was
+    Without data, as for photos, or where it has no validation faces, those of the first member are taken if there is a
+    choice to make. Where a member was
     validated on other faces nothing is chosen or shown: it may have learned these.
     """
     uniform = torch.ones(len(members), dtype=torch.float64)
     if len(members) == 1 or (data is None and cfg.select == "uniform"):
         return uniform
-    faces = (data or members[0].data()).open("validation")
+    data_is_own = cfg.data is None
+    if data is None or "validation" not in data.splits:
+        data, data_is_own = members[0].data(), True
+    faces = data.open("validation")
     shown = faces.hash
     for member in members:
         seen = member.contents.get("validation", {}).get("images")  # a last.pt does not tell, nor of all one with limit
-        if seen == shown or (cfg.data is None and member.data().open("validation").hash == shown):
+        if seen == shown or (data_is_own and member.data().open("validation").hash == shown):
             continue
         why = f"{member.path} was validated on other faces than these, so it may have learned them"
         if cfg.select == "greedy":
@@ -191,23 +233,37 @@ def greedy(parts: list[Tensor], labels: Tensor) -> Tensor:
     return best[1]
 
 
-def as_sampled(path: str, faces: Faces) -> tuple[list[str], list[str], Faces]:
-    """Header and ids of a sample submission, and the faces in its order; as they come, where the ids are its own."""
+def as_sampled(path: str, faces: Faces) -> Submission:
+    """The layout of a sample submission: two columns or more, of which ids and labels are the first two, or one column
+    of labels; a first row that ends in a number is no header. The faces come in the order of its ids or, where these
+    are its own or there are none, in the data's order."""
     try:
-        sample = pd.read_csv(path, dtype=str, keep_default_na=False)
+        sample = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (OSError, ValueError) as error:
         raise UserError(f"sample={path}: cannot be read as CSV ({str(error).splitlines()[0]})") from None
-    if sample.shape[1] < 2 or len(sample) != len(faces):
-        raise UserError(
-            f"sample={path}: has {sample.shape[1]} columns and {len(sample)} rows; needed are 2 columns and a row for "
-            f"each of the {len(faces)} faces"
-        )
-    header, ids = list(sample.columns[:2]), sample.iloc[:, 0].tolist()
+    columns = min(sample.shape[1], 2)
+    sample = sample.iloc[:, :columns]
+    header = sample.iloc[0].tolist()
+    headed = not re.fullmatch(r"\s*-?[0-9]+(\.[0-9]*)?\s*", header[-1])
+    if headed:
+        sample = sample.iloc[1:]
+    if len(sample) != len(faces):
+        raise UserError(f"sample={path}: has {len(sample)} rows for {len(faces)} faces; it should have one for each")
+    ids = sample.iloc[:, 0].tolist()
+    if columns == 1:
+        no_labels = [value for value in ids if not value.strip().isdecimal() or int(value) >= len(class_names(8))]
+        if no_labels:
+            raise UserError(
+                f"sample={path}: {no_labels[0][:20]!r} in its one column is no label; "
+                "it should have labels alone, or ids and labels"
+            )
+        print(f"{path} has labels alone: written in the order of the faces")
+        return Submission(header, faces.ids, faces, headed)
     position = {name: i for i, name in enumerate(faces.ids)}
     if len(position) == len(ids) and set(position) == set(ids):
-        return header, ids, faces.take([position[i] for i in ids])
+        return Submission(header, ids, faces.take([position[i] for i in ids]), headed)
     first = int(ids[0]) if ids[0].isdecimal() else 0
     if set(position) & set(ids) and ids != [str(first + i) for i in range(len(ids))]:
         raise UserError(f"sample={path}: only some of its ids are faces' ids, so their order is not sure; mend them")
     print(f"the ids of {path} are its own, from {ids[0]} to {ids[-1]}: taken in the order of the faces")
-    return header, ids, faces
+    return Submission(header, ids, faces, headed)

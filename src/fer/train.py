@@ -124,7 +124,7 @@ class Trainer:
         self.images, self.targets = faces.images.to(self.device), targets.to(self.device)
         self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
         self.data_hash, self.val_hash, self.classes = data.hash, held_out.hash, data.classes
-        self.unlabelled = data.unlabelled
+        self.unlabelled, self.sample, self.absent = data.unlabelled, data.sample, data.absent
         digest = hashlib.sha256(held_out.labels.numpy().data)
         for part in (held_out.images, faces.images, targets):
             digest.update(part.contiguous().numpy().data)
@@ -578,7 +578,10 @@ def fit_and_say(trainer: Trainer) -> None:
         images, operations = trainer.work.speed(trainer.network.model)
         print(f"trained at {images:,.0f} images/s, {operations / 1e12:.3g} TFLOP/s in {trainer.computed_in}")
     run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/{held[0]}")
-    judge = f"predict ckpt={ckpt} out=submission.csv" if trainer.unlabelled else f"evaluate ckpt={ckpt}"
+    judge = f"evaluate ckpt={ckpt}"
+    if trainer.unlabelled:
+        sample = f" sample={shlex.quote(trainer.sample)}" if trainer.sample else ""
+        judge = f"predict ckpt={ckpt}{sample} out=submission.csv"
     print(f"next:\n  fer report run={run}\n  fer {judge}")
 
 
@@ -641,6 +644,8 @@ def warnings_of(cfg: config.TrainConfig, trainer: Trainer) -> list[str]:
         last = (node or {}).get("epochs", [0])[-1]
         if last > cfg.train.epochs:
             lines.append(f"{key}: its knots extend to epoch {last:g}, but training stops at {cfg.train.epochs}")
+    if trainer.absent:
+        lines.append(f"no faces of {', '.join(trainer.absent)} to train on: the network cannot learn them")
     crop, size = trainer.augment.crop, trainer.network.model.size
     if crop and crop < size:
         lines.append(

@@ -62,11 +62,13 @@ def stratified(labels: np.ndarray, share: float, seed: int, least: int = 0) -> n
 class Data:
     """Every split of one data set.
 
-    splits: by name; "train" and "validation" always, others as the source has them ("test", "private").
+    splits: by name; "train" and "validation" where there are faces to train on, others as the source has them ("test",
+    "private"); "all" where a single file is used whole.
     shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and only
     fer evaluate prints an accuracy on them. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
     hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode: what training does
-    with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`; see configs/data/ferplus.yaml.
+    with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`; see configs/data/ferplus.yaml. sample:
+    path of a sample submission that lies beside the faces.
     """
 
     splits: dict[str, Faces]
@@ -75,8 +77,12 @@ class Data:
     hash: str = ""
     classes: tuple[str, ...] = CLASSES
     mode: str = "majority"
+    sample: str | None = None
 
     def open(self, name: str) -> Faces:
+        if name == "train" and "train" not in self.splits:
+            have = ", ".join(f"{len(faces)} of {key}" for key, faces in self.splits.items())
+            raise UserError(f"data.path: has no faces to train on, only {have}; name a folder with training faces")
         if name not in self.splits:
             have = ", ".join(f"{key} ({len(faces)} faces)" for key, faces in self.splits.items())
             raise UserError(f"split={name}: the data has no such split; it has {have}")
@@ -86,3 +92,14 @@ class Data:
     def unlabelled(self) -> str | None:
         """Name of the split that a submission is made for, None where every split has labels."""
         return next((name for name, faces in self.splits.items() if not faces.labelled), None)
+
+    @property
+    def only(self) -> str | None:
+        """Name of the one split, None where there are several."""
+        return next(iter(self.splits)) if len(self.splits) == 1 else None
+
+    @property
+    def absent(self) -> list[str]:
+        """Names of the classes of which there is no face to train on."""
+        seen = {*self.open("train").labels.tolist()}
+        return [name for label, name in enumerate(self.classes) if label not in seen]

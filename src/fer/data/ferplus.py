@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fer import Normalization, UserError, class_names
+from fer import FilePath, Normalization, UserError, class_names
 from fer.data.faces import Data
 from fer.data.readers import USAGES, find
 
@@ -21,8 +21,8 @@ Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
 
 def ferplus(
-    path: str,
-    votes: str | None,
+    path: FilePath,
+    votes: FilePath | None,
     mode: Mode,
     classes: Literal[7, 8],
     score: Literal["majority", "original"],
@@ -30,9 +30,11 @@ def ferplus(
     normalize: Normalization,
 ) -> Data:
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
-    table, test, _ = find(path)
-    if test is not None or (table.usage < 0).any():
-        raise UserError(f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file")
+    table = find(path).train
+    if table is None or (table.usage < 0).any():
+        raise UserError(
+            f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, or take data=fer2013"
+        )
     if score == "original" and (table.labels < 0).any():
         raise UserError(f"data.score=original: {path} has faces without a label of their own; take data.score=majority")
     place = Path(path).expanduser()

@@ -7,6 +7,7 @@ not read as faces is refused with file, line and remedy. Knows nothing of config
 import codecs
 import contextlib
 import csv
+import difflib
 import hashlib
 import os
 import re
@@ -29,18 +30,26 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from PIL import Image
 
-from fer import CLASSES, Normalization, UserError
+from fer import CLASSES, FilePath, Normalization, UserError
 from fer.data.faces import SIZE, Data, Faces, stratified
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
 DIGITS = tuple(map(str, range(len(CLASSES))))
+NUMBERED = (
+    "what do the numbers of this file mean? Here they are "
+    + ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
+    + ". If the file counts from 1 or in another order, renumber the whole column; do not remove lines"
+)
 COLUMNS = {"label": ("emotion", "label"), "pixels": ("pixels", "feature"), "usage": ("usage",), "id": ("id",)}
 OTHER_NAMES = ("anger", "disgusted", "fearful", "happiness", "sadness", "surprised")  # of CLASSES
 LABELS = {name: label for names in (CLASSES, OTHER_NAMES, DIGITS) for label, name in enumerate(names)}  # of folders
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # by content; EPS, for one, would start Ghostscript
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
-LAYOUTS = (("", ""), ("fer2013.csv", ""), ("icml_face_data.csv", ""), ("train.csv", "test.csv"), ("train", "test"))
+HEIC = {".heic", ".heif", ".hif"}  # of phones' photos; Pillow does not decode them
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # of faces to train on, the first of them that is there
+TEST_CSV = "test.csv"
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".h5", ".hdf5", ".parquet", ".npz", ".npy"}
 SOURCE = (
     "fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/<emotion>/; get FER2013 from "
     "kaggle.com (challenges-in-representation-learning-facial-expression-recognition-challenge, or msambare/fer2013), "
@@ -50,6 +59,7 @@ BLOCK = 64  # rows parsed together, half a megabyte
 MAX_LINE = 64 << 10  # bytes; a face is 9,300 at the most
 MAX_ID = 200  # characters; numpy gives every id the room of the longest
 MAX_PIXELS = 50_000_000  # of an image, before it is decoded
+MAX_LISTED = 1000  # entries of a folder that a refusal looks through
 MEMORY = 0.7  # bytes that a byte of a CSV takes while it is read, measured on 286 MB of faces
 FORMAT = "3"  # of the cache
 
@@ -76,9 +86,9 @@ class Table:
 
 
 def fer2013(
-    path: str,
+    path: FilePath,
     limit: Annotated[int, Ge(1)] | None,
-    split: Literal["auto", "usage", "fraction", "from_index"],
+    split: Literal["auto", "usage", "fraction", "from_index", "none"],
     fraction: Annotated[float, Gt(0), Lt(1)],
     from_index: Annotated[int, Ge(1)],
     validation: Literal["auto", "test"],
@@ -86,24 +96,35 @@ def fer2013(
     normalize: Normalization,
 ) -> Data:
     """The data set at `path`, a folder or a CSV file; configs/data/fer2013.yaml explains the arguments."""
-    train, test, folders = find(path)
+    source = find(path)
+    train, test, folders = source.train, source.test, source.folders
+    if train is None:
+        assert test is not None
+        return only_split("test", test, limit, normalize)
+    by_usage = bool((train.usage >= 0).all())
+    if split == "none" and not by_usage:
+        return only_split("all", train, limit, normalize)
     if (train.labels < 0).any():
         raise UserError(f"data.path={path}: the faces to train on have no labels; a column emotion or label is needed")
-    if split == "usage" and (train.usage < 0).any():
+    if split == "usage" and not by_usage:
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
     part = train.usage.clip(0)  # position in SPLITS of each row's own
-    if validation == "test":
+    if validation == "test" and split != "none":
         if not folders or test is None:
             raise UserError(f"data.validation=test: {path} is no image folder with a test/; use data.split instead")
+        if (test.labels < 0).any():
+            raise UserError(f"data.validation=test: the pictures in {path}/test have no labels; use data.split instead")
         judge = "test"
-    elif split in ("auto", "usage") and 1 in part:
+    elif split in ("auto", "usage", "none") and 1 in part:
         judge = "public"
     elif split == "usage":
         raise UserError(f"data.split=usage: {path} has no PublicTest rows; use data.split=fraction")
+    elif split == "none":
+        judge = ""
     else:
         judge, pool = "validation", np.flatnonzero(part == 0)
         part[pool[choose(train.labels[pool], split, fraction, from_index, seed)]] = 3
-    if 0 not in part:
+    if 0 not in part and split != "none":
         raise UserError(
             f"data.path={path}: no rows are left to train on; it needs Training rows or a lower data.fraction"
         )
@@ -112,24 +133,87 @@ def fer2013(
     if test is not None:
         splits["test"] = test.cut(np.arange(len(test.images)), limit, spread=folders)
         content = hashlib.sha256(f"{train.hash}{test.hash}".encode()).hexdigest()
-    splits = {"train": splits["train"], "validation": splits[judge]} | splits
+    first = {"train": splits.get("train"), "validation": splits.get(judge)}
+    splits = {name: faces for name, faces in first.items() if faces is not None} | splits
     doubtful = {"private", "test"} & {*splits} - {judge}  # a test split with labels may hold PrivateTest
-    return Data(splits, normalize, frozenset(name for name in doubtful if splits[name].labelled), content)
+    shut = frozenset(name for name in doubtful if splits[name].labelled)
+    return Data(splits, normalize, shut, content, sample=source.sample)
 
 
-def find(path: str) -> tuple[Table, Table | None, bool]:
-    """The faces to train on, those of a test file or folder, and whether they are image folders."""
+def only_split(name: str, table: Table, limit: int | None, normalize: Normalization) -> Data:
+    """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold PrivateTest."""
+    faces = table.cut(np.arange(len(table.images)), limit)
+    shut = frozenset({name} if faces.labelled else ())
+    return Data({name: faces}, normalize, shut, str(table.hash))
+
+
+@dataclass
+class Source:
+    """What lies at a data.path.
+
+    train: the faces to train on, or all of a single file; None where only a test file or folder was found. test: those
+    of a test file or folder. folders: are they pictures in folders? sample: path of a sample submission beside them.
+    """
+
+    train: Table | None
+    test: Table | None
+    folders: bool = False
+    sample: str | None = None
+
+
+def find(path: str) -> Source:
+    """The faces at `path`. UserError, with what is there instead, where no layout is recognized."""
     place = Path(os.path.expanduser(path))  # noqa: PTH111, Path's own raises at a ~ of nobody
     try:
-        for train, test in LAYOUTS:
-            there = Path.is_dir if train == "train" else Path.is_file
-            if there(place / train):
-                other = cached(place / test) if test and there(place / test) else None
-                return cached(place / train), other, train == "train"
-        looked = "no FER2013 there" if place.exists() else "no such folder"
+        if place.is_file():
+            return Source(cached(place), None)
+        for name in CSV_NAMES:
+            if (place / name).is_file():
+                test = place / TEST_CSV
+                return Source(cached(place / name), cached(test) if test.is_file() else None, sample=sample_of(place))
+        if (place / "train").is_dir():
+            test = place / "test"
+            return Source(cached(place / "train"), cached(test) if test.is_dir() else None, folders=True)
+        if (place / TEST_CSV).is_file():
+            return Source(None, cached(place / TEST_CSV))
+        if (place / "test").is_dir():
+            return Source(None, cached(place / "test"), folders=True)
+        if place.is_dir() and image_files(place):
+            return Source(None, cached(place), folders=True)
+        if not place.exists():
+            raise UserError(f"data.path={path}: no such folder; looked for {SOURCE}")
+        instead = "".join(f"; {hint}" for hint in hints(place))
     except OSError as error:  # permissions, a path too long, a link to nowhere, a failing disk
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
-    raise UserError(f"data.path={path}: {looked}; looked for {SOURCE}")
+    raise UserError(f"data.path={path}: no FER2013 there{instead}; looked for {SOURCE}")
+
+
+def sample_of(place: Path) -> str | None:
+    """The first sample submission in a folder, as `example_submission.csv`."""
+    found = sorted(file for file in islice(place.glob("*submission*.csv"), MAX_LISTED) if file.is_file())
+    known = [file for file in found if re.match(r"(example|sample)", file.name, re.IGNORECASE)]
+    return str(known[0]) if known else None
+
+
+def hints(place: Path) -> list[str]:
+    """What in a folder without a known layout may be the data, each with what to do: data up to two folders deeper,
+    archives, CSV files of other names."""
+    entries = sorted(entry for entry in islice(place.iterdir(), MAX_LISTED) if not entry.name.startswith("."))
+    deeper = [folder for folder in entries if folder.is_dir()]
+    for folder in [*deeper]:
+        deeper += sorted(inner for inner in islice(folder.iterdir(), MAX_LISTED) if inner.is_dir())
+    found = []
+    for folder in deeper:
+        if (folder / "train").is_dir() or any((folder / name).is_file() for name in CSV_NAMES):
+            found.append(f"{folder} looks like it, take data.path={folder}")
+            break
+    archives = [entry.name for entry in entries if entry.suffix.lower() in ARCHIVES and entry.is_file()]
+    if archives:
+        found.append(f"{', '.join(archives[:3])}: unpack it, then name the folder that it makes")
+    others = [entry for entry in entries if entry.suffix.lower() == ".csv" and entry.is_file()]
+    if others:
+        found.append(f"to read {others[0].name}, take data.path={others[0]}")
+    return found
 
 
 def choose(labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int) -> np.ndarray:
@@ -183,10 +267,58 @@ def available_memory() -> int:
     return min(found)
 
 
+# First bytes of files that people name a CSV: what they are, and what to do with them.
+NAME_CSV = "unpack it, then name the CSV file or the folder in it"
+CONVERT = "write its faces to a CSV file with the columns emotion and pixels"
+DOWNLOAD = "get the file again; kaggle.com wants you to be logged in"
+SIGNATURES = (
+    (codecs.BOM_UTF16_LE, "is UTF-16", "save it as UTF-8"),
+    (codecs.BOM_UTF16_BE, "is UTF-16", "save it as UTF-8"),
+    (b"\x1f\x8b", "is compressed by gzip", NAME_CSV),
+    (b"BZh", "is compressed by bzip2", NAME_CSV),
+    (b"\xfd7zXZ\0", "is compressed by xz", NAME_CSV),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd", NAME_CSV),
+    (b"7z\xbc\xaf\x27\x1c", "is a 7z archive", NAME_CSV),
+    (b"Rar!\x1a\x07", "is a RAR archive", NAME_CSV),
+    (b"\x89HDF\r\n\x1a\n", "is an HDF5 file", CONVERT),
+    (b"PAR1", "is a parquet file", CONVERT),
+    (b"\x93NUMPY", "is a NumPy array", CONVERT),
+    (b"SQLite format 3\0", "is an SQLite database", CONVERT),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an Excel workbook", "save it as CSV"),
+    (b"\x80\x02", "is a Python pickle", CONVERT),
+    (b"\x80\x03", "is a Python pickle", CONVERT),
+    (b"\x80\x04", "is a Python pickle", CONVERT),
+    (b"\x80\x05", "is a Python pickle", CONVERT),
+    (b"\x89PNG", "is a picture", "put pictures into folders train/<emotion>/"),
+    (b"\xff\xd8\xff", "is a picture", "put pictures into folders train/<emotion>/"),
+    (b"%PDF", "is a PDF document", "name a CSV file of faces"),
+    (b"<!doctype html", "is a web page", DOWNLOAD),
+    (b"<html", "is a web page", DOWNLOAD),
+    (b"version https://git-lfs", "is a Git LFS pointer, without the data", "fetch it: git lfs pull"),
+)
+
+
+def foreign(head: bytes) -> str:
+    """What a file that starts with these bytes is, and what to do, where it is no text; else nothing."""
+    if head.startswith(b"PK\x03\x04"):
+        start = head[:2048]
+        if b"[Content_Types].xml" in start or b"xl/" in start:
+            return "is an Excel workbook; save it as CSV"
+        if b".npy" in start:
+            return f"is a NumPy archive (.npz); {CONVERT}"
+        return f"is a zip archive; {NAME_CSV}"
+    if head[257:262] == b"ustar":
+        return f"is a tar archive; {NAME_CSV}"
+    for signature, kind, remedy in SIGNATURES:
+        if head[: len(signature)].lower() == signature.lower():
+            return f"{kind}; {remedy}"
+    return ""
+
+
 def filled_lines(file: "BufferedReader[FileIO]", path: Path, digest) -> Iterator[Line]:
     """The lines that are not blank, none read much beyond MAX_LINE; all that is read goes through the digest too."""
-    if file.peek().startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError(f"{path}: is UTF-16; save it as UTF-8")
+    if said := foreign(file.peek()):
+        raise UserError(f"{path}: {said}")
     if file.peek().startswith(codecs.BOM_UTF8):
         digest.update(file.read(len(codecs.BOM_UTF8)))
     number, bounded = 0, iter(partial(file.readline, MAX_LINE + 2), b"")  # with its end
@@ -212,6 +344,9 @@ def fields_of(place: str, line: bytes) -> list[str]:
 
 def read_header(place: str, line: bytes) -> list[str]:
     """Each column's role, "" where it has none, from names in any order, case and white space."""
+    text = line.decode("utf-8", "replace")
+    if "\ufffd" in text or any(not c.isprintable() and c != "\t" for c in text):
+        raise UserError(f"{place}: is no text in UTF-8; name a CSV file with columns emotion and pixels")
     names = [field.strip().lower() for field in fields_of(place, line)]
     roles = [next((role for role, known in COLUMNS.items() if name in known), "") for name in names]
     for role, known in COLUMNS.items():
@@ -243,7 +378,10 @@ def codes(places: list[str], fields: Sequence[str], what: str, known: tuple[str,
     values = [field.strip() for field in fields]
     for place, value in zip(places, values, strict=False):
         if value not in known:
-            raise UserError(f"{place}: {value[:20]!r} is not {what} ({', '.join(known)}); mend or remove the line")
+            remedy = "mend or remove the line"
+            if known is DIGITS and re.fullmatch(r"-?[0-9]{1,4}", value):
+                remedy = NUMBERED
+            raise UserError(f"{place}: {value[:20]!r} is not {what} ({', '.join(known)}); {remedy}")
     return np.array([known.index(value) for value in values] or [-1] * len(places))
 
 
@@ -280,21 +418,33 @@ def explain(place: str, field: str) -> str:
 
 def read_folder(path: Path) -> Table:
     """Images in folders named after their emotions, gray or colour, of any size; by file name over all folders, so
-    that no stretch of rows is of one class."""
-    found = []
-    for folder in class_folders(path):
-        name = re.sub(r"^[0-6][\W_]+(?=\w)", "", folder.name.strip().lower())
-        if name not in LABELS:
-            raise UserError(f"{folder}: no emotion has this name; the folders are {', '.join(CLASSES)}")
-        found += [(file.name, LABELS[name], file) for file in image_files(folder)]
+    that no stretch of rows is of one class. Images that lie in `path` itself, without such folders, have no labels;
+    their ids are their file names."""
+    folders = class_folders(path)
+    labelled = [(folder, label_of(folder)) for folder in folders]  # empty ones too: their names are checked
+    found = [(file.name, label, file) for folder, label in labelled for file in image_files(folder)]
+    if not folders:
+        found = [(file.name, -1, file) for file in image_files(path)]
     if not found:
         raise UserError(f"{path}: no images in folders {', '.join(CLASSES)}; put them there")
     names, labels, files = zip(*sorted(found), strict=True)
     images, digest = np.stack([read_image(file) for file in files]), hashlib.sha256()
     for name, label, image in zip(names, labels, images, strict=True):
-        digest.update(f"{CLASSES[label]}/{name}\0".encode("utf-8", "surrogateescape") + image.tobytes())
-    no_usage, no_ids = np.full(len(images), -1), np.empty(0, np.str_)
-    return Table(images, np.array(labels), no_usage, no_ids, np.array(digest.hexdigest()))
+        folder = CLASSES[label] if label >= 0 else ""
+        digest.update(f"{folder}/{name}\0".encode("utf-8", "surrogateescape") + image.tobytes())
+    ids = [] if folders else [name.encode(errors="replace").decode() for name in names]
+    no_usage = np.full(len(images), -1)
+    return Table(images, np.array(labels), no_usage, np.array(ids, dtype=np.str_), np.array(digest.hexdigest()))
+
+
+def label_of(folder: Path) -> int:
+    """The class that a folder is named after, as `angry`, `Anger`, `0` or `0_angry`."""
+    name = re.sub(r"^[0-6][\W_]+(?=\w)", "", folder.name.strip().lower())
+    if name in LABELS:
+        return LABELS[name]
+    near = difflib.get_close_matches(name, [known for known in LABELS if known not in DIGITS], n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"{folder}: no emotion has this name; {meant}the folders are {', '.join(CLASSES)}")
 
 
 def class_folders(path: Path) -> list[Path]:
@@ -302,7 +452,9 @@ def class_folders(path: Path) -> list[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    """The pictures in a folder, by name; HEIC too, which is then refused by name rather than left out unsaid."""
+    known = SUFFIXES | HEIC
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith("."))
 
 
 @contextlib.contextmanager
@@ -318,7 +470,19 @@ def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
     except UserError:
         raise
     except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
+        if is_heic(file):
+            raise UserError(f"{file}: is HEIC, which phones write and fer does not read; save it as JPEG") from None
         raise UserError(f"{file}: not a readable image; replace or remove it") from None
+
+
+def is_heic(file: Path) -> bool:
+    """Is it a HEIF container, by its first bytes, whatever its name?"""
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as opened_file:
+                head = opened_file.read(12)
+            return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+    return False
 
 
 def read_image(file: Path) -> np.ndarray:
@@ -352,7 +516,8 @@ def cached(source: Path) -> Table:
     if source.is_file():
         parse, files = read_csv, [source]
     else:
-        parse, files = read_folder, [file for folder in class_folders(source) for file in image_files(folder)]
+        folders = class_folders(source) or [source]
+        parse, files = read_folder, [file for folder in folders for file in image_files(folder)]
     stats = [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = hashlib.sha256(repr((FORMAT, stats)).encode()).hexdigest()
     name = f"{source.name}-{hashlib.sha256(os.fsencode(source.absolute())).hexdigest()[:12]}.npz"

@@ -12,6 +12,8 @@ from annotated_types import Ge, Le
 from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from fer import FilePath
+
 Classes = Annotated[int, Ge(1), Le(65_536)]
 Side = Annotated[int, Ge(1), Le(1024)]  # pixels: faces have 48
 
@@ -22,7 +24,7 @@ def classifier(
     size: Side = 48,
     classes: Classes = 7,
     stem: Literal["imagenet", "cifar"] = "imagenet",
-    weights: str | None = None,
+    weights: FilePath | None = None,
 ) -> nn.Module:
     """Images N×1×size×size to logits N×classes. The first convolution is summed over RGB: what the network computes
     for a gray face given thrice.
