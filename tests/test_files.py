@@ -71,3 +71,19 @@ def test_a_submission_goes_through_a_pipe(fer, tmp_path):
     reader.join(10)
     assert code == 0 and (tmp_path / "ff").is_fifo(), err
     assert read[0].startswith("id,label\n")
+
+
+def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_path):
+    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    assert fer("train", *tiny, "run=r")[0] == 0
+    os.mkfifo("pipe")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    predict = ["predict", "ckpt=r", "split=validation"]
+    for words in ([*predict, "sample=pipe", "out=x.csv"], [*predict, "out=circle"], ["export", "ckpt=r", "out=circle"]):
+        code, _, err = fer(*words)
+        assert code == 2 and err.count("\n") == 1, (words, err)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").symlink_to(tmp_path / "photos" / "a.jpg")
+    code, _, err = fer("predict", "ckpt=r", "input=photos", "out=x.csv")
+    assert code == 2 and "Traceback" not in err
+    assert not (tmp_path / "x.csv").exists()

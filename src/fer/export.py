@@ -8,6 +8,7 @@ import logging
 import timeit
 import warnings
 from collections.abc import Callable, Iterator
+from os.path import realpath  # unlike Path.resolve, it does not raise where links lead in a circle
 from pathlib import Path
 from statistics import median
 
@@ -31,7 +32,7 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt))
     path = checkpoint.path
-    if cfg.out and Path(cfg.out).resolve() == path.resolve():
+    if cfg.out and realpath(cfg.out) == realpath(path):
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
     spare_runs(cfg.out)
     network = checkpoint.network(torch.device("cpu")).requires_grad_(False).to(memory_format=torch.contiguous_format)

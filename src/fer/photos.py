@@ -4,6 +4,7 @@ labels them is handed in; of networks and checkpoints it knows nothing."""
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
+from os.path import realpath  # unlike Path.resolve, it does not raise where links lead in a circle
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def run(place: Path, out: Path, typed: list[str], classes: list[str], label: Cal
     if not files:
         raise UserError(f"input={place}: no images in this folder; name another, or a photo")
     folder = out.with_name(f"{out.stem}_photos")
-    if out.resolve() in [file.resolve() for file in files] or folder.resolve() == files[0].parent.resolve():
+    if realpath(out) in [realpath(file) for file in files] or realpath(folder) == realpath(files[0].parent):
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
     detector, found = cascade(), []
     for file in files:

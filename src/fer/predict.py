@@ -4,6 +4,7 @@ augmentation and ensembles. Knows checkpoints and faces; training, and how faces
 
 import re
 from dataclasses import dataclass
+from os.path import realpath  # unlike Path.resolve, it does not raise where links lead in a circle
 from pathlib import Path
 
 import pandas as pd
@@ -58,11 +59,11 @@ class Submission:
 def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     members = open_members(cfg.ckpt)
     cfg.out = cfg.out or ("faces.csv" if cfg.input else "submission.csv")
-    taken = {member.path.resolve() for member in members}
+    taken = {realpath(member.path) for member in members}
     for target in filter(None, (cfg.out, cfg.probs)):
-        if Path(target).resolve() in taken:
+        if realpath(target) in taken:
             raise UserError(f"{target}: is the checkpoint, or named twice; choose another name")
-        taken.add(Path(target).resolve())
+        taken.add(realpath(target))
         if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
             raise UserError(f"{target}: not a place for a file; name a file in a folder that exists")
     spare_runs(cfg.out, cfg.probs)
@@ -237,6 +238,8 @@ def as_sampled(path: str, faces: Faces) -> Submission:
     """The layout of a sample submission: two columns or more, of which ids and labels are the first two, or one column
     of labels; a first row that ends in a number is no header. The faces come in the order of its ids or, where these
     are its own or there are none, in the data's order."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise UserError(f"sample={path}: is no plain file; name a CSV")
     try:
         sample = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (OSError, ValueError) as error:
