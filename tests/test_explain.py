@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from skimage.data import astronaut
 from torch import nn
 
 from fer import CLASSES, config, explain
@@ -17,6 +18,7 @@ from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 
 NORMALIZATIONS = {"none": (0, 1), "unit": (0, 255), "dataset": (130, 60), "image": (0, 1)}
+BF16 = 0.01  # how far probabilities may be from fp32's
 CONV = ["model=compact_cnn", "model.features=[4,pool,6,pool]", "model.head=[]"]
 
 
@@ -185,10 +187,43 @@ def test_a_picture_needs_no_data(fer, saved, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a, 1.png")
     args = ["explain", "ckpt=r", "layers=features.pool1", "device=cpu", "data=fer2013", "data.path=nowhere"]
+    args.append("crop=whole")
     code, _, err = fer(*args, "image=a, 1.png")
     assert code == 0, err
     assert table()[["face", "truth"]].to_numpy().tolist() == [["a, 1.png", ""]]
     assert "no truth is known or shown" in fer(*args, "image=a, 1.png", "target=true")[2]
+
+
+def test_a_face_in_a_photo_is_explained_as_it_is_predicted(fer, saved, tmp_path):
+    saved(*CONV)
+    Image.fromarray(astronaut()).save(tmp_path / "photo.png")
+    assert fer("predict", "ckpt=r", "input=photo.png", "device=cpu")[0] == 0
+    code, out, err = fer("explain", "ckpt=r", "image=photo.png", "layers=[]", "device=cpu")
+    predicted = pd.read_csv("faces.csv")
+    x, y, side = predicted.loc[0, ["x", "y", "width"]]
+    assert code == 0 and f"photo.png: the face {side} pixels wide at x={x}, y={y}" in out, err
+    np.testing.assert_allclose(table()[list(CLASSES)], predicted[list(CLASSES)], atol=BF16)
+    assert table()["face"].tolist() == ["photo.png"]
+
+    assert fer("explain", "ckpt=r", "image=photo.png", "crop=whole", "layers=[]", "device=cpu")[0] == 0
+    whole = table()
+    assert abs(whole[list(CLASSES)].to_numpy() - predicted[list(CLASSES)].to_numpy()).max() > 2 * BF16
+    assert fer("predict", "ckpt=r", "input=photo.png", "crop=whole", "device=cpu")[0] == 0
+    np.testing.assert_allclose(whole[list(CLASSES)], pd.read_csv("faces.csv")[list(CLASSES)], atol=BF16)
+
+
+def test_several_faces_of_a_photo_are_told_apart_and_none_is_told(fer, saved, tmp_path):
+    saved(*CONV)
+    both = Image.new("RGB", (1024, 512))
+    both.paste(Image.fromarray(astronaut()), (0, 0))
+    both.paste(Image.fromarray(astronaut()), (512, 0))
+    both.save(tmp_path / "two.png")
+    Image.new("L", (100, 100)).save(tmp_path / "plain.png")
+    code, _, err = fer("explain", "ckpt=r", "image=[two.png,plain.png]", "layers=[]", "device=cpu")
+    assert code == 0 and table()["face"].tolist() == ["two.png, face 1", "two.png, face 2"], err
+    code, _, err = fer("explain", "ckpt=r", "image=plain.png", "smallest=0.1", "device=cpu", "out=none")
+    assert code == 2 and "image=plain.png: no face" in err and "smallest=0.1 of" in err and "crop=whole" in err
+    assert err.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

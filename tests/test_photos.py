@@ -92,6 +92,42 @@ def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_pa
     assert Image.open("faces_photos/b.png").size == (512, 512)
 
 
+def test_faces_that_are_cropped_already_are_taken_whole(fer, tmp_path, tiny):
+    tiny()
+    (tmp_path / "in").mkdir()
+    generator = np.random.default_rng(0)
+    for name in "ab":
+        noise = generator.integers(0, 256, (48, 48), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "in" / f"{name}.png")
+    code, out, err = fer("predict", "ckpt=tiny.pt", "input=in", "device=cpu")
+    assert code == 0 and "2 pictures of 48×48 pixels taken whole" in out, err
+    assert pd.read_csv("faces.csv")["file"].tolist() == ["in/a.png", "in/b.png"]
+    assert not (tmp_path / "faces_photos").exists()
+
+    Image.new("L", (60, 90), "gray").save(tmp_path / "in" / "c.png")
+    code, out, err = fer("predict", "ckpt=tiny.pt", "input=in", "crop=whole", "device=cpu")
+    table = pd.read_csv("faces.csv")
+    assert code == 0 and table[["x", "y", "width", "height"]].to_numpy()[2].tolist() == [0, 0, 60, 90], err
+    assert f"in/c.png, the whole picture: {table['label'][2]}" in out
+    assert "faces.csv: replaces what was written there on" in out
+    code, _, err = fer("predict", "ckpt=tiny.pt", "split=validation", "crop=whole", "device=cpu")
+    assert code == 2 and "crop: is about photos" in err
+
+
+def test_how_small_a_face_is_looked_for_is_a_choice(fer, tmp_path, tiny, photo):
+    group = Image.new("RGB", (1200, 200), "gray")
+    group.paste(photo.resize((154, 154), Image.Resampling.LANCZOS), (600, 20))
+    group.save(tmp_path / "group.png")
+    gray = group.convert("L")
+    assert not find_faces(gray, cascade())
+    (((x, y, side), _),) = find_faces(gray, cascade(), smallest=0.02)
+    assert near((x, y, side), (600 + 173 * 0.3, 20 + 68 * 0.3, 30))
+    assert not find_faces(photo.convert("L"), cascade(), smallest=0.5)
+    code, out, _ = fer("predict", f"ckpt={tiny()}", "input=group.png", "device=cpu")
+    assert code == 0 and "group.png: no face found of 45 pixels or more" in out and "try smallest=0.01875" in out
+    assert "labelled" in fer("predict", "ckpt=tiny.pt", "input=group.png", "smallest=0.02", "device=cpu")[1]
+
+
 def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
     Image.new("L", (100, 100)).save("plain.png")
     code, out, _ = fer("predict", f"ckpt={tiny()}", "input=plain.png", "out=faces.csv")

@@ -39,6 +39,8 @@ Device = Annotated[str, BeforeValidator(device_name)]
 LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
+Crop = Literal["face", "whole"]  # of a photo
+FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, a photo is searched at 2,400 pixels and more
 Typed = dict | None  # of `data` only what was typed; the rest comes from the checkpoint
 
 # Where the `_target_` of each group may point: this project's own code and torch's optimizers. What a run folder from
@@ -139,6 +141,8 @@ class PredictConfig(Strict):
     select: Literal["uniform", "greedy"]
     split: str | None
     input: FilePath | None
+    crop: Crop
+    smallest: FaceShare
     out: FilePath | None
     columns: Annotated[list[str], Field(max_length=2)]
     sample: FilePath | None
@@ -170,6 +174,8 @@ class ReportConfig(Strict):
 class ExplainConfig(Strict):
     ckpt: FilePath | None
     image: FilePath | list[int | str] | None
+    crop: Crop
+    smallest: FaceShare
     split: str
     target: Annotated[str, BeforeValidator(lambda v: "true" if v is True else v)]
     threshold: Annotated[float, Field(ge=0, le=1)]

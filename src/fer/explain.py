@@ -5,6 +5,7 @@ the network is in evaluation mode. A class's score is its logit. Randomness come
 run(), choose() and draw_faces() know of configs and files.
 """
 
+from collections import Counter
 from contextlib import suppress
 from math import isqrt
 from pathlib import Path
@@ -19,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.transforms.functional import gaussian_blur
 
-from fer import UserError, class_names, config, nearest, plots
+from fer import UserError, class_names, config, nearest, photos, plots
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
-from fer.data.readers import read_image
 from fer.models.network import Network, fit
 from fer.run import make_folder, write_csv, write_text
 from fer.runtime import pick_device
@@ -131,8 +131,7 @@ def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) 
     if cfg.image and not all(map(str.isdecimal, positions)):
         if missing := [name for name in given if not Path(name).is_file()]:
             raise UserError(f"image={missing[0]}: no such file; name a picture, or positions in the split: image=3,17")
-        images = torch.stack([torch.tensor(read_image(Path(name)))[None] for name in given])
-        faces = Faces(images, torch.full((len(given),), -1), given)
+        faces = faces_of_photos([Path(name) for name in given], cfg.crop, cfg.smallest)
     else:
         data = checkpoint.data(cfg.data)
         faces = data.open(cfg.split)
@@ -150,6 +149,23 @@ def choose(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) 
     kinds = 2 * truth + (predicted != truth)  # a right and a wrong face of each class
     chosen = order[np.unique(kinds[order], return_index=True)[1]]
     return faces.take(chosen), logits[chosen]
+
+
+def faces_of_photos(files: list[Path], crop: str, smallest: float) -> Faces:
+    """The faces in photos, as fer predict input= finds them; says which."""
+    found = photos.find_in(files, crop, smallest)
+    if not found:
+        raise UserError(f"image={files[0]}: no face; {photos.remedy(smallest)}")
+    several = Counter(face.file for face in found)
+    numbers: Counter[Path] = Counter()
+    names = []
+    for face in found:
+        numbers[face.file] += 1
+        number = f", face {numbers[face.file]}" if several[face.file] > 1 else ""
+        names.append(f"{photos.readable(face.file)}{number}")
+        print(f"{names[-1]}: {face.place}")
+    pixels = torch.stack([face.pixels for face in found])
+    return Faces(pixels, torch.full((len(found),), -1), names)
 
 
 def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:

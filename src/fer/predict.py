@@ -16,7 +16,7 @@ from fer.augment import ten_crops
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.run import spare_runs, write_csv, write_text
+from fer.run import spare_runs, tell_if_replaced, write_csv, write_text
 from fer.runtime import memory_named, pick_device
 
 ROUNDS = 50  # of greedy selection
@@ -69,8 +69,10 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     spare_runs(cfg.out, cfg.probs)
     if cfg.input:
         ask = lambda faces: label_all(members, weigh(members, cfg), faces, cfg)  # noqa: E731
-        photos.run(Path(cfg.input), Path(cfg.out), typed, members[0].classes, ask)
+        photos.run(Path(cfg.input), Path(cfg.out), cfg.crop, cfg.smallest, typed, members[0].classes, ask)
         return
+    if photo_keys := {"crop", "smallest"} & {*typed}:
+        raise UserError(f"{min(photo_keys)}: is about photos; name one, or a folder of them, with input=")
     data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.unlabelled or data.only
     if split is None:
@@ -84,6 +86,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     weights, known = weigh(members, cfg, data), len(data.classes)  # of 8 classes the last is left out of data of 7
     means = label_all(members, weights, faces, cfg)[:, :known]
     labels = means.argmax(1)
+    tell_if_replaced(Path(cfg.out))
     if cfg.probs:
         rows = ([i, *(f"{p:.6f}" for p in row)] for i, row in zip(submission.ids, means.tolist(), strict=True))
         write_csv(cfg.probs, [submission.id_column, *class_names(means.shape[1])], rows)

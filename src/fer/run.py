@@ -69,6 +69,13 @@ def spare_runs(*paths: str | Path | None) -> None:
             raise UserError(f"{path}: is a file of a run; choose another name")
 
 
+def tell_if_replaced(path: Path) -> None:
+    """Say so where a file, or a folder of pictures, of an earlier command is about to be replaced."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        print(f"{path}: replaces what was written there on {made}; out= names another place")
+
+
 @contextlib.contextmanager
 def told(what: str, remedy: str) -> Iterator[None]:
     """Within the context what the system refuses is a UserError: what, why, and the remedy."""
