@@ -130,7 +130,7 @@ def test_a_rate_has_a_logarithmic_axis_where_it_helps(tmp_path, drawn):
 @pytest.mark.parametrize("name", ["_run {}", "runs/2025-11-24_21-10-00_{} $x_1$ <b>" + "long" * 20, "学 {}"])
 def test_compare(count, name, tmp_path, drawn):
     names = [name.format(i) for i in range(count)]
-    runs = {n: [*HISTORIES.values()][i % len(HISTORIES)] for i, n in enumerate(names)}
+    runs = {n: [[*HISTORIES.values()][i % len(HISTORIES)]] for i, n in enumerate(names)}
     width, height = size(plots.compare(runs, tmp_path / "compare.png"))
     assert width == 1050 and height >= 405
     legend = (drawn[0].legends or [drawn[0].axes[1].get_legend()])[0]
@@ -138,7 +138,38 @@ def test_compare(count, name, tmp_path, drawn):
     assert all(text.get_text().startswith(n[:20]) for text, n in zip(legend.get_texts(), names, strict=True))
     looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
     assert len(looks) == len(set(looks)) == count
-    assert [line.get_linestyle() for line in drawn[0].axes[1].lines] == (["--", "-"] if count < 8 else ["-"]) * count
+    drawn_looks = [(line.get_color(), line.get_marker()) for line in drawn[0].axes[1].lines]
+    if count < 8:
+        assert [line.get_linestyle() for line in drawn[0].axes[1].lines] == ["--", "-"] * count
+    else:  # on the panel too, where few epochs have dots, as many looks as runs
+        assert drawn_looks == looks
+
+
+def test_seeds_are_one_curve_with_their_spread(tmp_path, drawn):
+    first, second = history(), history().assign(val_accuracy=lambda rows: rows["val_accuracy"] + 0.1)
+    plots.compare({"a": [first, second.iloc[:10]], "b": [first]}, tmp_path / "c.png")
+    axes = drawn[0].axes[1]
+    (band,) = axes.collections
+    assert {line.get_color() for line in axes.lines} == set(plots.COLOURS[:2]) and len(axes.lines) == 4
+    middle = axes.lines[1].get_ydata()
+    np.testing.assert_allclose(middle[:10], 100 * first["val_accuracy"][:10] + 5)
+    np.testing.assert_allclose(middle[10:], 100 * first["val_accuracy"][10:])
+    low, high = np.ptp(band.get_paths()[0].vertices[:, 1]), 100 * np.ptp(first["val_accuracy"])
+    assert low > high / 2
+    legend = (drawn[0].legends or [axes.get_legend()])[0]
+    assert "(2 seeds)" in legend.get_texts()[0].get_text() and "seeds" not in legend.get_texts()[1].get_text()
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_matrices_and_recalls_stand_side_by_side(count, tmp_path, drawn):
+    names = [f"optim=adam optim.lr={i}" for i in range(count)]
+    plots.confusions(dict.fromkeys(names, COUNTS), CLASSES, tmp_path / "c.png")
+    plots.recall_dots({name: np.linspace(0, 1, 7) for name in names}, CLASSES, tmp_path / "r.png")
+    matrices, recalls = drawn
+    shown = [axes for axes in matrices.axes if axes.images]
+    assert [axes.get_title().replace("\n", " ") for axes in shown] == names and inside(matrices) and inside(recalls)
+    looks = {(line.get_color(), line.get_marker()) for line in recalls.axes[0].lines if line.get_marker() != "None"}
+    assert len(looks) == count
 
 
 @pytest.mark.parametrize("classes", [CLASSES, UGLY])

@@ -12,7 +12,8 @@ from sklearn.metrics import classification_report, confusion_matrix
 from torchvision.models import squeezenet1_1
 
 from fer import CLASSES
-from fer.report import Part, write_page
+from fer.page import Part, write_page
+from fer.run import typed_words
 
 TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
 PICTURES = ["curves", "confusion", "per_class", "recalls", "calibration", "mistakes", "samples", "schedules"]
@@ -97,11 +98,12 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     code, out, err = fer("report", "run=[s,all]", "out=c")
     assert code == 0 and "Not all have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
-    assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == ["0: dnn, head=[4]", "1: dnn, head=[5]"], err
+    assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == ["model.head=[4]", "model.head=[5]"], err
     assert fer("train", *TINY, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
-    assert fer("report", "run=[s/0,t]", "out=c")[0] == 0
-    assert pd.read_csv("c/comparison.csv")["run"][1].startswith("t: dnn, flip=0.0, ")
-    assert pd.read_csv("c/comparison.csv")["run"][1].endswith(", …")
+    code, out, _ = fer("report", "run=[s/0,t]", "out=c")
+    assert code == 0 and "c/index.html: replaces what was written there on" in out
+    first, second = pd.read_csv("c/comparison.csv")["run"]
+    assert first == "model.head=[4] data.limit=20" and second.startswith("data.images=141 model.head=[8] augment=none")
 
 
 def test_what_explain_has_made_stands_on_the_page_too(fer, run):
@@ -142,24 +144,55 @@ def test_a_foreign_history_is_refused(fer, run, text):
         assert code == 2 and "r/history.csv: " in err and err.count("\n") == 1
 
 
-def test_a_sweep_is_told_by_what_differs_and_seeds_by_their_mean(fer, tmp_path):
-    sweep = ["-m", "hydra.sweep.dir=s", "seed=0,1", "optim.lr=0.01,0.001"]
-    assert fer("train", *TINY, *sweep)[0] == 0
+def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
+    sweep = ["-m", "hydra.sweep.dir=s", "optim=adam,sgd", "seed=0,1"]
+    code, out, _ = fer("train", *TINY, *sweep)
+    assert code == 0 and out.rstrip().endswith("fer report run=s")
     code, out, err = fer("report", "run=s", "out=c")
     assert code == 0, err
     table = pd.read_csv("c/comparison.csv")
-    assert list(table["run"]) == [
-        *("0: dnn, lr=0.01, seed=0", "1: dnn, lr=0.001, seed=0", "2: dnn, lr=0.01, seed=1", "3: dnn, lr=0.001, seed=1")
-    ]
-    best = [pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in (0, 2)]
-    assert (
-        f"2 seeds: {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} (sd) of 0: dnn, lr=0.01, seed=0, 2: dnn, lr=0.01"
-        in out
-    )
-    assert "Over seeds" in (tmp_path / "c" / "index.html").read_text()
+    assert list(table["run"]) == ["optim=adam", "optim=sgd"] and list(table["seeds"]) == [2, 2]
+    best = [pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in (0, 1)]
+    assert table["val_accuracy"][0] == pytest.approx(np.mean(best), abs=1e-4)
+    assert table["sd"][0] == pytest.approx(np.std(best, ddof=1), abs=1e-4)
+    assert f"2 seeds: {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} (sd) of optim=adam" in out
+    assert "they differ in optim, optim.lr, optim.weight_decay\n" in out
+    assert "amsgrad" not in out + (tmp_path / "c" / "index.html").read_text()
     assert "do not compare" not in out
+    runs = pd.read_csv("c/runs.csv")
+    assert list(runs["run"]) == [f"s/{i}" for i in range(4)] and list(runs["seed"]) == [0, 1, 0, 1]
+    recalls = pd.read_csv("c/recalls.csv")
+    matrices = [torch.load(f"s/{i}/best.pt", weights_only=True)["validation"] for i in (0, 1)]
+    happy = torch.cat([own["logits"].argmax(1)[own["labels"] == 3] for own in matrices])
+    assert recalls["happy"][0] == pytest.approx((happy == 3).double().mean().item(), abs=1e-4)
+    assert (tmp_path / "c" / "confusions.png").is_file()
+
     shutil.copytree("s/0", "s/again")
     assert "seeds: " not in fer("report", "run=[s/0,s/again,s/0/last.pt]", "out=d")[1]
+    assert pd.read_csv("d/comparison.csv")["run"].is_unique
+
+
+def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, tmp_path):
+    assert fer("train", *TINY, "run=a")[0] == 0
+    theirs = ["data=demo", "data.images=141", "device=cpu", "train.epochs=2", "model=torchvision"]
+    assert fer("train", *theirs, "model.name=squeezenet1_1", "run=b")[0] == 0
+    assert fer("train", *TINY, "optim=sgd", "run=c")[0] == 0
+    code, out, err = fer("report", "run=[a,b]", "out=o")
+    assert code == 0 and list(pd.read_csv("o/comparison.csv")["run"])[1] == "squeezenet1_1", err
+
+    for name in "ac":
+        (tmp_path / name / "environment.yaml").unlink()
+    code, out, err = fer("report", "run=[a,c]", "out=o")
+    first, second = pd.read_csv("o/comparison.csv")["run"]
+    assert code == 0 and first.startswith("dnn optim=Muon") and second.startswith("dnn optim=SGD"), err
+
+
+def test_a_damaged_record_of_what_was_typed_is_not_needed(fer, run):
+    for text in ("", "[", "- 1", "command: 3", "{command: fer train, typed: [1]}", "command: fer train 'optim"):
+        (run / "environment.yaml").write_text(text)
+        code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
+        assert code == 0 or "environment" not in err
+        assert typed_words(run) is None
 
 
 @pytest.mark.slow

@@ -212,7 +212,7 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
 def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("A_SECRET", "hunter2")
     for _ in range(2):  # a start, and a resume
-        run.write_environment(tmp_path, "ab" * 32, describe(torch.device("cpu"), "fp32"))
+        run.write_environment(tmp_path, "ab" * 32, ["seed=1"], describe(torch.device("cpu"), "fp32"))
     text = (tmp_path / "environment.yaml").read_text()
     first, second = yaml.safe_load_all(text)
     assert list(first) == list(second) and "hunter2" not in text

@@ -233,6 +233,8 @@ def check(command: str, values: dict) -> Any:
             raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
     if isinstance(config, TrainConfig):
         check_training(config)
+    if isinstance(config, TrainConfig | SummaryConfig) and config.name == "torchvision" and "name" in config.model:
+        config.name = config.model["name"]  # as its network is called
     return config
 
 

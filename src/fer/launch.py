@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
@@ -49,7 +50,9 @@ def launch(command: str, args: list[str]) -> int:
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
             run = import_module(f"fer.{command}").run  # train checks by itself: resume= lays these values over others
-            return run(values if command == "train" else config.check(command, values), typed)
+            if command == "train":
+                return run(values, typed)
+            return run(config.check(command, values), list(typed))
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -82,6 +85,9 @@ def launch(command: str, args: list[str]) -> int:
                 shutil.rmtree(sweep)
                 with contextlib.suppress(OSError):  # runs/ holds other runs
                     sweep.parent.rmdir()
+    if command == "train" and options.multirun:
+        for sweep in filter(Path.is_dir, sweeps):
+            print(f"all of the sweep, side by side:\n  fer report run={shlex.quote(str(sweep))}")
     if failures:
         raise UserError("\nfer: ".join(map(str, failures))) from failures[0]
     return 0
@@ -232,9 +238,11 @@ def quoted(path: str) -> str:
     return f"'{text}\\'" if text.endswith("\\") else f"'{text}'"
 
 
-def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """The composed values, and the keys that were typed. An experiment pins keys; a group that is typed beside it
-    counts whole."""
+def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+    """The composed values, and of each key that was typed the words, in a sweep those of this job.
+
+    An experiment pins keys; a group that is typed beside it counts whole.
+    """
     overrides: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     typed = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
@@ -243,7 +251,7 @@ def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> 
         plain = GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
         whole = {*typed.values()} & {*groups} - {"experiment"}
         values |= {group: OmegaConf.to_container(plain[group]) for group in whole}
-    return values, [*typed.values()]
+    return values, {key: override.lstrip("+") for override, key in typed.items()}
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:

@@ -65,11 +65,15 @@ def classification_report(confusion: Tensor, classes: Sequence[str], output_dict
     )
 
 
-def top_confusions(confusion: Tensor, classes: Sequence[str], n: int) -> list[tuple[str, str, float, int]]:
-    """The `n` likeliest mistakes, (true, predicted, share of the true class, count), by share, then count."""
+def top_confusions(
+    confusion: Tensor, classes: Sequence[str], n: int, least: int = 1
+) -> list[tuple[str, str, float, int]]:
+    """The `n` likeliest mistakes, (true, predicted, share of the true class, count), by share, then count, of classes
+    that `least` faces or more belong to."""
     counts = confusion.cpu().numpy()
-    shares = share(counts, counts.sum(1, keepdims=True))
-    wrong = [(t, p) for t, p in np.argwhere(counts) if t != p]
+    support = counts.sum(1)
+    shares = share(counts, support[:, None])
+    wrong = [(t, p) for t, p in np.argwhere(counts) if t != p and support[t] >= least]
     wrong.sort(key=lambda cell: (-shares[*cell], -counts[*cell]))
     return [(classes[t], classes[p], float(shares[t, p]), int(counts[t, p])) for t, p in wrong[:n]]
 

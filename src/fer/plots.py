@@ -4,6 +4,7 @@ Text is drawn as it stands (`$` and `_` mean nothing), colours are Okabe and Ito
 Knows of no config, run or tensor; pyplot, torch and pandas are never imported.
 """
 
+import math
 import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -36,7 +37,13 @@ MASKED = "#cfe3f5"
 WRONG = "✗ "
 MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction: None where the truth is unknown
 MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
-RUNS: list[dict[str, Any]] = [{"color": colour, "marker": marker} for marker, colour in product(MARKERS, COLOURS[:7])]
+DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), "-")
+# Of many runs, those that share a colour differ in marker and dashes.
+RUNS: list[dict[str, Any]] = [
+    {"color": colour, "marker": marker, "linestyle": dashes}
+    for marker, dashes in zip(MARKERS[1:], DASHES, strict=True)
+    for colour in COLOURS[:7]
+]
 GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
 GRIDS = ((7, 7, 0.9), (64, 8, 0.75), (256, 16, 0.4), (np.inf, 24, 0.28))  # images at most, columns, inches
 STYLE: dict[Any, Any] = {
@@ -78,26 +85,62 @@ def curves(history: "pd.DataFrame", path: Path) -> Path:
     return path
 
 
-def compare(histories: "Mapping[str, pd.DataFrame]", path: Path) -> Path:
-    """The panels of `curves` for several runs, {name: history}: validation solid, train dashed, where they are few."""
+def compare(histories: "Mapping[str, Sequence[pd.DataFrame]]", path: Path) -> Path:
+    """The panels of `curves` for several recipes, {name: a history for each seed}: the mean of validation solid, of
+    train dashed where recipes are few, and a band from the lowest to the highest seed."""
     names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
-    tops = [100 * history["val_accuracy"].max() for history in histories.values()]
-    labels = [f"{name}, best {top:.2f} %" for name, top in zip(names, tops, strict=True)]
-    runs = list(zip(histories.values(), cycle(RUNS), strict=False))
+    labels = [f"{name}, {_best(runs)}" for name, runs in zip(names, histories.values(), strict=True)]
+    few = len(labels) <= 7
+    looks = [{"color": colour} for colour in COLOURS[:7]] if few else RUNS
+    recipes = list(zip(histories.values(), cycle(looks), strict=False))
     longest = max(map(len, labels), default=0)
-    outside, few = len(labels) > 4 or longest > 36, len(labels) < 8
+    outside = len(labels) > 4 or longest > 36
     columns = max(1, 100 // (longest + 8)) if outside else 1  # 7 inches hold 100 letters; 8 for the line
-    with _figure(path, 7, 2.7 + outside * 0.17 * -(-len(labels) // columns), 1, 2) as (figure, panels):
-        for axes, what in _loss_and_accuracy(panels, *histories.values()):
-            for history, look in runs:
+    rows = math.ceil(len(labels) / columns) if outside else 0
+    everything = [history for runs in histories.values() for history in runs]
+    with _figure(path, 7, 2.7 + 0.17 * rows, 1, 2) as (figure, panels):
+        for axes, what in _loss_and_accuracy(panels, *everything):
+            for runs, look in recipes:
                 if few:  # of more, a tangle
-                    _line(axes, history, f"train_{what}", **look, linestyle="--", linewidth=0.8, alpha=0.8)
-                _line(axes, history, f"val_{what}", **look)
+                    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.8}
+                    _line(axes, _mean(runs, f"train_{what}"), f"train_{what}", **look, **dashed)
+                if len(runs) > 1:
+                    _band(axes, runs, f"val_{what}", look["color"])
+                _line(axes, _mean(runs, f"val_{what}"), f"val_{what}", **look)
         splits = [Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")] if few else []
         panels[0].legend(handles=[*splits, Line2D([], [], color=GRAY, label="validation")])
         legend = partial(figure.legend, loc="outside lower center") if outside else panels[1].legend
-        legend([Line2D([], [], **look) for _, look in runs], labels, ncols=columns)
+        lines = [Line2D([], [], **look) for _, look in recipes]
+        legend(lines, labels, ncols=columns, handlelength=3 if not few else None)
     return path
+
+
+def _best(runs: "Sequence[pd.DataFrame]") -> str:
+    """The best validation accuracy in words, over several seeds mean and deviation."""
+    tops = [100 * history["val_accuracy"].max() for history in runs]
+    if len(tops) == 1:
+        return f"best {tops[0]:.2f} %"
+    return f"best {np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f} % ({len(tops)} seeds)"
+
+
+def _mean(runs: "Sequence[pd.DataFrame]", column: str) -> "pd.DataFrame":
+    """A column by epoch, averaged over the runs that have the epoch."""
+    return _over_seeds(runs, column).mean().reset_index()
+
+
+def _over_seeds(runs: "Sequence[pd.DataFrame]", column: str) -> Any:
+    whole = runs[0][["epoch", column]]
+    for history in runs[1:]:
+        whole = whole.merge(history[["epoch", column]], how="outer")
+    return whole.groupby("epoch")[[column]]
+
+
+def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, colour: str) -> None:
+    """From the lowest to the highest of several seeds."""
+    scale = 100 if "accuracy" in column else 1
+    groups = _over_seeds(runs, column)
+    low, high = scale * groups.min()[column], scale * groups.max()[column]
+    axes.fill_between(low.index, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None = None) -> Path:
@@ -117,6 +160,54 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
         axes.set_yticks(range(len(classes)), classes)
         axes.set(xlabel="prediction", ylabel="truth", title=title)
         _bare(axes)
+    return path
+
+
+def confusions(matrices: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
+    """The matrices of several recipes, {name: C×C as for `confusion`}, side by side: shares of the true class, %."""
+    columns = min(3, max(1, len(matrices)))
+    rows = math.ceil(len(matrices) / columns)
+    side, margin = 0.29 * len(classes), 0.3 + 0.06 * max(map(len, classes))
+    size = (columns * side + margin + 0.1 * columns, rows * (side + 0.35) + margin)
+    with _figure(path, *size, rows, columns, squeeze=False, sharex=True, sharey=True) as (figure, panels):
+        for axes in panels.flat[len(matrices) :]:
+            axes.axis("off")
+        for axes, (name, matrix) in zip(panels.flat, matrices.items(), strict=False):
+            total = np.asarray(matrix).sum(1, keepdims=True)
+            shares = matrix / np.where(total > 0, total, np.nan)
+            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+            for (i, j), share in np.ndenumerate(shares):
+                if share > 0:
+                    colour = "white" if share > 0.6 else BLACK
+                    axes.text(j, i, f"{100 * share:.0f}", ha="center", va="center", fontsize=6.5, color=colour)
+            axes.set_title(textwrap.fill(name, int(13 * side)), fontsize=7.5)
+            axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(classes)), classes)
+            _bare(axes)
+        figure.supxlabel("prediction", fontsize=8)
+        figure.supylabel("truth; shares in %", fontsize=8)
+    return path
+
+
+def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
+    """The recall of each class (0 to 1) of several recipes, {name: C}: a mark each, beside each other."""
+    longest = max(map(len, recalls))
+    columns = max(1, 100 // (longest + 8))
+    rows = math.ceil(len(recalls) / columns)
+    with _figure(path, 7, 2.4 + 0.17 * rows) as (figure, axes):
+        shapes = cycle(product(MARKERS[1:], COLOURS[:7]))
+        wide = 0.7 / max(1, len(recalls))
+        for i, (name, own) in enumerate(recalls.items()):
+            marker, colour = ("osD^vPX"[i % 7], COLOURS[i]) if len(recalls) <= 7 else next(shapes)
+            places = np.arange(len(classes)) + wide * (i - (len(recalls) - 1) / 2)
+            axes.plot(places, 100 * np.asarray(own), marker, color=colour, markersize=5, label=name)
+        for edge in np.arange(len(classes) - 1) + 0.5:
+            axes.axvline(edge, color="#e6e6e6", linewidth=0.6)
+        axes.set_xticks(range(len(classes)), classes)
+        axes.tick_params(axis="x", length=0)
+        axes.grid(False, axis="x")
+        axes.set(ylim=(-3, 103), yticks=range(0, 101, 20), ylabel="recall, %")
+        figure.legend(loc="outside lower center", ncols=columns)
     return path
 
 

@@ -2,42 +2,26 @@
 
 All comes from the run folder, which keeps what the best weights said of the validation faces; only the pictures that
 show faces need the data, and are left out without it. No network runs here, and how a figure looks is plots' business.
+Several runs are comparison.py's.
 """
 
-import base64
 import shutil
-import textwrap
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 import torch
 
 from fer import UserError, class_names, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.comparison import compare
+from fer.page import Part, write_page
 from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
-from fer.summary import build, table_text, totals
+from fer.summary import build, table_text
 
-
-@dataclass
-class Part:
-    """A section of the page: lines in words; a picture, drawn by `draw(path)` as name.png and so on, and the data of
-    name.csv; a table, its header first; plain text."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    name: str = ""
-    draw: Callable[[Path], Path] | None = None
-    data: pd.DataFrame | None = None
-    table: list | None = None
-    text: str = ""
-    folded: bool = False
+FEW = 20  # faces of a class, below which the share of a mistake says little: disgust has 56 in PublicTest
+OVERFITTED = 0.15  # by how much training accuracy must be above validation's to be named
 
 
 def run(cfg: config.ReportConfig, typed: list[str]) -> None:
@@ -55,8 +39,7 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     table, report = metrics.report_text(matrix, classes), metrics.classification_report(matrix, classes)
-    pairs = metrics.top_confusions(matrix, classes, 5)
-    mistakes = "; ".join(f"{truth} → {said} {share:.0%} ({count})" for truth, said, share, count in pairs)
+    mistakes = mistakes_in_words(matrix, classes)
     faces = faces_parts(best, cfg, logits, labels)
     out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", table)
@@ -73,23 +56,68 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
         calibration(logits, labels),
         *faces,
         *(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
-          for file in sorted((folder / "explain").glob("*.png"))),
+          for file in explained(folder / "explain")),
         Part("Schedules", (), "schedules", partial(plots.schedules, history, driven), history[["epoch", *driven]]),
         Part("Layers", text=table_text(settings.name, build(settings.model)), folded=True),
         Part("Settings", text=config.dump(settings), folded=True),
     ]  # fmt: skip
     if (environment := folder / "environment.yaml").is_file():
         parts.append(Part("Environment", text=environment.read_text(encoding="utf-8"), folded=True))
-    macro, noted = metrics.macro_f1(matrix), folder / LOOKS
-    looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
-    private = f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}" + (f": {noted}." if looks else ".")
+    macro = metrics.macro_f1(matrix)
     lead = (
         f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {epoch}.",
-        f"These faces chose the epoch too, so their accuracy is a little too good. {private}",
+        "These faces chose the epoch too, so their accuracy is a little too good.",
+        *private_looks(folder),
+        *overfitting(history, epoch),
+        *one_class(matrix, classes),
     )
     write_page(out, title, lead, parts, cfg.format)
     tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
     print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n{mistakes}\nopen:\n  {out / 'index.html'}")
+
+
+def mistakes_in_words(matrix: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """The likeliest mistakes, of classes with enough faces for a share to mean something, and which have not."""
+    support = metrics.per_class(matrix)[3]
+    pairs = metrics.top_confusions(matrix, classes, 5, least=FEW)
+    said = "; ".join(f"{truth} → {taken} {share:.0%} ({count})" for truth, taken, share, count in pairs)
+    few = [f"{name} {count}" for name, count in zip(classes, support, strict=True) if 0 < count < FEW]
+    return "; ".join(filter(None, [said, few and f"too few faces to tell: {', '.join(few)}"]))
+
+
+def private_looks(folder: Path) -> list[str]:
+    """How often PrivateTest was looked at; nothing where it was not, as with data that has none."""
+    noted = folder / LOOKS
+    looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
+    return [f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}: {noted}."] if looks else []
+
+
+def overfitting(history: pd.DataFrame, epoch: int) -> list[str]:
+    """In words, where the network knows the training faces far better than others, by the last epoch."""
+    last = history.iloc[-1]
+    apart = last["train_accuracy"] - last["val_accuracy"]
+    if apart < OVERFITTED:
+        return []
+    best = history.set_index("epoch")["val_accuracy"].get(epoch, last["val_accuracy"])
+    return [
+        f"Overfitting: in the last epoch training accuracy is {last['train_accuracy']:.1%}, validation accuracy "
+        f"{last['val_accuracy']:.1%}. Of what it learned after epoch {epoch} ({best:.1%}) little holds for other "
+        "faces. More augmentation (augment=strong), dropout, weight decay or a smaller network narrow this."
+    ]
+
+
+def one_class(matrix: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
+    """In words, where all faces are given one class."""
+    said = (matrix.sum(0) > 0).nonzero().flatten().tolist()
+    return [f"All faces are called {classes[said[0]]}: the network has learned nothing."] if len(said) == 1 else []
+
+
+def explained(folder: Path) -> list[Path]:
+    """The pictures of fer explain, in the order in which they are read: faces first, then what layers respond to."""
+    first = ["saliency", "ideal_faces"]
+    last = len(first)
+    order = {name: place for place, name in enumerate(first)}
+    return sorted(folder.glob("*.png"), key=lambda file: (order.get(file.stem, last), file.stem))
 
 
 def copy(file: Path, path: Path) -> Path:
@@ -98,16 +126,32 @@ def copy(file: Path, path: Path) -> Path:
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
-    """How sure the network is against how right, as it is and with the temperature that mends it."""
-    warmth, panels, rows = metrics.temperature(logits, labels), [], []
-    for name, scale in (("as trained", 1.0), (f"temperature {warmth:.2f}", warmth)):
-        probabilities = (logits / scale).softmax(1)
-        bins = metrics.reliability(probabilities, labels)
-        panels.append((f"{name}: ECE {100 * metrics.ece(probabilities, labels):.1f} %", *bins))
+    """How sure the network is against how right, on half of the faces, before and after a temperature that the other
+    half chose."""
+    chooses = torch.arange(len(labels)) % 2 == 0
+    if len(labels) < 2:
+        chooses = torch.ones_like(chooses)
+    judges = ~chooses if len(labels) >= 2 else chooses
+    temperature = metrics.temperature(logits[chooses], labels[chooses])
+    panels, rows, errors = [], [], []
+    for name, scale in (("as trained", 1.0), (f"temperature {temperature:.2f}", temperature)):
+        probabilities = (logits[judges] / scale).softmax(1)
+        bins = metrics.reliability(probabilities, labels[judges])
+        errors.append(100 * metrics.ece(probabilities, labels[judges]))
+        panels.append((f"{name}: ECE {errors[-1]:.1f} %", *bins))
         rows += [(scale, *row) for row in zip(*bins, strict=True)]
-    line = f"Divided by {warmth:.2f} the logits have the least loss on these faces, which also chose the number."
+    sure = "too sure" if temperature > 1 else "not sure enough"
+    lines = [
+        f"Dividing the logits by a temperature of {temperature:.2f} minimizes the loss on every other validation face: "
+        f"the network is {sure}. Both panels show the {int(judges.sum())} faces between them, which did not choose it."
+    ]
+    if errors[1] > errors[0]:
+        lines.append(
+            f"The calibration error does not fall ({errors[0]:.1f} % → {errors[1]:.1f} %): the temperature is chosen "
+            "for the loss, and the error of so few faces varies by chance."
+        )
     data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
-    return Part("Calibration", (line,), "calibration", partial(plots.reliability, panels), data)
+    return Part("Calibration", tuple(lines), "calibration", partial(plots.reliability, panels), data)
 
 
 def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor) -> list[Part]:
@@ -125,7 +169,7 @@ def faces_parts(best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor
     table = pd.DataFrame({"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence})
     right, names = table["prediction"] == table["truth"], class_names(logits.shape[1])
     said = [f"{names[row.prediction]} {row.confidence:.0%}" for row in table.itertuples()]
-    captions = np.where(right, said, [f"{said}\nis {names[label]}" for said, label in zip(said, labels, strict=True)])
+    captions = np.where(right, said, [f"{name}\nlabel: {names[own]}" for name, own in zip(said, labels, strict=True)])
     mistakes = table[~right].sort_values("confidence", ascending=False, kind="stable")[: cfg.samples]
     chosen = table.iloc[samples(right.to_numpy(), labels.numpy(), cfg.samples, cfg.seed)]
     parts = []
@@ -143,87 +187,3 @@ def samples(right: np.ndarray, truth: np.ndarray, count: int, seed: int) -> np.n
     half = max(count // 2, count - len(good))
     chosen = np.concatenate([wrong[:half], good[: count - min(half, len(wrong))]])
     return chosen[np.argsort(truth[chosen], kind="stable")]
-
-
-def compare(folders: list[Path], out: Path, kind: str) -> None:
-    """Several runs side by side: their curves over each other, a table, and in which settings they differ."""
-    checkpoints = [Checkpoint.open(folder / "best.pt") for folder in folders]
-    found = [checkpoint.settings for checkpoint in checkpoints]
-    judged = [checkpoint.contents.get("validation", {}) for checkpoint in checkpoints]
-    judges = {(own.get("images"), str(own.get("labels", torch.empty(0)).tolist())) for own in judged}
-    same = len(judges) == 1
-    apart = () if same else ("Not all have the same validation faces and labels: their accuracies do not compare.",)
-    settings = [own.model_dump(exclude={"run", "resume"}) for own in found]
-    keys = sorted({key for other in settings[1:] for key in config.difference(settings[0], other)} - {"name"})
-    differing = [{key: str(pick(own, key)) for key in keys} for own in settings]
-    names = labels(folders, [own["name"] for own in settings], differing)
-    histories = [read_history(folder) for folder in folders]
-    best = pd.DataFrame([history.loc[history["val_accuracy"].idxmax()] for history in histories], index=names)
-    sizes = [totals(build(own["model"])) for own in settings]
-    table = pd.DataFrame({
-        "run": names,
-        "val_accuracy": best["val_accuracy"].round(4),
-        "val_macro_f1": best["val_macro_f1"].round(4),
-        "best_epoch": best["epoch"].astype(int),
-        "epochs": [len(history) for history in histories],
-        "seconds_per_epoch": [round(history["seconds"].median(), 1) for history in histories],
-        "parameters": [size["parameters"] for size in sizes],
-        "multiply_adds": [size["multiply-adds"] for size in sizes],
-    })  # fmt: skip
-    write_text(out / "comparison.csv", table.to_csv(index=False))
-    several = [best["val_accuracy"].iloc[group] for group in config.over_seeds(found)]
-    seeds = [[", ".join(own.index), str(len(own)), f"{mean(own):.4f}", f"{stdev(own):.4f}"] for own in several]
-    looks = {name: "{}" if name == "run" else "{:.4f}" if name.startswith("val_") else "{:,}" for name in table}
-    cells = [[looks[name].format(cell) for name, cell in row.items()] for row in table.to_dict("records")]
-    parts = [
-        Part("Runs", table=[list(table), *cells]),
-        Part("Loss and accuracy", (), "curves", partial(plots.compare, dict(zip(names, histories, strict=True)))),
-        Part("Where their settings differ",
-             table=[["run", *keys], *([name, *own.values()] for name, own in zip(names, differing, strict=True))]),
-    ]  # fmt: skip
-    if seeds:
-        header = ["runs that differ in nothing else", "seeds", "mean val_accuracy", "standard deviation"]
-        parts.insert(1, Part("Over seeds", table=[header, *seeds]))
-    write_page(out, f"{len(names)} runs", apart, parts, kind)
-    print(table.to_string(index=False), *apart, sep="\n")
-    for group, count, middle, deviation in seeds:
-        print(f"{count} seeds: {middle} ± {deviation} (sd) of {group}")
-    print(f"they differ in {', '.join(keys) or 'nothing'}")
-    print(f"open:\n  {out / 'index.html'}\n  {out / 'comparison.csv'}")
-
-
-def labels(folders: list[Path], names: list[str], differing: list[dict]) -> list[str]:
-    """A run's name, where it is its own; else, as in a sweep, its folder's and the few settings that set it apart."""
-    if len({*names}) == len(names):
-        return names
-    places = [folder.name for folder in folders]
-    places = places if len({*places}) == len(places) else [str(folder) for folder in folders]
-    keys = [key for key in differing[0] if not key.startswith("model.")] or list(differing[0])  # its name says enough
-    found = []
-    for place, name, own in zip(places, names, differing, strict=True):
-        text = ", ".join([name, *(f"{key.rpartition('.')[2]}={own[key]}" for key in keys)])
-        short = textwrap.shorten(text, 60, placeholder=" …")
-        found.append(f"{place}: {short if short.startswith(name) else name}")
-    return found
-
-
-def pick(settings: Any, key: str) -> Any:
-    """The value at a dotted key; nothing where a part of the way is missing."""
-    for part in key.split("."):
-        settings = settings.get(part, "") if isinstance(settings, dict) else ""
-    return settings
-
-
-def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], kind: str) -> None:
-    """The pictures, as PNG for the page and as `kind`, the CSV behind each, and index.html with all inside. Its texts
-    are escaped."""
-    pictures = {}
-    for part in parts:
-        if part.draw:
-            files = [part.draw(out / f"{part.name}.{suffix}") for suffix in dict.fromkeys(("png", kind))]
-            pictures[part.name] = "data:image/png;base64," + base64.b64encode(files[0].read_bytes()).decode()
-        if part.data is not None:
-            write_text(out / f"{part.name}.csv", part.data.to_csv(index=False))
-    source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
-    write_text(out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures))

@@ -126,16 +126,18 @@ def lock(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def write_environment(folder: Path, data_hash: str, machine: dict[str, Any]) -> None:
+def write_environment(folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any]) -> None:
     """Add to environment.yaml, a document for each start, what the training rests on besides its config.
 
-    machine: device, number format and the like, see runtime.describe.
+    typed: the words of the command line, of a sweep those of this job. machine: device, number format and the like, see
+    runtime.describe.
     """
     path, processor = folder / "environment.yaml", Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
     values = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
+        "typed": typed,
         "fer": __version__,
         "git": git_commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
@@ -149,6 +151,22 @@ def write_environment(folder: Path, data_hash: str, machine: dict[str, Any]) -> 
     }
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""
     write_text(path, f"{earlier}---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}")
+
+
+def typed_words(folder: Path) -> list[str] | None:
+    """What was typed when the run in `folder` began, as KEY=VALUE; None where that is not known, as of a sweep's job
+    from before it was written down."""
+    try:
+        started = next(yaml.safe_load_all((folder / "environment.yaml").read_text(encoding="utf-8")))
+        command = shlex.split(str(started["command"]))
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError, StopIteration):
+        return None
+    typed = started.get("typed")
+    if typed is None and "train" in command and not {"-m", "--multirun"} & {*command}:
+        typed = [word for word in command if "=" in word and not word.startswith("-")]
+    if isinstance(typed, list) and all(isinstance(word, str) and "=" in word for word in typed):
+        return typed
+    return None
 
 
 def git_commit(root: Path) -> str | None:

@@ -59,6 +59,7 @@ class Trainer:
         self.cfg, self.device = cfg, device
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
+        self.typed: list[str] = []  # the words of the command line, for the record
         self.rank, self.world = runtime.join_processes(device)
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
 
@@ -541,12 +542,14 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
 
 
 @runtime.others_named()
-def run(values: dict, typed: list[str]) -> float:
-    """Train as the composed `values` say; `typed` are the keys given on the command line. Returns the best validation
-    accuracy, for sweeps that optimize it."""
+def run(values: dict, typed: dict[str, str]) -> float:
+    """Train as the composed `values` say; returns the best validation accuracy, for sweeps that optimize it.
+
+    typed: each key given on the command line, and its words.
+    """
     saved = None
     if values.get("resume"):
-        values, saved = resumed(values, typed)
+        values, saved = resumed(values, list(typed))
     cfg = config.check("train", values)
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
@@ -554,6 +557,7 @@ def run(values: dict, typed: list[str]) -> float:
     with runtime.processes_left(), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
         trainer = Trainer(cfg, device, saved=saved)
         del saved  # as large as the network and the optimizer
+        trainer.typed = list(typed.values())
         if trainer.rank:  # the first process has the run folder, and speaks
             trainer.fit()
         else:
@@ -599,7 +603,8 @@ def fit(trainer: Trainer) -> None:
             trainer.writer.add_text("config", f"```\n{config.dump(cfg)}```")
         write_text(folder / "config.yaml", config.dump(cfg))
         rewrite_settings(folder / "best.pt", cfg)  # reports group runs by it
-        write_environment(folder, trainer.data_hash, runtime.describe(device, trainer.computed_in))
+        machine = runtime.describe(device, trainer.computed_in)
+        write_environment(folder, trainer.data_hash, trainer.typed, machine)
         parameters = sum(p.numel() for p in trainer.network.parameters())
         print(
             f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} "
