@@ -240,7 +240,7 @@ def test_other_kinds_of_networks(fer, saved, tmp_path, overrides, layer, cam):
     code, out, err = fer("explain", "ckpt=r", "image=0", f"layers=[{layer}]", "device=cpu")
     assert code == 0, err
     assert (tmp_path / "r" / "explain" / "kernels.png").is_file() == cam
-    assert ("Grad-CAM and kernels are left out" in out) != cam
+    assert ("Grad-CAM is left out" in out) != cam and ("kernels are left out" in out) != cam
     assert (tmp_path / "r" / "explain" / f"{layer}_ascent.png").is_file()
 
 
@@ -277,3 +277,16 @@ def test_what_it_cannot_do_is_refused_in_a_line_before_a_folder_is_made(fer, sav
         code, _, err = fer("explain", "ckpt=r", *args, "device=cpu")
         assert code == 2 and err.count("\n") == 1 and all(word in err for word in words), err
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["best.pt"]
+
+
+def test_the_last_convolution_is_no_shortcut_and_pictures_are_a_choice(fer, saved, tmp_path):
+    saved("model=resnet_fast", "model.features=[4,{residual: 6},global_pool]")
+    code, out, err = fer("explain", "ckpt=r", "image=0", "show=[filters]", "device=cpu")
+    assert code == 0, err
+    stems = {path.stem for path in (tmp_path / "r" / "explain").iterdir()}
+    checkpoint = torch.load("r/best.pt", weights_only=True)["model"]
+    shown = {stem for stem in stems if not stem.endswith("_ascent")}
+    assert len(shown) == 2 and all(checkpoint[f"{stem}.weight"].shape[-1] == 3 for stem in shown)
+    assert not {"saliency", "kernels", "ideal_faces"} & stems and out.count("r/explain/") == 4
+    code, _, err = fer("explain", "ckpt=r", "show=[faces]", "device=cpu")
+    assert code == 2 and "show.0=faces" in err and err.count("\n") == 1

@@ -302,3 +302,16 @@ def test_imports_neither_pyplot_nor_torch():
         "assert not {'matplotlib.pyplot', 'torch', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_plain_images_of_a_mosaic_are_as_bright_as_they_are_and_a_face_stands_beside(tmp_path, drawn):
+    stripes = np.tile([100.0, 140.0], (48, 24))
+    sheet = np.stack([np.full((48, 48), 255.0), np.zeros((48, 48)), np.full((48, 48), 128.0), stripes])
+    sheet[0, :2] = 0  # what padding excites at the rim
+    plots.mosaic(sheet, "t", tmp_path / "m.png", texture=True)
+    shown = np.ma.getdata(drawn[0].axes[0].images[0].get_array())
+    middles = [float(shown[25, 50 * i + 25]) for i in range(4)]
+    assert middles[0] == pytest.approx(2.5) and middles[1] == pytest.approx(-2.5)
+    assert abs(middles[2]) < 0.05 and abs(middles[3]) == pytest.approx(1)
+    plots.mosaic(sheet, "t", tmp_path / "m.png", face=stripes)
+    assert (drawn[1].axes[0].images[0].get_array() == stripes).all()

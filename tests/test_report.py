@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.metrics import classification_report, confusion_matrix
+from PIL import Image
+from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from torchvision.models import squeezenet1_1
 
-from fer import CLASSES
+from fer import CLASSES, metrics
 from fer.page import Part, write_page
+from fer.report import calibration
 from fer.run import typed_words
 
 TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
@@ -34,7 +36,7 @@ def test_a_report_is_a_page_with_every_picture_and_the_numbers_behind_it(fer, ru
     assert made == numbers | {"index.html", "classification_report.txt"}
     page = (run / "report" / "index.html").read_text()
     assert page.count("data:image/png;base64,") == len(PICTURES)
-    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)  # nothing from a network
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)", page)  # nothing from a network
     assert "fer.models.convnet.ConvNet" in page and "head.logits" in page
 
 
@@ -177,12 +179,12 @@ def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, t
     theirs = ["data=demo", "data.images=141", "device=cpu", "train.epochs=2", "model=torchvision"]
     assert fer("train", *theirs, "model.name=squeezenet1_1", "run=b")[0] == 0
     assert fer("train", *TINY, "optim=sgd", "run=c")[0] == 0
-    code, out, err = fer("report", "run=[a,b]", "out=o")
+    code, _, err = fer("report", "run=[a,b]", "out=o")
     assert code == 0 and list(pd.read_csv("o/comparison.csv")["run"])[1] == "squeezenet1_1", err
 
     for name in "ac":
         (tmp_path / name / "environment.yaml").unlink()
-    code, out, err = fer("report", "run=[a,c]", "out=o")
+    code, _, err = fer("report", "run=[a,c]", "out=o")
     first, second = pd.read_csv("o/comparison.csv")["run"]
     assert code == 0 and first.startswith("dnn optim=Muon") and second.startswith("dnn optim=SGD"), err
 
@@ -193,6 +195,70 @@ def test_a_damaged_record_of_what_was_typed_is_not_needed(fer, run):
         code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
         assert code == 0 or "environment" not in err
         assert typed_words(run) is None
+
+
+def set_predictions(path, logits, labels):
+    contents = torch.load(path, weights_only=True)
+    contents["validation"] = {"logits": logits, "labels": labels, "images": "0"}
+    torch.save(contents, path)
+
+
+def test_absent_classes_are_in_no_mean_and_few_faces_lead_no_list(fer, run, tmp_path):
+    labels = torch.tensor([0] * 40 + [1] * 4 + [3] * 40)
+    predicted = torch.tensor([0] * 30 + [3] * 10 + [1] * 2 + [3] * 2 + [3] * 40)
+    set_predictions(run / "best.pt", torch.eye(7)[predicted] * 5, labels)
+    code, out, err = fer("report", "run=r")
+    assert code == 0, err
+    macro = f"{f1_score(labels, predicted, average='macro'):.4f}"
+    assert f"macro F1 {macro}" in out and re.search(rf"macro avg .* {macro} ", out)
+    assert "angry → happy 25% (10); too few faces to tell: disgust 4" in out
+    page = (tmp_path / "r" / "report" / "index.html").read_text()
+    assert "in no mean: fear, sad, surprise, neutral" in page and "PrivateTest was looked at" not in page
+    assert "label: " in page or "left out: " in page
+
+
+def test_what_is_learned_by_heart_or_not_at_all_is_said_in_words(fer, run):
+    history = pd.read_csv(run / "history.csv")
+    history.assign(train_accuracy=0.9, val_accuracy=0.4).to_csv(run / "history.csv", index=False)
+    set_predictions(run / "best.pt", torch.eye(7)[[3] * 21], torch.arange(21) % 7)
+    assert fer("report", "run=r")[0] == 0
+    page = (run / "report" / "index.html").read_text()
+    assert "training accuracy is 90.0%, validation accuracy 40.0%" in page and "All faces are called happy" in page
+    history.assign(train_accuracy=0.5, val_accuracy=0.4).to_csv(run / "history.csv", index=False)
+    assert fer("report", "run=r")[0] == 0
+    assert "Overfitting" not in (run / "report" / "index.html").read_text()
+
+
+def test_calibration_is_shown_on_faces_that_did_not_choose_the_temperature():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 7, (400,), generator=generator)
+    logits = 6 * torch.eye(7)[labels] + 4 * torch.randn(400, 7, generator=generator)
+    logits[1::2] = torch.eye(7)[labels[1::2]] * 0.1  # right, and not sure: another temperature would suit these
+    part = calibration(logits, labels)
+    chosen = metrics.temperature(logits[::2], labels[::2])
+    before, after = (metrics.ece((logits[1::2] / scale).softmax(1), labels[1::2]) for scale in (1, chosen))
+    assert part.data.groupby("temperature")["count"].sum().tolist() == [200, 200]
+    assert f"temperature of {chosen:.2f}" in part.lines[0] and after > before
+    assert f"does not fall ({100 * before:.1f} % → {100 * after:.1f} %)" in part.lines[1]
+    assert len(calibration(logits[::2], labels[::2]).lines) == 1
+    calibration(logits[:1], labels[:1])
+
+
+def test_the_page_has_a_list_of_contents_and_saliency_leads(fer, run):
+    (run / "explain").mkdir()
+    for name in ("features.conv1", "kernels", "saliency"):
+        shutil.copy(draw(run / "picture.png"), run / "explain" / f"{name}.png")
+    assert fer("report", "run=r")[0] == 0
+    page = (run / "report" / "index.html").read_text()
+    titles = re.findall(r"<h2>(.*?)</h2>", page)
+    assert re.findall(r'<li><a href="#part\d+">(.*?)</a>', page) == titles
+    assert page.index("Explained: saliency") < page.index("Explained: features.conv1")
+    assert {f"part{i + 1}" for i in range(len(titles))} == {*re.findall(r'id="(part\d+)"', page)}
+
+
+def draw(path):
+    Image.new("L", (30, 20)).save(path)
+    return path
 
 
 @pytest.mark.slow

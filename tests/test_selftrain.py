@@ -95,7 +95,7 @@ def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
     assert table["suspect"].sum() == cleanlab.filter.find_label_issues(labels, probabilities, n_jobs=1).sum()
     suspects = table["suspect"].to_numpy()
     assert (np.diff(suspects.astype(int)) <= 0).all() and (np.diff(table["quality"][suspects]) >= 0).all()
-    assert f"{suspects.sum():,} of {len(table):,} labels are likely wrong" in out
+    assert f"{suspects.sum():,} of {len(table):,} labels are doubted" in out
 
 
 def test_copies_of_a_face_are_judged_together(fer, fer2013_csv, monkeypatch):

@@ -17,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from fer import UserError, config, runtime
 from fer.data.demo import demo
 from fer.objective import balanced_weights
+from fer.progress import one_class_lines
 from fer.runtime import Interrupted
 from fer.train import Trainer
 
@@ -504,3 +505,26 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(t.best["val_accuracy"])
     assert contents["classes"][1] == "disgust" and contents["normalization"]["kind"] == "dataset"
     assert "fer.models.convnet.ConvNet" in contents["config"]
+
+
+def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer, trainer, capsys):
+    own = trainer()
+    count = len(own.val_labels)
+    told = []
+    for given in ([3] * count, [3] * count, [i % 7 for i in range(count)], [0] * count):
+        own.tell_one_class(torch.eye(7)[given])
+        told.append(capsys.readouterr().out[:45])
+    assert told[0].startswith("all validation faces are called happy") and told[1:3] == ["", ""]
+    assert told[3].startswith("all validation faces are called angry")
+    for seed in range(3):  # and the loop asks
+        args = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=1"]
+        code, out, _ = fer("train", *args, f"seed={seed}", f"run={seed}", "optim=sgd", "optim.lr=10")
+        if code == 0:
+            recalls = pd.read_csv(f"{seed}/history.csv").filter(like="val_recall_").to_numpy()[0]
+            assert ("all validation faces are called" in out) == (sorted(recalls) == [0] * 6 + [1])
+
+
+def test_the_reasons_for_one_class_name_the_rate_and_fit_a_terminal():
+    text = one_class_lines("happy", 0.02)
+    assert text.startswith("all validation faces are called happy") and "optim.lr=0.002" in text
+    assert max(map(len, text.splitlines())) <= 80

@@ -173,6 +173,7 @@ class ReportConfig(Strict):
 
 class ExplainConfig(Strict):
     ckpt: FilePath | None
+    show: Annotated[list[Literal["saliency", "ideal_faces", "kernels", "filters"]], Field(min_length=1)]
     image: FilePath | list[int | str] | None
     crop: Crop
     smallest: FaceShare

@@ -24,6 +24,7 @@ from fer import UserError, class_names, config, nearest, photos, plots
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.models.network import Network, fit
+from fer.progress import Steps
 from fer.run import make_folder, write_csv, write_text
 from fer.runtime import pick_device
 
@@ -190,17 +191,20 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     outputs = layer_outputs(network, images[:1])
     modules = {name: network.model.get_submodule(name) for name in outputs}
     convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d)]
-    first_and_last = list(dict.fromkeys(convolutions[:1] + convolutions[-1:]))
+    # Of residual networks a shortcut of 1×1 may run last, which sees no neighbours.
+    windows = [name for name in convolutions if max(modules[name].kernel_size) > 1] or convolutions
+    first_and_last = list(dict.fromkeys(windows[:1] + windows[-1:]))
     layers = [cfg.layers] if isinstance(cfg.layers, str) else first_and_last if cfg.layers is None else cfg.layers
     if unknown := [name for name in layers if name not in outputs]:
         raise UserError(f"layers={unknown[0]}: no layer that puts out maps or units; {nearest(unknown[0], outputs)}")
     out = make_folder(Path(cfg.out or checkpoint.path.parent / "explain"))
+    bar = Steps(6 + 2 * len(layers))
 
     def show(stem: str, images: Tensor, title: str, header: list[str], numbers: Tensor, **look: Any) -> None:
         """All images N×h×w as a picture, and in a CSV a row of numbers for each."""
         units = look.get("names") or range(len(images))
         write_csv(out / f"{stem}.csv", header, ([u, *row] for u, row in zip(units, numbers.tolist(), strict=True)))
-        print(plots.mosaic(images, title, out / f"{stem}.{cfg.format}", **look))
+        bar.say(plots.mosaic(images, title, out / f"{stem}.{cfg.format}", **look))
 
     def show_ascent(stem: str, layer: nn.Module, count: int, title: str, **look: Any) -> None:
         """What excites each of the layer's filters or units, and how much."""
@@ -209,32 +213,46 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
         images = [ascend(network, layer, units) for units in batches]
         reached = torch.cat([excitation(network, layer, *pair) for pair in zip(images, batches, strict=True)]).cpu()
         sheet, silent = torch.cat(images)[:, 0].cpu(), reached == 0
-        sheet[silent] = 0  # a ReLU that gives 0 from the start has no gradient: not even noise should show
-        title += f", {silent.sum()} stayed silent" if silent.any() else ""
+        sheet[silent] = 128  # a ReLU that gives 0 from the start has no gradient: not even noise should show
+        title += f", {silent.sum()} stayed silent (plain gray)" if silent.any() else ""
         show(stem, sheet, title, ["unit", "excitation"], reached[:, None], texture=True, **look)
 
-    methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
-    if convolutions:
-        area = outputs[convolutions[-1]].shape[2:]
-        # Grad-CAM takes what is made of the last convolution before it is pooled
-        last = modules[[name for name, found in outputs.items() if found.shape[2:] == area][-1]]
-        methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
+    if "saliency" in cfg.show:
+        methods = {"saliency": saliency, "SmoothGrad": smooth_grad, "integrated gradients": integrated_gradients}
+        if convolutions:
+            area = outputs[windows[-1]].shape[2:]
+            # Grad-CAM takes what is made of the last convolution before it is pooled
+            last = modules[[name for name, found in outputs.items() if found.shape[2:] == area][-1]]
+            methods["Grad-CAM"] = lambda network, *batch: grad_cam(network, last, *batch)
+        else:
+            bar.say("no convolution: Grad-CAM is left out")
+        batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
+        maps = {}
+        for name, method in methods.items():
+            bar.begin(name)
+            maps[name] = torch.cat([method(network, *batch) for batch in batches])
+        bar.say(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
+    if "ideal_faces" in cfg.show:
+        bar.begin("ideal faces")
+        show_ascent("ideal_faces", network, len(names), "The ideal face of each class", names=names)
+    if "kernels" in cfg.show and convolutions:
+        bar.begin("kernels")
         weight: Any = modules[convolutions[0]].weight
         kernels = F.pixel_shuffle(weight, isqrt(weight.shape[1]))[:, 0].cpu()  # space_to_depth's channels are pixels
         title, header = f"{convolutions[0]}, all {len(kernels)} kernels", ["filter", "weights, row by row"]
         show("kernels", kernels, title, header, kernels.flatten(1)[:, None])
-    else:
-        print("no convolution: Grad-CAM and kernels are left out")
-    batches = list(zip(images.split(4), classes.to(device).split(4), strict=True))
-    maps = {name: torch.cat([method(network, *batch) for batch in batches]) for name, method in methods.items()}
-    print(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
-    for name in layers:
+    elif "kernels" in cfg.show:
+        bar.say("no convolution: kernels are left out")
+    for name in layers if "filters" in cfg.show else ():
+        bar.begin(name)
         found = outputs[name][0].cpu()
         found = found.view(len(found), *found.shape[1:] or (1, 1))
         title, header = f"{name}, all {len(found)} outputs on {faces.ids[0]}", ["unit", "minimum", "mean", "maximum"]
-        show(name, found, title, header, torch.stack([f((1, 2)) for f in (found.amin, found.mean, found.amax)], 1))
+        numbers = torch.stack([f((1, 2)) for f in (found.amin, found.mean, found.amax)], 1)
+        show(name, found, title, header, numbers, face=images[0, 0].cpu())
+        bar.begin(f"what excites {name}")
         show_ascent(f"{name}_ascent", modules[name], len(found), f"{name}, all {len(found)}: what excites each")
-    show_ascent("ideal_faces", network, len(names), "The ideal face of each class", names=names)
+    bar.close()
 
 
 def draw_faces(

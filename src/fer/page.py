@@ -13,6 +13,8 @@ import pandas as pd
 
 from fer.run import write_text
 
+LEGIBLE = 0.62  # CSS pixels a picture's pixel: at 150 dpi, text of 6.5 points is then 8.4 pixels high
+
 
 @dataclass
 class Part:
@@ -36,9 +38,15 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
     for part in parts:
         if part.draw:
             files = [part.draw(out / f"{part.name}.{suffix}") for suffix in dict.fromkeys(("png", kind))]
-            pictures[part.name] = "data:image/png;base64," + base64.b64encode(files[0].read_bytes()).decode()
+            data = "data:image/png;base64," + base64.b64encode(files[0].read_bytes()).decode()
+            pictures[part.name] = {"data": data, "legible": round(LEGIBLE * width_of(files[0]))}
         if part.data is not None:
             write_text(out / f"{part.name}.csv", part.data.to_csv(index=False))
     source = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     page = jinja2.Template(source, autoescape=True, undefined=jinja2.StrictUndefined)
     write_text(out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures))
+
+
+def width_of(png: Path) -> int:
+    """In pixels, as the head of the file says."""
+    return int.from_bytes(png.read_bytes()[16:20], "big")

@@ -45,6 +45,8 @@ RUNS: list[dict[str, Any]] = [
     for colour in COLOURS[:7]
 ]
 GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+PLAIN = 3.0  # gray levels of deviation, below which an image shows its brightness and no texture
+FACE = 1.2  # inches of a face beside a mosaic
 GRIDS = ((7, 7, 0.9), (64, 8, 0.75), (256, 16, 0.4), (np.inf, 24, 0.28))  # images at most, columns, inches
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -335,20 +337,32 @@ def explanations(columns: Mapping[str, tuple], captions: Sequence[tuple], title:
     return path
 
 
-def mosaic(images: Any, title: str, path: Path, texture: bool = False, names: Sequence[str] | None = None) -> Path:
-    """Every one of N×h×w images, with its name, or else numbered from 0.
+def mosaic(
+    images: Any,
+    title: str,
+    path: Path,
+    texture: bool = False,
+    names: Sequence[str] | None = None,
+    face: Any = None,
+) -> Path:
+    """Every one of N×h×w images, with its name, or else numbered from 0; to the left the `face`, H×W, that they are of.
 
-    texture: each is spread over gray by its own mean and deviation; without, all share one scale of colours, which the
-    largest percent may leave.
+    texture: each, 0 to 255, is spread over gray by its own mean and deviation; a plain one stays as bright as it is.
+    Without, all share one scale of colours, which the largest percent may leave.
     """
     images = np.asarray(images, dtype=float)
     count = len(images)
     columns, side = next((columns, side) for most, columns, side in GRIDS if count <= most)
     rows, grown = -(-count // columns), max(1, 48 // images.shape[-1])
     if texture:
+        rim = images.shape[-1] // 12  # where padding, too, excites
+        inner = images[:, rim : images.shape[1] - rim, rim : images.shape[2] - rim]
+        plain = inner.std((1, 2), keepdims=True) < PLAIN
         deviation = images.std((1, 2), keepdims=True)
-        images = (images - images.mean((1, 2), keepdims=True)) / np.where(deviation > 0, deviation, 1)
+        spread = (images - images.mean((1, 2), keepdims=True)) / np.where(deviation > 0, deviation, 1)
         look, low, high = "gray", -2.5, 2.5
+        as_it_is = low + (high - low) * images / 255
+        images = np.where(plain, as_it_is, spread)
     else:
         high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
         look, low = ("signed", -high) if images.min() < 0 else ("positive", 0)
@@ -357,8 +371,20 @@ def mosaic(images: Any, title: str, path: Path, texture: bool = False, names: Se
     height, width = cells.shape[1:]
     sheet = cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
     size = (columns * side + (0.4 if texture else 1), rows * side * height / width + 0.55)
-    with _figure(path, *size) as (figure, axes):
-        shown = axes.imshow(sheet, cmap=LOOKS[look], vmin=low, vmax=high)
+    shape: tuple[int, ...] = () if face is None else (1, 2)
+    ratios: dict[str, Any] = {} if face is None else {"width_ratios": (FACE, size[0])}
+    size = (size[0] + (0 if face is None else FACE), size[1])
+    with _figure(path, *size, *shape, **ratios) as (figure, found):
+        axes = found if face is None else found[1]
+        if face is not None:
+            found[0].imshow(face, **GRAYS)
+            found[0].set_xticks([])
+            found[0].set_yticks([])
+            _bare(found[0])
+        colours = matplotlib.colormaps[LOOKS[look]]
+        if texture:
+            colours = colours.with_extremes(bad=MASKED)  # a white image is seen between bluish gaps
+        shown = axes.imshow(sheet, cmap=colours, vmin=low, vmax=high)
         across = names or [f"+{i}" for i in range(columns)]
         axes.set_xticks(np.arange(len(across)) * width + width / 2, across, fontsize=6.5)
         axes.set_yticks(np.arange(rows) * height + height / 2, [""] if names else np.arange(rows) * columns)

@@ -96,3 +96,34 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
         f", val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.4f}"
         f", {lasting(row['seconds'])}{', best' if better else ''}"
     )
+
+
+def one_class_lines(name: str, rate: float) -> str:
+    """That all validation faces are called `name`, with the usual reasons. rate: the learning rate."""
+    return (
+        f"all validation faces are called {name}: nothing is learned so far. Usual reasons:\n"
+        f"  the learning rate is too high for this network ({rate:.2g}): optim.lr={rate / 10:.1g},\n"
+        "    schedule.warmup=1 or train.clip=1\n"
+        "  a deep network without normalization: optim=muon, or a model= with BatchNorm\n"
+        "  too few steps so far: a smaller train.batch_size, or wait for some epochs"
+    )
+
+
+class Steps(tqdm):
+    """A bar on a terminal over the steps of a command, each named while it runs; lines are written above it."""
+
+    def __init__(self, total: int):
+        super().__init__(
+            total=total, bar_format=f"{BAR} {{n}}/{{total}} {{desc}}", ncols=COLUMNS - 1, leave=False, disable=None
+        )
+        self.begun = False
+
+    def begin(self, name: str) -> None:
+        """The step before is done, this one begins."""
+        if self.begun:
+            self.update()
+        self.begun = True
+        self.set_description_str(name)
+
+    def say(self, line: object) -> None:
+        self.write(str(line), file=sys.stdout)

@@ -38,7 +38,8 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     classes = class_names(logits.shape[1])
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
-    table, report = metrics.report_text(matrix, classes), metrics.classification_report(matrix, classes)
+    scored, score_names, absent = without_absent(matrix, classes)
+    table, report = metrics.report_text(scored, score_names), metrics.classification_report(scored, score_names)
     mistakes = mistakes_in_words(matrix, classes)
     faces = faces_parts(best, cfg, logits, labels)
     out = make_folder(Path(cfg.out or folder / "report"))
@@ -50,7 +51,7 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
         Part("Loss and accuracy", (), "curves", partial(plots.curves, history), history),
         Part("Confusion", (mistakes,), "confusion", partial(plots.confusion, matrix, classes, title=title),
              pd.DataFrame(matrix.numpy(), classes, classes).rename_axis("truth").reset_index()),
-        Part("Precision, recall and F1", (), "per_class", partial(plots.per_class_bars, report),
+        Part("Precision, recall and F1", absent, "per_class", partial(plots.per_class_bars, report),
              pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(), text=table),
         Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
         calibration(logits, labels),
@@ -76,13 +77,29 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n{mistakes}\nopen:\n  {out / 'index.html'}")
 
 
+def without_absent(
+    matrix: torch.Tensor, classes: tuple[str, ...]
+) -> tuple[torch.Tensor, tuple[str, ...], tuple[str, ...]]:
+    """The matrix and the names of the classes that occur as label or prediction, over which macro F1 is the mean, and
+    a line that names the others."""
+    occurs = (matrix.sum(0) + matrix.sum(1)) > 0
+    if occurs.all() or occurs.sum() < 2:
+        return matrix, classes, ()
+    missing = [name for name, there in zip(classes, occurs, strict=True) if not there]
+    kept = tuple(name for name, there in zip(classes, occurs, strict=True) if there)
+    line = f"Neither label nor prediction of any face, and in no mean: {', '.join(missing)}."
+    return matrix[occurs][:, occurs], kept, (line,)
+
+
 def mistakes_in_words(matrix: torch.Tensor, classes: tuple[str, ...]) -> str:
     """The likeliest mistakes, of classes with enough faces for a share to mean something, and which have not."""
     support = metrics.per_class(matrix)[3]
     pairs = metrics.top_confusions(matrix, classes, 5, least=FEW)
     said = "; ".join(f"{truth} → {taken} {share:.0%} ({count})" for truth, taken, share, count in pairs)
     few = [f"{name} {count}" for name, count in zip(classes, support, strict=True) if 0 < count < FEW]
-    return "; ".join(filter(None, [said, few and f"too few faces to tell: {', '.join(few)}"]))
+    if few:
+        said += ("; " if said else "") + f"too few faces to tell: {', '.join(few)}"
+    return said
 
 
 def private_looks(folder: Path) -> list[str]:

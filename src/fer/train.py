@@ -29,7 +29,7 @@ from fer.models.network import Network, Normalize
 from fer.objective import Objective, balanced_weights
 from fer.optim import Average
 from fer.predict import probabilities
-from fer.progress import Progress, epoch_line, warn_if_long
+from fer.progress import Progress, epoch_line, one_class_lines, warn_if_long
 from fer.run import create, lock, write_environment, write_history, write_text
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
 from fer.schedule import Curve
@@ -60,6 +60,7 @@ class Trainer:
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
         self.typed: list[str] = []  # the words of the command line, for the record
+        self.one_class: str | None = None  # what the last epoch called all validation faces
         self.rank, self.world = runtime.join_processes(device)
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
 
@@ -292,6 +293,15 @@ class Trainer:
             if self.writer:
                 tensorboard.note(self.writer, row)
             print(epoch_line(row, self.cfg.train.epochs, better), flush=True)
+            self.tell_one_class(logits)
+
+    def tell_one_class(self, logits: Tensor) -> None:
+        """Say so, and why that may be, when all validation faces begin to be given one class."""
+        given = logits.argmax(1).unique().tolist()
+        one = self.classes[given[0]] if len(given) == 1 and len(self.val_labels.unique()) > 1 else None
+        if one and one != self.one_class:
+            print(one_class_lines(one, self.rate(self.steps - 1)), flush=True)
+        self.one_class = one
 
     def keep_best(self, row: dict[str, Any], logits: Tensor) -> None:
         """Remember the weights for best.pt, which save() writes."""
