@@ -18,8 +18,9 @@ import torch
 
 from fer import class_names, config, metrics, plots
 from fer.checkpoint import Checkpoint
+from fer.files import write_text
 from fer.page import Part, write_page
-from fer.run import read_history, tell_if_replaced, typed_words, write_text
+from fer.run import read_history, tell_if_replaced, typed_words
 from fer.summary import aligned, build, totals
 
 NAME = 60  # characters at most of a recipe's name and of a value in a table

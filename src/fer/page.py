@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fer.run import write_text
+from fer.files import write_text
 
 LEGIBLE = 0.62  # CSS pixels a picture's pixel: at 150 dpi, text of 6.5 points is then 8.4 pixels high
 
