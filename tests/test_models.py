@@ -8,6 +8,7 @@ import torchvision
 import torchvision.transforms.v2
 from torch import nn
 
+from fer import config
 from fer.models.convnet import ConvNet
 from fer.models.layers import Residual
 from fer.models.network import Network, Normalize, fit
@@ -197,3 +198,24 @@ def test_layers_of_one_kind_may_follow_each_other():
     kinds = [nn.BatchNorm2d] * 2 + [nn.PixelUnshuffle] * 2 + [nn.Conv2d, nn.ReLU]
     assert [type(layer) for layer in model.features] == kinds
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
+
+
+def test_training_starts_as_keras_does_where_a_recipe_says_so():
+    torch.manual_seed(0)
+    glorot = ConvNet(features=[32], head=[256], activation="prelu", init="glorot", prelu_slope=0.0)
+    for layer in (glorot.features.conv1_1, glorot.head.dense1, glorot.head.logits):
+        shape = layer.weight.shape
+        field = shape[2:].numel()
+        limit = (6 / (field * (shape[0] + shape[1]))) ** 0.5  # Keras's GlorotUniform
+        assert 0.9 * limit < layer.weight.abs().max() <= limit
+        assert not layer.bias.any()
+    assert not glorot.features.activation1_1.weight.any()
+    he = ConvNet(features=[32], head=[256], activation="prelu")
+    assert he.head.dense1.weight.std().item() == pytest.approx((2 / he.head.dense1.in_features) ** 0.5, rel=0.02)
+    assert (he.features.activation1_1.weight == 0.25).all()
+
+
+@pytest.mark.parametrize("name", ["prelu_cnn", "prelu_cnn_plain", "prelu_dnn_plain"])
+def test_the_recipes_of_system_c_start_as_keras_does(compose, name):
+    model = config.check("train", compose("train", f"experiment={name}")).model
+    assert (model["init"], model["prelu_slope"]) == ("glorot", 0.0)

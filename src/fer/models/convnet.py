@@ -67,8 +67,9 @@ class ConvNet(nn.Module):
     kernel, padding: of convolutions that give none; `same` is Keras's (output = ceil(input / stride)), a number is
     zeros on every side. pool: kind of a plain `pool` (2×2, stride 2, SAME). A pool's own numeric padding is explicit
     zeros, which take part in the maximum and the mean. order: where the normalization stands in a convolution block.
-    slope: of leaky_relu. dropout: rate of a plain `dropout`. output_activation: applied to the logits. Weights start
-    as in He et al. 2015, the last layer's as in Glorot & Bengio 2010.
+    slope: of leaky_relu. prelu_slope: with which prelu starts, 0 in Keras. dropout: rate of a plain `dropout`.
+    output_activation: applied to the logits. init: how weights start, `he` (He et al. 2015, the last layer's as in
+    Glorot & Bengio 2010) or `glorot`, Keras's default for all layers. Biases start at 0.
     """
 
     def __init__(
@@ -86,6 +87,8 @@ class ConvNet(nn.Module):
         head_activation: Activation = "relu",
         output_activation: Activation = "none",
         slope: Annotated[float, Ge(0)] = 0.01,
+        prelu_slope: float = 0.25,
+        init: Literal["he", "glorot"] = "he",
         norm: Literal["none", "batch"] = "none",
         order: Literal["norm_activation", "activation_norm"] = "norm_activation",
         norm_eps: Annotated[float, Ge(0)] = 1e-5,
@@ -94,7 +97,8 @@ class ConvNet(nn.Module):
     ):
         super().__init__()
         self.size, self.any_size = size, "global_pool" in features
-        self.slope, self.norm_options = slope, dict[str, Any](eps=norm_eps, momentum=norm_momentum)
+        self.slope, self.prelu_slope = slope, prelu_slope
+        self.norm_options = dict[str, Any](eps=norm_eps, momentum=norm_momentum)
         self.features, self.head = nn.Sequential(), nn.Sequential()
         self.shape = torch.Size([channels, size, size])  # of what the last layer puts out, without the batch
 
@@ -145,7 +149,10 @@ class ConvNet(nn.Module):
 
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                if init == "glorot":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(logits.weight)
@@ -171,7 +178,7 @@ class ConvNet(nn.Module):
             "none": nn.Identity,
             "relu": lambda: nn.ReLU(inplace=True),
             "leaky_relu": lambda: nn.LeakyReLU(self.slope, inplace=True),
-            "prelu": lambda: PReLU(shape),
+            "prelu": lambda: PReLU(shape, self.prelu_slope),
             "gelu": nn.GELU,
             "batch": lambda: batch_norm(shape[0], **self.norm_options),
         }

@@ -38,12 +38,12 @@ class Residual(nn.Module):
 class PReLU(nn.Module):
     """Parametric ReLU (He et al. 2015) with one slope per position and channel, as Keras's default.
 
-    shape: of one image's activations, C×H×W or C.
+    shape: of one image's activations, C×H×W or C. slope: the first, 0.25 in the paper and in torch, 0 in Keras.
     """
 
-    def __init__(self, shape: tuple[int, ...]):
+    def __init__(self, shape: tuple[int, ...], slope: float = 0.25):
         super().__init__()
-        self.weight = nn.Parameter(torch.full(shape, 0.25))
+        self.weight = nn.Parameter(torch.full(shape, slope))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.where(x > 0, x, self.weight * x)
