@@ -47,7 +47,8 @@ LABELS = {name: label for names in (CLASSES, OTHER_NAMES, DIGITS) for label, nam
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # by content; EPS, for one, would start Ghostscript
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
 HEIC = {".heic", ".heif", ".hif"}  # of phones' photos; Pillow does not decode them
-CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # of faces to train on, the first of them that is there
+# Of faces to train on, the first of them that is there.
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv")
 TEST_CSV = "test.csv"
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".h5", ".hdf5", ".parquet", ".npz", ".npy"}
 SOURCE = (
