@@ -341,6 +341,28 @@ def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
         load(folders)
 
 
+@pytest.mark.parametrize("name", ["7", "10"])
+def test_folders_of_another_numbering_are_asked_for(folders, name):
+    (folders / "train" / name).mkdir()
+    with pytest.raises(UserError, match=r"what do the numbers of these folders mean.*rename all of them"):
+        load(folders)
+
+
+def test_pictures_to_train_on_need_folders(folders):
+    shutil.rmtree(folders / "train")
+    (folders / "train").mkdir()
+    Image.fromarray(FACES[0]).save(folders / "train" / "0.png")
+    with pytest.raises(UserError, match=r"have no labels; put the pictures in .*/train into folders named angry"):
+        load(folders)
+
+
+def test_labels_in_words_are_told_their_numbers(challenge):
+    file = challenge / "train.csv"
+    file.write_text(file.read_text().replace("\n1,", "\nDisgust,", 1))
+    with pytest.raises(UserError, match=r"'Disgust' is not .*write the words of the column as numbers: 0 angry"):
+        load(challenge)
+
+
 def test_a_flat_test_folder_is_the_split_to_label(folders):
     shutil.rmtree(folders / "test")
     (folders / "test").mkdir()

@@ -36,10 +36,10 @@ from fer.data.faces import SIZE, Data, Faces, stratified
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
 DIGITS = tuple(map(str, range(len(CLASSES))))
+MEANINGS = ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
 NUMBERED = (
-    "what do the numbers of this file mean? Here they are "
-    + ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
-    + ". If the file counts from 1 or in another order, renumber the whole column; do not remove lines"
+    f"what do the numbers of this file mean? Here they are {MEANINGS}. "
+    "If the file counts from 1 or in another order, renumber the whole column; do not remove lines"
 )
 COLUMNS = {"label": ("emotion", "label"), "pixels": ("pixels", "feature"), "usage": ("usage",), "id": ("id",)}
 OTHER_NAMES = ("anger", "disgusted", "fearful", "happiness", "sadness", "surprised")  # of CLASSES
@@ -106,7 +106,10 @@ def fer2013(
     if split == "none" and not by_usage:
         return only_split("all", train, limit, normalize)
     if (train.labels < 0).any():
-        raise UserError(f"data.path={path}: the faces to train on have no labels; a column emotion or label is needed")
+        needed = "a column emotion or label is needed"
+        if folders:
+            needed = f"put the pictures in {path}/train into folders named {', '.join(CLASSES)}"
+        raise UserError(f"data.path={path}: the faces to train on have no labels; {needed}")
     if split == "usage" and not by_usage:
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
     part = train.usage.clip(0)  # position in SPLITS of each row's own
@@ -382,6 +385,8 @@ def codes(places: list[str], fields: Sequence[str], what: str, known: tuple[str,
             remedy = "mend or remove the line"
             if known is DIGITS and re.fullmatch(r"-?[0-9]{1,4}", value):
                 remedy = NUMBERED
+            elif known is DIGITS and value.lower() in LABELS:
+                remedy = f"write the words of the column as numbers: {MEANINGS}"
             raise UserError(f"{place}: {value[:20]!r} is not {what} ({', '.join(known)}); {remedy}")
     return np.array([known.index(value) for value in values] or [-1] * len(places))
 
@@ -443,6 +448,11 @@ def label_of(folder: Path) -> int:
     name = re.sub(r"^[0-6][\W_]+(?=\w)", "", folder.name.strip().lower())
     if name in LABELS:
         return LABELS[name]
+    if name.isdecimal():
+        raise UserError(
+            f"{folder}: what do the numbers of these folders mean? Here they are {MEANINGS}. "
+            "If they count from 1 or in another order, rename all of them; do not remove one"
+        )
     near = difflib.get_close_matches(name, [known for known in LABELS if known not in DIGITS], n=1)
     meant = f"did you mean {near[0]}? " if near else ""
     raise UserError(f"{folder}: no emotion has this name; {meant}the folders are {', '.join(CLASSES)}")
