@@ -291,3 +291,20 @@ def test_a_browser_shows_the_pages_without_an_error(fer, run, tmp_path):
         )
         assert f"<title>{title}</title>" in done.stdout
         assert "CONSOLE" not in done.stderr
+
+
+def test_a_test_split_that_chose_the_epoch_is_told_in_the_run_and_its_report(fer, tmp_path):
+    for split in ("train", "test"):
+        for label, name in enumerate(CLASSES):
+            folder = tmp_path / "faces" / split / name
+            folder.mkdir(parents=True)
+            for number in range(3):
+                shade = 20 * label + 5 * number + (split == "test")
+                Image.new("L", (48, 48), shade).save(folder / f"{number}.png")
+    args = ["data.path=faces", "data.validation=test", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    code, out, err = fer("train", *args, "run=r")
+    assert code == 0 and "data.validation=test: the test faces select the epoch" in out, err
+    assert fer("report", "run=r")[0] == 0
+    assert "data.validation=test: the test faces chose the epoch" in (tmp_path / "r/report/index.html").read_text()
+    code, out, err = fer("train", *args[:1], *args[2:], "data.fraction=0.4", "run=other")
+    assert code == 0 and "data.validation=test" not in out, err

@@ -16,6 +16,7 @@ from torch import Tensor
 from fer import config, plots
 from fer.data.copies import BLOCK, exact_copies, merge, near_copies
 from fer.data.faces import SIZE, Data, Faces
+from fer.progress import Steps
 from fer.run import make_folder, write_text
 
 BLANK = 5  # gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a dark face
@@ -29,7 +30,23 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     splits = choose(data)
     out = make_folder(Path(cfg.out))
     images = torch.cat([split.images for split in splits.values()])
-    faces = describe(splits, images, data.classes, cfg.near)
+    with Steps(2) as bar:
+        bar.begin("looking for copies")
+        faces = describe(splits, images, data.classes, cfg.near)
+        bar.begin("drawing")
+        pictures = write_results(cfg, out, splits, images, faces, data.classes)
+    print(*summary(faces, cfg.near), "open:", *(f"  {path}" for path in pictures), sep="\n")
+
+
+def write_results(
+    cfg: config.InspectConfig,
+    out: Path,
+    splits: dict[str, Faces],
+    images: torch.Tensor,
+    faces: pd.DataFrame,
+    names: Sequence[str],
+) -> list[Path]:
+    """Tables and pictures of what `describe` found; returns the pictures."""
     counts = count(faces, ["split", "label"])
     write_text(out / "counts.csv", counts.round(4).to_csv())
     blank = faces[faces["deviation"] < BLANK]
@@ -47,14 +64,13 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     groups = disputed(copies)
     groups = [groups[i][:GRID] for i in generator.permutation(len(groups))[:GRID]]
     sizes = {name: counts.loc[name, "faces"] for name in splits}
-    pictures = [
-        plots.class_counts(sizes, data.classes, out / f"counts.{suffix}"),
+    return [
+        plots.class_counts(sizes, names, out / f"counts.{suffix}"),
         plots.faces(means, captions, out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
         plots.gray_values({n: split.images.numpy() for n, split in splits.items()}, faces, out / f"pixels.{suffix}"),
         draw_rows(images, faces, groups, out / f"duplicates.{suffix}"),
     ]
-    print(*summary(faces, cfg.near), "open:", *(f"  {path}" for path in pictures), sep="\n")
 
 
 def choose(data: Data) -> dict[str, Faces]:

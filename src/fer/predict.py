@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fer import Format, UserError, class_names, config, metrics, photos
 from fer.augment import ten_crops
@@ -172,8 +173,14 @@ def probabilities(
     if tta == "tencrop":
         side, own = images.shape[-1], network.model.size
         views = list(ten_crops(images, own if own < side else side * 7 // 8))
-    # To the CPU first: MPS has no float64.
-    found = [network.logits(view, batch_size, computed_in).cpu().double().softmax(1) for view in views]
+    found = []
+    with tqdm(total=len(views) * len(images), unit=" faces", delay=2, leave=False, disable=None) as bar:
+        for view in views:
+            parts = []
+            for part in view.split(batch_size):
+                parts.append(network.logits(part, batch_size, computed_in).cpu())
+                bar.update(len(part))
+            found.append(torch.cat(parts).double().softmax(1))  # on the CPU: MPS has no float64
     return torch.stack(found).mean(0)
 
 

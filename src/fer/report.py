@@ -69,6 +69,7 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
         f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {epoch}.",
         "These faces chose the epoch too, so their accuracy is a little too good.",
         *private_looks(folder),
+        *validated_on_test(settings),
         *overfitting(history, epoch),
         *one_class(matrix, classes),
     )
@@ -107,6 +108,13 @@ def private_looks(folder: Path) -> list[str]:
     noted = folder / LOOKS
     looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
     return [f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}: {noted}."] if looks else []
+
+
+def validated_on_test(settings: config.TrainConfig) -> list[str]:
+    """In words, where data.validation=test let a held-out split choose the epoch."""
+    if settings.data.get("validation") != "test":
+        return []
+    return ["data.validation=test: the test faces chose the epoch, so this accuracy says nothing of new faces."]
 
 
 def overfitting(history: pd.DataFrame, epoch: int) -> list[str]:
