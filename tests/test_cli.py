@@ -307,7 +307,8 @@ def test_reports_of_several_runs_stand_side_by_side(fer, tmp_path):
     assert code == 0, err
     assert "they differ in model.head, optim.lr\n" in out
     table = pd.read_csv("comparison/comparison.csv")
-    assert list(table["run"]) == ["dnn", "narrow"] and table["parameters"][1] == 2304 * 8 + 8 + 8 * 7 + 7
+    assert list(table["run"]) == ["model.head=[16]", "narrow model.head=[8] optim.lr=0.01"]
+    assert table["parameters"][1] == 2304 * 8 + 8 + 8 * 7 + 7
     assert list(table["val_accuracy"]) == [
         pytest.approx(pd.read_csv(f"{r}/history.csv")["val_accuracy"].max(), abs=1e-4) for r in ("a", "b")
     ]

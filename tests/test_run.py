@@ -339,6 +339,8 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"validation": {"logits": torch.zeros(1, 7).expand(10**9, 7), "labels": torch.zeros(1).expand(10**9)}},
          "a tensor is larger than what the file holds"),
         ({"model": {"x": torch.zeros(1).expand(10**10)}}, "a tensor is larger than what the file holds"),
+        ({"model": {"x": torch.zeros(2, 2).to_sparse()}}, "a tensor is larger than what the file holds of it, or of"),
+        ({"model": {"x": torch.zeros(2, device="meta")}}, "of another kind than ours"),
         ({"model": {"x": torch.tensor([1.0, float("nan")])}}, "its weights hold NaN or infinity"),
         ({"config": {"model": CONVNET | {"head": [65536, 65536, 65536]}}}, "weights do not fit"),
         ({"config": 5}, "not one of fer's"),
@@ -462,3 +464,20 @@ def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, nam
     assert code == 0, err
     code, _, err = fer("predict", "ckpt=nowhere")
     assert code == 2 and err.startswith("fer: ")
+
+
+def test_a_run_that_loses_its_last_pt_keeps_its_best(fer, tmp_path, monkeypatch):
+    from fer.train import Trainer
+
+    validate = Trainer.validate
+
+    def failing(self):
+        validate(self)
+        if self.epoch == 2:
+            (tmp_path / "r" / "last.pt").unlink()
+            raise UserError("the loss became NaN")
+
+    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    monkeypatch.setattr(Trainer, "validate", failing)
+    code, _, err = fer("train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=r")
+    assert code == 2 and "NaN" in err and (tmp_path / "r" / "best.pt").is_file()

@@ -170,7 +170,9 @@ def load_checkpoint(path: str | Path) -> dict:
             "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
         } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
             if not all(is_stored(tensor) for tensor in tensors_of(contents)):
-                raise UserError(f"{path}: damaged, a tensor is larger than what the file holds of it")
+                raise UserError(
+                    f"{path}: damaged, a tensor is larger than what the file holds of it, or of another kind than ours"
+                )
             if any(not bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
                 raise UserError(
                     f"{path}: its weights hold NaN or infinity, so it can label nothing; take another checkpoint, or "
@@ -196,7 +198,10 @@ def tensors_of(contents: object) -> Iterator[torch.Tensor]:
 
 
 def is_stored(tensor: torch.Tensor) -> bool:
-    """Does the file hold every element? Strides of 0 repeat one 10^10 times, which fills the memory when it is used."""
+    """Is it a plain tensor whose every element the file holds? Strides of 0 repeat one 10^10 times, which fills the
+    memory when it is used; sparse and quantized tensors, and those without data, no checkpoint of ours has."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 

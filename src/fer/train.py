@@ -104,6 +104,7 @@ class Trainer:
         captured = cfg.train.cuda_graphs and can_capture(device, self.world, self.computed_in, self.optimizer)
         self.learn = CapturedStep(parts, self.steps) if captured else Step(parts, self.steps)
         self.saved = time.perf_counter()  # when last.pt was
+        self.saved_once = False
         self.best_weights: dict[str, Any] | None = None  # what best.pt will hold, not yet written
         self.work = Work()
         self.start_epoch()
@@ -409,6 +410,7 @@ class Trainer:
         if self.average:
             state["average"] = self.average.state_dict()
         save_checkpoint(self.run / "last.pt", self.cfg, self.network, training=state)
+        self.saved_once = True
 
     def load(self, contents: dict, path: Path) -> None:
         """Continue where the last.pt at `path`, which has these contents, stopped."""
@@ -603,7 +605,7 @@ def fit(trainer: Trainer) -> None:
     """Train in the run folder that the config names, a new one or that of a training that goes on."""
     cfg, device = trainer.cfg, trainer.device
     folder = Path(cfg.resume) if cfg.resume else create(cfg.run, cfg.name)
-    with lock(folder), none_left(folder):
+    with lock(folder), none_left(trainer, folder):
         if cfg.resume:
             write_history(folder, trainer.history)
             print(where_it_continues(trainer, folder), flush=True)
@@ -642,12 +644,13 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def none_left(folder: Path) -> Iterator[None]:
-    """Within the context a refusal before the first save leaves no folder, which could neither be resumed nor used."""
+def none_left(trainer: "Trainer", folder: Path) -> Iterator[None]:
+    """Within the context a new training that fails before its first save leaves no folder: it could not be resumed."""
+    new = not trainer.cfg.resume
     try:
         yield
     except UserError:
-        if not (folder / "last.pt").exists():
+        if new and not trainer.saved_once:
             shutil.rmtree(folder, ignore_errors=True)
         raise
 
