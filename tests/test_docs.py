@@ -36,6 +36,7 @@ NOT_RUN = {
     "scripts/demo": "tests/test_packaging.py runs it",
     "scripts/test": "runs this",
     "scripts/bench": "takes many minutes of a machine to itself",
+    "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 scripts/bench": "the same",
     "scripts/ablation": "21 trainings of 8 epochs",
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "pip install": "downloads",

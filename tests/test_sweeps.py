@@ -36,3 +36,32 @@ def test_optuna_gets_the_validation_accuracy_that_it_maximizes(tmp_path):
     best = [pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in range(3)]
     found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
     assert found["best_value"] == pytest.approx(max(best), abs=1e-5)
+
+
+def test_a_sweep_is_resumed_run_by_run(fer, tmp_path):
+    code, _, err = sweep(tmp_path, "seed=0,1,2", "hydra.sweep.dir=s", "train.patience=null")
+    assert code == 0, err
+    (tmp_path / "s" / "1" / "last.pt").write_text("damaged")
+    code, out, err = fer("train", "resume=s", "train.epochs=3")
+    assert code == 2 and err.count("\n") == 1 and "s/1/last.pt: damaged" in err
+    lengths = [len(pd.read_csv(tmp_path / "s" / str(number) / "history.csv")) for number in range(3)]
+    assert lengths == [3, 1, 3]
+    (tmp_path / "s" / "1" / "last.pt").unlink()
+    code, out, err = fer("train", "resume=s")
+    assert code == 0 and out.count("training is complete, 3 of 3 epochs") == 2, err
+
+
+def test_a_signal_ends_the_resuming_of_a_sweep(fer, tmp_path, monkeypatch):
+    from fer import train
+    from fer.runtime import Interrupted
+
+    assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0
+    seen = []
+
+    def interrupted(trainer):
+        seen.append(trainer)
+        raise Interrupted(2)
+
+    monkeypatch.setattr(train, "fit_and_say", interrupted)
+    code, _, _ = fer("train", "resume=s", "train.epochs=2")
+    assert code == 130 and len(seen) == 1

@@ -559,6 +559,37 @@ def run(values: dict, typed: dict[str, str]) -> float:
 
     typed: each key given on the command line, and its words.
     """
+    runs = runs_of_sweep(values.get("resume"))
+    if runs:
+        return resume_sweep(runs, values, typed)
+    return run_one(values, typed)
+
+
+def runs_of_sweep(named: str | None) -> list[Path]:
+    """The run folders in the sweep folder that `resume` names, by number; none where it names a run."""
+    folder = Path(named or "")
+    if not named or not folder.is_dir() or (folder / "last.pt").exists():
+        return []
+    found = [path.parent for path in folder.glob("*/last.pt") if path.parent.name.isdecimal()]
+    return sorted(found, key=lambda path: int(path.name))
+
+
+def resume_sweep(runs: list[Path], values: dict, typed: dict[str, str]) -> float:
+    """Resume each run of a sweep in turn; returns the best accuracy of all. What is refused of one does not stop the
+    others; a signal stops all."""
+    accuracies, refusals = [], []
+    for folder in runs:
+        try:
+            accuracies.append(run_one(values | {"resume": str(folder)}, typed))
+        except UserError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise UserError("\nfer: ".join(refusals))
+    return max(accuracies)
+
+
+def run_one(values: dict, typed: dict[str, str]) -> float:
+    """One training, new or resumed."""
     saved = None
     if values.get("resume"):
         values, saved = resumed(values, list(typed))
