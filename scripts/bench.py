@@ -1,5 +1,6 @@
-"""The rows of scripts/bench. Each compares ours with a rival, both in turn in one run, and prints how many times as
-long the rival takes: the median and quartiles of the pairs' ratios."""
+"""The rows of scripts/bench. Each compares ours with a rival, both in turn in one run, and prints
+how many times as long the rival takes: the median and quartiles of the pairs' ratios.
+"""
 
 import argparse
 import hashlib
@@ -42,7 +43,11 @@ DEVICE = CUDA or CPU
 BATCHES = 200 if CUDA else 8  # an epoch of FER2013 has 224
 PIPELINE_BATCHES = 50 if CUDA else 8
 PAIRS = 7 if CUDA else 5
-NETWORKS = {"vgg13": "sgd", "compact_cnn": "adam", "resnet_fast": "muon"} if CUDA else {"compact_cnn": "muon"}
+NETWORKS = (
+    {"vgg13": "sgd", "compact_cnn": "adam", "resnet_fast": "muon"}
+    if CUDA
+    else {"compact_cnn": "muon"}
+)
 OPTIMIZERS = ["sgd", "adam", "muon"]
 
 
@@ -82,7 +87,9 @@ class Files:
 
     @cached_property
     def small(self) -> Path:
-        """A folder for torchvision's FER2013, which reads it slowly, with as many batches as are compared with it."""
+        """A folder for torchvision's FER2013, which reads it slowly, with as many batches as are
+        compared with it.
+        """
         draw_csv(self.scratch / "fer2013" / "fer2013.csv", PIPELINE_BATCHES * BATCH * 9 // 8)
         return self.scratch
 
@@ -95,7 +102,9 @@ def draw_csv(path: Path, rows: int) -> Path:
         file.write("emotion,pixels,Usage\n")
         for row in range(rows):
             pixels = " ".join(map(str, generator.integers(0, 256, 48 * 48).tolist()))
-            file.write(f"{row % 7},{pixels},{'Training' if row < rows * 8 // 9 else 'PublicTest'}\n")
+            file.write(
+                f"{row % 7},{pixels},{'Training' if row < rows * 8 // 9 else 'PublicTest'}\n"
+            )
     return path
 
 
@@ -129,14 +138,26 @@ def memory_row(files: Files) -> None:
     """Of fer train on a fer2013.csv that has not been read before."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "fer2013.csv").symlink_to(files.csv.absolute())
-        command = [sys.executable, "-m", "fer", "train", f"data.path={folder}", f"run={folder}/run", "device=cpu"]
+        command = [
+            sys.executable,
+            "-m",
+            "fer",
+            "train",
+            f"data.path={folder}",
+            f"run={folder}/run",
+            "device=cpu",
+        ]
         command += ["train.epochs=1", "train.batch_size=128", "data.limit=2000"]
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
         if status:
             raise SystemExit("fer train failed")
         scale = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kB elsewhere
-        print(f"peak resident memory of fer train, first read included: {usage.ru_maxrss / scale:.2f} GiB", flush=True)
+        print(
+            "peak resident memory of fer train, first read included: "
+            f"{usage.ru_maxrss / scale:.2f} GiB",
+            flush=True,
+        )
 
 
 # Rows of a training
@@ -145,11 +166,15 @@ def memory_row(files: Files) -> None:
 def trainer(device: torch.device, *overrides: str, batches: int = BATCHES) -> Trainer:
     """On an epoch's batches of noise."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        composed = hydra.compose("train", ["data=demo", "name=bench", "train.epochs=1000", *overrides])
+        composed = hydra.compose(
+            "train", ["data=demo", "name=bench", "train.epochs=1000", *overrides]
+        )
     generator = torch.Generator().manual_seed(0)
     faces = noise(batches * BATCH, generator)
     data = Data({"train": faces, "validation": noise(512, generator)}, "dataset")
-    return Trainer(config.check("train", OmegaConf.to_container(composed, resolve=True)), device, data)
+    return Trainer(
+        config.check("train", OmegaConf.to_container(composed, resolve=True)), device, data
+    )
 
 
 def noise(count: int, generator: torch.Generator) -> Faces:
@@ -199,7 +224,9 @@ def bare_steps(bare: Trainer) -> Callable[[], None]:
 
 
 def pairs_of(*overrides: str, batches: int = BATCHES) -> tuple[Trainer, Trainer]:
-    return trainer(DEVICE, *overrides, batches=batches), trainer(DEVICE, *overrides, batches=batches)
+    return trainer(DEVICE, *overrides, batches=batches), trainer(
+        DEVICE, *overrides, batches=batches
+    )
 
 
 def named(model: str, optim: str, computed_in: str) -> str:
@@ -211,22 +238,36 @@ def epoch_row(files: Files) -> None:
         for other in [optim] if CUDA else OPTIMIZERS:
             ours, bare = pairs_of(f"model={model}", f"optim={other}")
             rival = "its bare steps in a CUDA graph" if CUDA else "its bare steps"
-            what = f"epoch of {BATCHES} batches of {named(model, other, ours.computed_in)}, against {rival}"
+            what = (
+                f"epoch of {BATCHES} batches of {named(model, other, ours.computed_in)}, against "
+                f"{rival}"
+            )
             compare(what, partial(epoch, ours), bare_steps(bare))
             if CUDA:
                 print(f"  waits of the host in 20 steps: {host_waits(ours)}", flush=True)
     if DEVICE == CPU and number_format(CPU) != "fp32":
         ours, bare = pairs_of("model=compact_cnn", "train.precision=fp32")
-        compare("the same with muon in fp32, against its bare steps in fp32", partial(epoch, ours), bare_steps(bare))
+        compare(
+            "the same with muon in fp32, against its bare steps in fp32",
+            partial(epoch, ours),
+            bare_steps(bare),
+        )
 
 
 def host_waits(ours: Trainer) -> int:
-    """Waits of the host for the GPU inside the loop over the last 20 steps of an epoch, as the profiler sees them."""
+    """Waits of the host for the GPU inside the loop over the last 20 steps of an epoch, as the
+    profiler sees them.
+    """
     ours.start_epoch()
     ours.step = ours.steps - 20  # the profiler takes long over many
     with torch.profiler.profile() as profile, Signals() as signals:
         ours.train_epoch(signals)
-    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+    waits = (
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "cudaStreamSynchronize",
+        "cudaDeviceSynchronize",
+    )
     # one is the profiler's own, at its end
     return sum(event.count for event in profile.key_averages() if event.key in waits) - 1
 
@@ -244,9 +285,13 @@ def optimizers_row(files: Files) -> None:
             times[name].append(seconds(call))
     for name in names:
         rate = BATCHES * BATCH / statistics.median(times[name])
-        ratio = statistics.median(own / sgd for own, sgd in zip(times[name], times["sgd"], strict=True))
+        ratio = statistics.median(
+            own / sgd for own, sgd in zip(times[name], times["sgd"], strict=True)
+        )
         what = named("compact_cnn", name, bare[name].computed_in)
-        print(f"{what}: {rate:,.0f} images/s, a step takes {ratio:.2f} times one of sgd", flush=True)
+        print(
+            f"{what}: {rate:,.0f} images/s, a step takes {ratio:.2f} times one of sgd", flush=True
+        )
 
 
 def pipeline_row(files: Files) -> None:
@@ -256,16 +301,23 @@ def pipeline_row(files: Files) -> None:
         for precision in ["auto"] if CUDA else dict.fromkeys(["auto", "fp32"]):
             overrides = [f"model={model}", f"optim={optim}", f"train.precision={precision}"]
             ours, theirs = pairs_of(*overrides, batches=PIPELINE_BATCHES)
-            what = f"epoch of {named(model, optim, ours.computed_in)}, against torchvision's pipeline"
+            what = (
+                f"epoch of {named(model, optim, ours.computed_in)}, against torchvision's pipeline"
+            )
             compare(what, partial(epoch, ours), pipeline_epoch(theirs, batches), 3)
             if ours.computed_in == "fp32":
                 break
 
 
 def loader(folder: Path, workers: int) -> DataLoader:
-    """What a user would write: torchvision's dataset and transforms, the augmentation of augment=standard."""
+    """What a user would write: torchvision's dataset and transforms, the augmentation of
+    augment=standard.
+    """
     digest = hashlib.md5((folder / "fer2013" / "fer2013.csv").read_bytes()).hexdigest()
-    FER2013._RESOURCES["fer"] = ("fer2013.csv", digest)  # it expects the official file's, which a drawn one has not
+    FER2013._RESOURCES["fer"] = (
+        "fer2013.csv",
+        digest,
+    )  # it expects the official file's, which a drawn one has not
     steps = [
         v2.RandomHorizontalFlip(0.5),
         v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
@@ -275,7 +327,9 @@ def loader(folder: Path, workers: int) -> DataLoader:
     ]
     faces = FER2013(folder, "train", transform=v2.Compose(steps))
     more = {"persistent_workers": True, "prefetch_factor": 4} if workers else {}
-    return DataLoader(faces, BATCH, shuffle=True, num_workers=workers, pin_memory=bool(CUDA), **more)
+    return DataLoader(
+        faces, BATCH, shuffle=True, num_workers=workers, pin_memory=bool(CUDA), **more
+    )
 
 
 def best_loader(folder: Path, counts: list[int]) -> DataLoader:
@@ -284,7 +338,10 @@ def best_loader(folder: Path, counts: list[int]) -> DataLoader:
         consume(each)  # starts its workers
     times = {count: seconds(partial(consume, each)) for count, each in loaders.items()}
     best = min(times, key=times.__getitem__)
-    print(f"torchvision's pipeline alone: {', '.join(f'{s:.2f} s with {n} workers' for n, s in times.items())}")
+    print(
+        "torchvision's pipeline alone: "
+        f"{', '.join(f'{s:.2f} s with {n} workers' for n, s in times.items())}"
+    )
     return loaders[best]
 
 
@@ -324,11 +381,17 @@ def augment_row(files: Files) -> None:
             ours.network.normalize(ours.augment(batch, ours.targets[: len(batch)])[0])
 
     batches = best_loader(files.small, [0, min(os.cpu_count() or 1, 16)])
-    compare(f"augmentation on {DEVICE.type} in fp32, against torchvision's", augmented, partial(consume, batches))
+    compare(
+        f"augmentation on {DEVICE.type} in fp32, against torchvision's",
+        augmented,
+        partial(consume, batches),
+    )
 
 
 def tencrop_row(files: Files) -> None:
-    """How much of a ten-crop evaluation is the forward pass, and the same by PIL, an image at a time."""
+    """How much of a ten-crop evaluation is the forward pass, and the same by PIL, an image at a
+    time.
+    """
     ours = trainer(CPU, "model=compact_cnn", "++model.size=40")
     ours.val_images = ours.images[:256]
     ours.val_labels = ours.targets[:256].argmax(1)
@@ -356,7 +419,9 @@ def tencrop_row(files: Files) -> None:
 
 
 def compile_row(files: Files) -> None:
-    """Steps with a network that torch.compile has fused, captured too, and how long compiling takes."""
+    """Steps with a network that torch.compile has fused, captured too, and how long compiling
+    takes.
+    """
     for model, optim in NETWORKS.items():
         ours, compiled = pairs_of(f"model={model}", f"optim={optim}")
         compiled.network.model.compile()
@@ -364,8 +429,15 @@ def compile_row(files: Files) -> None:
         start = time.perf_counter()
         rival()
         took = time.perf_counter() - start
-        what = f"bare steps of {named(model, optim, ours.computed_in)}, against torch.compile's (first {took:.0f} s)"
-        compare(what, bare_steps(ours), rival if CUDA else lambda rival=rival: [rival() for _ in range(BATCHES)])
+        what = (
+            f"bare steps of {named(model, optim, ours.computed_in)}, against torch.compile's "
+            f"(first {took:.0f} s)"
+        )
+        compare(
+            what,
+            bare_steps(ours),
+            rival if CUDA else lambda rival=rival: [rival() for _ in range(BATCHES)],
+        )
 
 
 ROWS: dict[str, Callable[[Files], None]] = {
@@ -384,8 +456,12 @@ ON_REQUEST = {"compile": compile_row}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; also {', '.join(ON_REQUEST)}")
-    parser.add_argument("--data", type=Path, help="a folder with fer2013.csv; without it a CSV of its size is drawn")
+    parser.add_argument(
+        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; also {', '.join(ON_REQUEST)}"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a folder with fer2013.csv; without it a CSV of its size is drawn"
+    )
     options = parser.parse_args()
     known = ROWS | ON_REQUEST
     for name in options.rows:
@@ -394,7 +470,8 @@ def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     gpu = f", {torch.cuda.get_device_name()}" if CUDA else ""
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{gpu}, torch {torch.__version__}, "
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{gpu}, torch "
+        f"{torch.__version__}, "
         f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"computes in {number_format(DEVICE)}",
         flush=True,

@@ -22,7 +22,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Windows has no signals to other processes, no locks of files, no FIFOs: tests of those are left out there."""
+    """Windows has no signals to other processes, no locks of files, no FIFOs: tests of those are
+    left out there.
+    """
     if os.name == "posix":
         return
     left_out = [item for item in items if item.get_closest_marker("posix")]
@@ -32,7 +34,10 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_report_header():
     if os.name != "posix":
-        return "left out here, see docs/faq.md: tests of signals, locks, FIFOs and several processes (marker posix)"
+        return (
+            "left out here, see docs/faq.md: tests of signals, locks, FIFOs and several processes "
+            "(marker posix)"
+        )
     return None
 
 
@@ -82,9 +87,18 @@ def compose():
 @pytest.fixture(scope="session")
 def tiny_contents(tmp_path_factory):
     """The contents of a best.pt of a network of one hidden unit, on 70 drawn faces."""
-    overrides = ["data=demo", "data.images=70", "model=dnn", "model.head=[1]", "device=cpu", "name=test"]
+    overrides = [
+        "data=demo",
+        "data.images=70",
+        "model=dnn",
+        "model.head=[1]",
+        "device=cpu",
+        "name=test",
+    ]
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = config.check("train", OmegaConf.to_container(hydra.compose("train", overrides), resolve=True))
+        cfg = config.check(
+            "train", OmegaConf.to_container(hydra.compose("train", overrides), resolve=True)
+        )
     torch.manual_seed(0)
     network = Network(config.build("model", cfg.model), Normalize("dataset", 120.0, 60.0))
     path = tmp_path_factory.mktemp("tiny") / "best.pt"
@@ -94,7 +108,9 @@ def tiny_contents(tmp_path_factory):
 
 @pytest.fixture
 def tiny(tiny_contents, tmp_path):
-    """Writes tiny.pt, with changes to its contents and, as `config`, to its config; returns its path."""
+    """Writes tiny.pt, with changes to its contents and, as `config`, to its config; returns its
+    path.
+    """
 
     def make(config=None, **changes):
         contents = copy.deepcopy(tiny_contents) | changes

@@ -30,10 +30,16 @@ def test_the_page_runs_as_it_stands_and_agrees_with_the_command_line(fer, capsys
     Image.fromarray(astronaut()).save("photo.jpg")
     names: dict = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
-        fast = block.replace('"train.epochs=5"', '"train.epochs=2", "data.images=200", "model=dnn", "device=cpu"')
+        fast = block.replace(
+            '"train.epochs=5"', '"train.epochs=2", "data.images=200", "model=dnn", "device=cpu"'
+        )
         exec(fast.replace('"model=compact_cnn", ', ""), names)
     out = capsys.readouterr().out
-    assert names["run"] == Path("runs/first") and len(names["faces"]) == 33 and names["maps"].shape == (4, 1, 48, 48)
+    assert (
+        names["run"] == Path("runs/first")
+        and len(names["faces"]) == 33
+        and names["maps"].shape == (4, 1, 48, 48)
+    )
     assert any(line.endswith(CLASSES) for line in out.splitlines())  # the astronaut's
 
     fer("predict", "ckpt=runs/first", "split=validation", "tta=flip", "out=x.csv", "probs=p.csv")
@@ -43,10 +49,18 @@ def test_the_page_runs_as_it_stands_and_agrees_with_the_command_line(fer, capsys
 
 
 def test_faces_of_any_shape_and_type_are_taken_and_others_refused(fer, tiny):
-    network, faces = api.load(tiny()), np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
+    network, faces = (
+        api.load(tiny()),
+        np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8),
+    )
     expected = network.probabilities(faces)
     assert expected.shape == (3, 7) and np.allclose(expected.sum(1), 1)
-    for same in (faces[:, None], torch.tensor(faces).float(), faces.astype(float).tolist(), faces.astype(np.uint16)):
+    for same in (
+        faces[:, None],
+        torch.tensor(faces).float(),
+        faces.astype(float).tolist(),
+        faces.astype(np.uint16),
+    ):
         assert np.allclose(network.probabilities(same), expected, atol=1e-6)
     assert np.allclose(network.probabilities(faces[0]), expected[:1], atol=1e-6)
     for wrong, words in (
@@ -63,7 +77,11 @@ def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     with pytest.raises(UserError, match=r"did you mean train\.epochs"):
         api.train("runs/x", "data=demo", "train.epoch=3")
     network = api.load(tiny())
-    for wrong, words in (({"tta": "ten"}, "tta=ten"), ({"batch_size": 0}, "batch_size=0"), ({}, "are no numbers")):
+    for wrong, words in (
+        ({"tta": "ten"}, "tta=ten"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({}, "are no numbers"),
+    ):
         with pytest.raises(UserError, match=words):
             network.probabilities(np.zeros((1, 48, 48)) if wrong else "face", **wrong)
     with pytest.raises(UserError, match="device=tpu"):
@@ -73,7 +91,14 @@ def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     assert not Path("runs").exists()
 
 
-TINY = ("data=demo", "data.images=70", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu")
+TINY = (
+    "data=demo",
+    "data.images=70",
+    "model=dnn",
+    "model.head=[4]",
+    "train.epochs=1",
+    "device=cpu",
+)
 
 
 def test_a_training_leaves_its_host_as_it_was(fer, tmp_path):
@@ -119,7 +144,13 @@ def host_state():
 
 def test_a_refused_training_leaves_its_host_as_it_was_too(fer):
     before = host_state()
-    for wrong in ("optim.lrr=1", "optim.lr=${nothing}", "model=vgg31", "optim.lr=[", "optim.lr=${oc.env:HOME}"):
+    for wrong in (
+        "optim.lrr=1",
+        "optim.lr=${nothing}",
+        "model=vgg31",
+        "optim.lr=[",
+        "optim.lr=${oc.env:HOME}",
+    ):
         with pytest.raises(UserError):
             api.train("runs/x", *TINY, wrong)
     assert host_state() == before and not Path("runs").exists()
@@ -137,5 +168,7 @@ def test_a_training_runs_in_a_thread_and_a_second_one_waits(fer):
 def test_experiments_and_names_are_as_on_the_command_line(fer):
     api.train("runs/x", "experiment=compact_dnn", *TINY)
     assert fer("train", "experiment=compact_dnn", *TINY, "run=runs/y")[0] == 0
-    ours, theirs = (Path(f"runs/{name}/config.yaml").read_text().replace(f"runs/{name}", "") for name in "xy")
+    ours, theirs = (
+        Path(f"runs/{name}/config.yaml").read_text().replace(f"runs/{name}", "") for name in "xy"
+    )
     assert ours == theirs

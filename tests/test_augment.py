@@ -1,4 +1,6 @@
-"""The functions against torchvision and scipy.ndimage, which Keras resamples with; Augment by what it draws."""
+"""The functions against torchvision and scipy.ndimage, which Keras resamples with; Augment by what
+it draws.
+"""
 
 import functools
 import inspect
@@ -23,11 +25,23 @@ STANDARD = yaml.safe_load(next(path for path in CONFIGS if path.stem == "standar
 
 def values(path):
     """The numbers of a YAML, with standard's where it gives none."""
-    return {key: value for key, value in (STANDARD | yaml.safe_load(path.read_text())).items() if key != "defaults"}
+    return {
+        key: value
+        for key, value in (STANDARD | yaml.safe_load(path.read_text())).items()
+        if key != "defaults"
+    }
 
 
 OFF = values(next(path for path in CONFIGS if path.stem == "none"))
-ON = {"flip": 1.0, "rotate": 30.0, "shift": 0.2, "zoom": 0.2, "brightness": 0.3, "contrast": 0.3, "erase": 1.0}
+ON = {
+    "flip": 1.0,
+    "rotate": 30.0,
+    "shift": 0.2,
+    "zoom": 0.2,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "erase": 1.0,
+}
 ON |= {"mixup": 1.0, "cutmix": 1.0}
 
 
@@ -56,7 +70,12 @@ def faces():
 def parameters(count, seed=0):
     generator = np.random.default_rng(seed)
     flip, degrees = generator.random(count) < 0.5, generator.uniform(-180, 180, count)
-    return flip, degrees, generator.uniform(-12, 12, (count, 2)), generator.uniform(0.6, 1.5, (count, 2))
+    return (
+        flip,
+        degrees,
+        generator.uniform(-12, 12, (count, 2)),
+        generator.uniform(0.6, 1.5, (count, 2)),
+    )
 
 
 def tensors(*arrays):
@@ -75,13 +94,19 @@ def test_affine_equals_torchvision(faces, size):
     for i, image in enumerate(images):
         image = theirs.horizontal_flip(image) if flip[i] else image
         expected = theirs.affine(
-            image, degrees[i], shift[i].tolist(), scale[i, 0], [0.0], theirs.InterpolationMode.BILINEAR
+            image,
+            degrees[i],
+            shift[i].tolist(),
+            scale[i, 0],
+            [0.0],
+            theirs.InterpolationMode.BILINEAR,
         )
         assert torch.allclose(ours[i], expected, atol=0.02)
 
 
 @pytest.mark.parametrize(
-    ("fill", "mode"), [("constant", "grid-constant"), ("nearest", "nearest"), ("reflection", "reflect")]
+    ("fill", "mode"),
+    [("constant", "grid-constant"), ("nearest", "nearest"), ("reflection", "reflect")],
 )
 @pytest.mark.parametrize("size", [(48, 48), (40, 44)])
 def test_affine_equals_scipy(faces, fill, mode, size):
@@ -94,19 +119,26 @@ def test_affine_equals_scipy(faces, fill, mode, size):
         forward = rotation @ np.diag(scale[i] * [-1 if flip[i] else 1, 1])
         inverse = np.linalg.inv(forward)[::-1, ::-1]  # scipy counts (y, x)
         offset = np.full(2, 23.5) - inverse @ ((np.array(size) - 1) / 2 + shift[i, ::-1])
-        expected = scipy.ndimage.affine_transform(image[0].numpy(), inverse, offset, size, order=1, mode=mode)
+        expected = scipy.ndimage.affine_transform(
+            image[0].numpy(), inverse, offset, size, order=1, mode=mode
+        )
         assert np.allclose(ours[i, 0], expected, atol=0.02)
 
 
 def test_horizontal_flip_equals_torchvision(faces):
     flip = torch.arange(len(faces)) % 3 == 0
-    expected = torch.stack([theirs.horizontal_flip(x) if f else x for x, f in zip(faces, flip, strict=True)])
+    expected = torch.stack(
+        [theirs.horizontal_flip(x) if f else x for x, f in zip(faces, flip, strict=True)]
+    )
     assert torch.equal(augment.horizontal_flip(faces, flip), expected)
 
 
 def test_crop_equals_torchvision(faces):
     top, left = torch.randint(0, 9, (2, len(faces)))
-    expected = [theirs.crop(x, t, s, 40, 40) for x, t, s in zip(faces, top.tolist(), left.tolist(), strict=True)]
+    expected = [
+        theirs.crop(x, t, s, 40, 40)
+        for x, t, s in zip(faces, top.tolist(), left.tolist(), strict=True)
+    ]
     assert torch.equal(augment.crop(faces, top, left, 40), torch.stack(expected))
 
 
@@ -124,7 +156,10 @@ def test_crops_for_evaluation_are_five_and_five_of_the_mirror_image(faces, size)
 
 def test_contrast_equals_torchvision(faces):
     images, factors = faces.float(), torch.linspace(0, 2, len(faces))
-    expected = [theirs.adjust_contrast(x / 255, f) * 255 for x, f in zip(images, factors.tolist(), strict=True)]
+    expected = [
+        theirs.adjust_contrast(x / 255, f) * 255
+        for x, f in zip(images, factors.tolist(), strict=True)
+    ]
     assert torch.allclose(augment.contrast(images, factors), torch.stack(expected), atol=1e-3)
 
 
@@ -136,11 +171,17 @@ def test_brightness_adds_and_stays_in_range(faces):
 
 def test_erase_equals_torchvision(faces):
     torch.manual_seed(0)
-    images, boxes, value = faces.float(), draws(len(faces)).boxes(1.0, 48, 48), torch.rand(faces.shape)
+    images, boxes, value = (
+        faces.float(),
+        draws(len(faces)).boxes(1.0, 48, 48),
+        torch.rand(faces.shape),
+    )
     ours = augment.erase(images, boxes, value)
     for i, (top, left, bottom, right) in enumerate(boxes.int().tolist()):
         patch = value[i, :, top:bottom, left:right]
-        assert torch.equal(ours[i], theirs.erase(images[i], top, left, bottom - top, right - left, patch))
+        assert torch.equal(
+            ours[i], theirs.erase(images[i], top, left, bottom - top, right - left, patch)
+        )
 
 
 @pytest.mark.parametrize("name", ["MixUp", "CutMix"])
@@ -149,7 +190,9 @@ def test_mixing_equals_torchvision(faces, name, monkeypatch):
     images, labels, drawn = faces.float(), torch.arange(len(faces)) % 7, {}
     transform = getattr(v2, name)(num_classes=7)
     draw = transform.make_params
-    monkeypatch.setattr(transform, "make_params", lambda inputs: drawn.update(draw(inputs)) or drawn)
+    monkeypatch.setattr(
+        transform, "make_params", lambda inputs: drawn.update(draw(inputs)) or drawn
+    )
     torch.manual_seed(1)
     expected = transform(images, labels)
     targets, perm = torch.eye(7)[labels], torch.arange(len(faces)).roll(1)
@@ -168,7 +211,9 @@ def test_mixing_equals_torchvision(faces, name, monkeypatch):
 
 
 def dots(count):
-    """White on black: a square up and left of the centre, on a picture with a margin for every move."""
+    """White on black: a square up and left of the centre, on a picture with a margin for every
+    move.
+    """
     images = torch.zeros(count, 1, 96, 96)
     images[:, :, 34:42, 34:42] = 255
     return images
@@ -178,7 +223,10 @@ def moments(images):
     """Each picture's centre of mass, (x, y) from its centre."""
     side = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
     mass = images[:, 0].double()
-    return torch.stack([(mass * side).sum((1, 2)), (mass * side[:, None]).sum((1, 2))], 1) / mass.sum((1, 2))[:, None]
+    return (
+        torch.stack([(mass * side).sum((1, 2)), (mass * side[:, None]).sum((1, 2))], 1)
+        / mass.sum((1, 2))[:, None]
+    )
 
 
 def uniform(values, low, high):
@@ -257,7 +305,12 @@ def test_beta_equals_scipy(alpha):
     expected = np.diff(scipy.stats.beta(alpha, alpha).cdf(bins)) * len(drawn)
     counts = np.histogram(drawn.double(), bins)[0]
     busy = expected > 5
-    assert scipy.stats.chisquare(counts[busy], expected[busy] * counts[busy].sum() / expected[busy].sum()).pvalue > 1e-3
+    assert (
+        scipy.stats.chisquare(
+            counts[busy], expected[busy] * counts[busy].sum() / expected[busy].sum()
+        ).pvalue
+        > 1e-3
+    )
 
 
 def test_cutmix_box_has_the_share_of_lam_unless_cut_off(faces):
@@ -275,7 +328,9 @@ def test_each_batch_is_mixed_one_way():
         images, targets = apply(values, seed=seed, strength={"cutmix": 0.5}, mixup=1.0, cutmix=1.0)
         assert torch.allclose(targets.sum(1), torch.ones(40))
         own = images == values
-        kinds["none" if own.all() else "cutmix" if own.flatten(1).any(1).sum() > 30 else "mixup"] += 1
+        kinds[
+            "none" if own.all() else "cutmix" if own.flatten(1).any(1).sum() > 30 else "mixup"
+        ] += 1
     assert 75 < kinds["mixup"] < 125
     assert 29 < kinds["cutmix"] < 71
 
@@ -284,12 +339,16 @@ def test_each_batch_is_mixed_one_way():
 def test_strength_of_mixing_is_the_share_of_batches(name):
     values = torch.arange(40.0)[:, None, None, None].expand(40, 1, 12, 12)
     for share, low, high in ((0.25, 30, 72), (1, 180, 200)):
-        mixed = [apply(values, seed=s, strength={name: share}, **{name: 1.0})[0] for s in range(200)]
+        mixed = [
+            apply(values, seed=s, strength={name: share}, **{name: 1.0})[0] for s in range(200)
+        ]
         assert low <= sum(not torch.equal(images, values) for images in mixed) <= high
 
 
 def test_targets_follow_the_pictures(faces):
-    """Pictures that are their own target: after any mixing, still so, whatever the target was before."""
+    """Pictures that are their own target: after any mixing, still so, whatever the target was
+    before.
+    """
     soft = torch.rand(len(faces), 7).softmax(1)
     images = torch.zeros(len(faces), 1, 7, 7) + soft[:, None, None, :]
     for seed in range(20):
@@ -297,7 +356,9 @@ def test_targets_follow_the_pictures(faces):
         assert torch.allclose(mixed[:, 0, 0], targets, atol=1e-6)
         mixed, targets = apply(faces.float(), soft, seed, cutmix=0.4)
         assert torch.allclose(targets.sum(1), torch.ones(len(faces)))
-        own = (mixed == faces).float().mean((1, 2, 3)).median()  # of two smooth pictures few pixels are equal
+        own = (
+            (mixed == faces).float().mean((1, 2, 3)).median()
+        )  # of two smooth pictures few pixels are equal
         assert (targets - own * soft).min() > -0.03
 
 
@@ -316,24 +377,35 @@ def test_flip_and_crop_alone_move_pixels_and_change_none(faces):
     assert torch.equal(apply(faces, flip=1.0)[0], faces.flip(-1).float())
     images, _ = apply(faces, flip=0.5, crop=44)
     for image, face in zip(images, faces, strict=True):
-        windows = torch.stack([face.float(), face.float().flip(-1)]).unfold(2, 44, 1).unfold(3, 44, 1)
+        windows = (
+            torch.stack([face.float(), face.float().flip(-1)]).unfold(2, 44, 1).unfold(3, 44, 1)
+        )
         assert (windows == image[:, None, None]).flatten(-2).all(-1).any()
 
 
 def test_crop_within_the_resample_is_the_crop(faces):
-    """A rotation too small to see: the resampled window is one of the exact windows, of the flipped picture."""
+    """A rotation too small to see: the resampled window is one of the exact windows, of the flipped
+    picture.
+    """
     images, _ = apply(faces, flip=1.0, crop=41, rotate=1e-5)
     assert images.shape == (40, 1, 41, 41)
     places = set()
     for image, face in zip(images, faces.flip(-1).float(), strict=True):
-        far = (face.unfold(1, 41, 1).unfold(2, 41, 1) - image[:, None, None]).abs().flatten(-2).amax(-1)[0]
+        far = (
+            (face.unfold(1, 41, 1).unfold(2, 41, 1) - image[:, None, None])
+            .abs()
+            .flatten(-2)
+            .amax(-1)[0]
+        )
         assert far.min() < 0.02
         places.add(far.argmin().item())
     assert len(places) > 20
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
-@pytest.mark.parametrize("changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}])
+@pytest.mark.parametrize(
+    "changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}]
+)
 def test_shape_kind_range_and_input_untouched(faces, kind, changes):
     given, side = faces.to(kind), changes.get("crop", 48)
     images, targets = apply(given, **changes)
@@ -345,7 +417,12 @@ def test_shape_kind_range_and_input_untouched(faces, kind, changes):
 
 
 def test_white_stays_white_at_most():
-    assert apply(torch.full((400, 1, 48, 48), 255, dtype=torch.uint8), rotate=180.0, fill="nearest")[0].max() == 255
+    assert (
+        apply(torch.full((400, 1, 48, 48), 255, dtype=torch.uint8), rotate=180.0, fill="nearest")[
+            0
+        ].max()
+        == 255
+    )
 
 
 def test_the_seed_decides(faces):
@@ -355,9 +432,13 @@ def test_the_seed_decides(faces):
     assert not torch.equal(first[0], other[0])
 
 
-@pytest.mark.parametrize("name", [n for n in augment.STRENGTHS if n not in ("mixup", "cutmix", "crop")])
+@pytest.mark.parametrize(
+    "name", [n for n in augment.STRENGTHS if n not in ("mixup", "cutmix", "crop")]
+)
 def test_each_picture_has_its_own_parameters(faces, name):
-    images, _ = apply(faces[:1].expand(40, 1, 48, 48), **{name: 0.5 if name == "flip" else ON[name]})
+    images, _ = apply(
+        faces[:1].expand(40, 1, 48, 48), **{name: 0.5 if name == "flip" else ON[name]}
+    )
     assert len(images.flatten(1).unique(dim=0)) >= (2 if name == "flip" else 38)
 
 
@@ -380,7 +461,9 @@ def test_the_strength_of_crop_is_how_far_windows_lie_from_the_centre(faces):
         assert (starts.min(), starts.max()) == (4 - reach, 4 + reach)
 
 
-@pytest.mark.parametrize("strength", [{"zoom_axes": 1}, {"rotation": 0.5}, {"rotate": 1.5}, {"flip": -0.1}])
+@pytest.mark.parametrize(
+    "strength", [{"zoom_axes": 1}, {"rotation": 0.5}, {"rotate": 1.5}, {"flip": -0.1}]
+)
 def test_a_wrong_strength_is_refused(faces, strength):
     with pytest.raises(UserError, match=next(iter(strength))):
         apply(faces, strength=strength)
@@ -393,7 +476,9 @@ def test_a_crop_larger_than_the_pictures_is_refused(faces):
 
 
 def test_the_host_never_reads_from_the_device(faces):
-    """A meta tensor has no values: .item(), bool(), a mask as index all fail on it, as they would wait for a GPU."""
+    """A meta tensor has no values: .item(), bool(), a mask as index all fail on it, as they would
+    wait for a GPU.
+    """
     for changes in (ON, ON | {"crop": 40}, {"crop": 40, "flip": 0.5}):
         images, targets = make(**changes)(faces.to("meta"), torch.zeros(40, 7, device="meta"))
         assert images.device.type == targets.device.type == "meta"
@@ -417,7 +502,8 @@ def test_amounts_that_are_tensors_change_as_numbers_do(faces):
     numbers = augmented.amounts({"rotate": 0.3, "mixup": 0.5})
     tensors = {name: torch.tensor(amount) for name, amount in numbers.items()}
     ours, theirs = (
-        augmented.apply(faces, targets, amounts, torch.Generator().manual_seed(1)) for amounts in (tensors, numbers)
+        augmented.apply(faces, targets, amounts, torch.Generator().manual_seed(1))
+        for amounts in (tensors, numbers)
     )
     torch.testing.assert_close(ours, theirs)
 
@@ -429,14 +515,25 @@ def test_amounts_that_are_tensors_change_as_numbers_do(faces):
 def test_config_names_every_argument_and_runs(faces, path):
     node = values(path)
     assert list(node) == ["_target_", *inspect.signature(Augment).parameters]
-    images, targets = config.build("augment", config.check_node("augment", node))(faces, torch.eye(7)[:1].repeat(40, 1))
+    images, targets = config.build("augment", config.check_node("augment", node))(
+        faces, torch.eye(7)[:1].repeat(40, 1)
+    )
     assert images.isfinite().all()
     assert torch.equal(images, faces.float()) == (path.stem == "none")
     assert targets.shape == (40, 7)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"flip": 1.1}, {"rotate": 181}, {"zoom": 1.0}, {"crop": 0}, {"fill": "wrap"}, {"mixup": -1}, {"shear": 1}]
+    "wrong",
+    [
+        {"flip": 1.1},
+        {"rotate": 181},
+        {"zoom": 1.0},
+        {"crop": 0},
+        {"fill": "wrap"},
+        {"mixup": -1},
+        {"shear": 1},
+    ],
 )
 def test_a_wrong_value_is_refused_by_its_key(wrong):
     with pytest.raises(UserError, match=f"augment.{next(iter(wrong))}"):

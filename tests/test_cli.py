@@ -14,7 +14,14 @@ import torch
 
 from fer import CLASSES, cli
 
-TINY = ["data=demo", "data.images=140", "model=dnn", "model.head=[16]", "train.epochs=2", "train.batch_size=32"]
+TINY = [
+    "data=demo",
+    "data.images=140",
+    "model=dnn",
+    "model.head=[16]",
+    "train.epochs=2",
+    "train.batch_size=32",
+]
 TINY += ["device=cpu"]
 
 
@@ -35,9 +42,13 @@ def refused(fer, tmp_path):
 
 def test_help_lists_the_commands_without_heavy_imports():
     code = "import sys; from fer.cli import main; main(['--help']); print(sorted(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert all(f"  {name} " in out for name in cli.COMMANDS)
-    assert not any(f"'{heavy}'" in out for heavy in ("torch", "numpy", "hydra", "yaml", "pandas", "pydantic"))
+    assert not any(
+        f"'{heavy}'" in out for heavy in ("torch", "numpy", "hydra", "yaml", "pandas", "pydantic")
+    )
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -51,7 +62,16 @@ def test_help_of_a_command_explains_every_key(fer, command):
         assert f"\n  {key}:" in out
     assert out.count(f"\n  fer {command}") >= 3  # examples
     if command == "train":
-        for text in ("vgg13", "plateau", "adadelta", "lr: ", "path: ", "limit: ", "epochs: ", "batch_size: "):
+        for text in (
+            "vgg13",
+            "plateau",
+            "adadelta",
+            "lr: ",
+            "path: ",
+            "limit: ",
+            "epochs: ",
+            "batch_size: ",
+        ):
             assert text in out
 
 
@@ -63,9 +83,13 @@ def test_train_predict_report(fer, tmp_path):
         *(".lock", "environment.yaml", "config.yaml", "history.csv", "best.pt", "last.pt")
     }
     history = pd.read_csv("my run/history.csv")
-    columns = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1,seconds,images_per_second"
+    columns = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1"
+    columns += ",seconds,images_per_second"
     recalls = [f"val_recall_{name}" for name in CLASSES]
-    assert list(history.columns) == [*columns.split(","), *recalls] and list(history["epoch"]) == [1, 2]
+    assert list(history.columns) == [*columns.split(","), *recalls] and list(history["epoch"]) == [
+        1,
+        2,
+    ]
 
     code, out, err = fer("predict", "ckpt=my run", "out=s.csv", "probs=p.csv")
     assert code == 0, err
@@ -171,7 +195,10 @@ def test_paths_may_hold_anything(fer, tmp_path, name):
             ["model.features=[{pool: max, a: 2}]"],
             ["model.features.0.a: no such key; model.features.0 has pool, kernel"],
         ),
-        (["model.features=[{pool: maximum}]"], ["model.features.0.pool=maximum: should be 'max' or 'average'"]),
+        (
+            ["model.features=[{pool: maximum}]"],
+            ["model.features.0.pool=maximum: should be 'max' or 'average'"],
+        ),
         (["model.channels=3"], ["model.channels=3", "should be 1"]),
         (["augment.crop=60"], ["crop=60", "48×48"]),
         (["resume=x", "run=y"], ["x"]),
@@ -201,15 +228,23 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "resume=: names nothing" in refused("train", "resume=")
     assert "add -m to try each, or write a list as [a,b]" in refused("train", "seed=0,1")
     assert "optim.lr=abc: should be a valid number, unable" in refused("train", "optim.lr=abc")
-    assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused("train", "curves.rotate=0.5")
-    assert "curves.rotate._target_=Knots: refused" in refused("train", "curves.rotate={_target_: Knots}")
+    assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused(
+        "train", "curves.rotate=0.5"
+    )
+    assert "curves.rotate._target_=Knots: refused" in refused(
+        "train", "curves.rotate={_target_: Knots}"
+    )
     assert "should have at most 2 items" in refused("predict", "columns=[id,label,more]")
     assert "source=foo: should be competition, or OWNER/NAME" in refused("download", "source=foo")
     (tmp_path / "x.pt").write_bytes(b"PK not really")
     assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
     fer("train", *TINY, "run=r")
-    assert "is for trainings" in refused("evaluate", "ckpt=r", "data=fer2013", "data.validation=test")
-    assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=x.csv", "probs=x.csv")
+    assert "is for trainings" in refused(
+        "evaluate", "ckpt=r", "data=fer2013", "data.validation=test"
+    )
+    assert "is the checkpoint, or named twice" in refused(
+        "predict", "ckpt=r", "out=x.csv", "probs=x.csv"
+    )
     assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
     assert "is the checkpoint itself" in refused("export", "ckpt=r", "out=r/best.pt")
     assert "is a file of a run" in refused("export", "ckpt=r", "out=r/config.yaml")
@@ -220,7 +255,9 @@ def test_other_refusals(refused, fer, tmp_path):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
     assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
     assert "exists already" in refused("train", *TINY, "run=r")
-    assert "take data.normalize=dataset" in refused("train", *TINY, "start=r", "data.normalize=unit")
+    assert "take data.normalize=dataset" in refused(
+        "train", *TINY, "start=r", "data.normalize=unit"
+    )
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "model=vgg13")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")
     assert "split=foo" in refused("predict", "ckpt=r", "split=foo")
@@ -235,11 +272,16 @@ def test_every_failure_of_a_sweep_is_told_with_the_choices_of_its_job(fer):
     code, _, err = fer("train", "-m", *TINY, "optim=sgd", "optim.lr=-1", "seed=0,1")
     assert code == 2
     lines = [line for line in err.splitlines() if line.startswith("fer: ")]
-    assert [line.partition(": optim")[0] for line in lines] == ["fer: job 0 (seed=0)", "fer: job 1 (seed=1)"]
+    assert [line.partition(": optim")[0] for line in lines] == [
+        "fer: job 0 (seed=0)",
+        "fer: job 1 (seed=1)",
+    ]
 
 
 def test_a_refused_sweep_leaves_nothing(refused, fer, tmp_path):
-    assert "model=dn: no such choice; did you mean dnn?" in refused("train", "-m", *TINY, "model=dnn,dn")
+    assert "model=dn: no such choice; did you mean dnn?" in refused(
+        "train", "-m", *TINY, "model=dnn,dn"
+    )
     assert fer("train", "-m", *TINY, "seed=0,1", "optim.lr=-1")[0] == 2
     assert not (tmp_path / "runs").exists()
 
@@ -284,19 +326,33 @@ def test_a_users_own_configs(fer, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     text = "_target_: fer.models.convnet.ConvNet\nfeatures: [4, pool]\nhead: []\n"
     (tmp_path / "mine" / "model" / "little.yaml").write_text(text)
-    code, out, err = fer("train", *TINY[:2], *TINY[4:], "--config-dir", "mine", "model=little", "run=r")
+    code, out, err = fer(
+        "train", *TINY[:2], *TINY[4:], "--config-dir", "mine", "model=little", "run=r"
+    )
     assert code == 0 and out.startswith("little,"), err
 
 
 def test_a_group_typed_beside_an_experiment_counts_whole(fer):
     import yaml
 
-    args = ["model=dnn", "model.head=[4]", "optim=sgd", "augment=flip", "augment.zoom=0.2", "train.epochs=1", *TINY[:2]]
+    args = [
+        "model=dnn",
+        "model.head=[4]",
+        "optim=sgd",
+        "augment=flip",
+        "augment.zoom=0.2",
+        "train.epochs=1",
+        *TINY[:2],
+    ]
     code, _, err = fer("train", "experiment=compact_cnn", "run=r", *args)
     assert code == 0, err
     saved = yaml.safe_load(Path("r/config.yaml").read_text())
     assert saved["optim"]["momentum"] == 0.9 and saved["optim"]["lr"] == 0.01
-    assert (saved["augment"]["rotate"], saved["augment"]["flip"], saved["augment"]["zoom"]) == (0, 0.5, 0.2)
+    assert (saved["augment"]["rotate"], saved["augment"]["flip"], saved["augment"]["zoom"]) == (
+        0,
+        0.5,
+        0.2,
+    )
     assert saved["schedule"]["rise"] == 0.3 and saved["name"] == "compact_cnn"  # the experiment's
 
 
@@ -310,7 +366,8 @@ def test_reports_of_several_runs_stand_side_by_side(fer, tmp_path):
     assert list(table["run"]) == ["model.head=[16]", "narrow model.head=[8] optim.lr=0.01"]
     assert table["parameters"][1] == 2304 * 8 + 8 + 8 * 7 + 7
     assert list(table["val_accuracy"]) == [
-        pytest.approx(pd.read_csv(f"{r}/history.csv")["val_accuracy"].max(), abs=1e-4) for r in ("a", "b")
+        pytest.approx(pd.read_csv(f"{r}/history.csv")["val_accuracy"].max(), abs=1e-4)
+        for r in ("a", "b")
     ]
     assert (tmp_path / "comparison" / "curves.png").is_file()
 
@@ -318,7 +375,10 @@ def test_reports_of_several_runs_stand_side_by_side(fer, tmp_path):
 def test_curves_plots_what_time_alone_decides(fer, tmp_path):
     code, out, err = fer("curves", "experiment=vgg16_staged", "out=c.png")
     assert code == 0, err
-    assert "crop, rotate, flip over 120 epochs: c.png" in out and "wait for validation accuracy: dropout, lr" in out
+    assert (
+        "crop, rotate, flip over 120 epochs: c.png" in out
+        and "wait for validation accuracy: dropout, lr" in out
+    )
     assert (tmp_path / "c.png").is_file()
     for model in ("model.name=regnet_y_400mf", "model.weights=nofile"):
         code, _, err = fer("curves", "model=torchvision", model, "schedule=cosine")
@@ -337,7 +397,11 @@ def test_an_environment_of_ascii_is_enough(tmp_path):
     env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     for args in (["train", "--help"], ["summary", "model=dnn"]):
         done = subprocess.run(
-            [sys.executable, "-m", "fer", *args], env=env, cwd=tmp_path, capture_output=True, text=True
+            [sys.executable, "-m", "fer", *args],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0 and "dnn" in done.stdout, done.stderr
 
@@ -352,12 +416,16 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
 def test_knots_beyond_the_end_are_told(fer):
     late = ["schedule=knots", "schedule.epochs=[0,9]", "schedule.values=[1,0]"]
     code, out, err = fer("train", *TINY, *late, "run=r")
-    assert code == 0 and "schedule: its knots extend to epoch 9, but training stops at 2" in out, err
+    assert code == 0 and "schedule: its knots extend to epoch 9, but training stops at 2" in out, (
+        err
+    )
     assert "its knots" not in fer("train", *TINY, *late, "schedule.epochs=[0,2]", "run=s")[1]
 
 
 def test_early_stopping(fer):
-    code, _, _ = fer("train", *TINY, "run=r", "optim.lr=1e-12", "train.epochs=9", "train.patience=2")
+    code, _, _ = fer(
+        "train", *TINY, "run=r", "optim.lr=1e-12", "train.epochs=9", "train.patience=2"
+    )
     assert code == 0 and len(pd.read_csv("r/history.csv")) < 9
 
 
@@ -374,20 +442,28 @@ def test_resume_goes_on_and_refuses_another_training(fer, refused):
     assert all(torch.equal(ours[k], whole[k]) for k in whole)
     assert "epochs: 4\n" in torch.load("r/best.pt")["config"]  # whichever epoch was best
     before = Path("r/config.yaml").read_text()
-    assert "resume=r: 4 epochs are done, more than train.epochs=3" in refused("train", "resume=r", "train.epochs=3")
+    assert "resume=r: 4 epochs are done, more than train.epochs=3" in refused(
+        "train", "resume=r", "train.epochs=3"
+    )
     assert Path("r/config.yaml").read_text() == before
     Path("r/best.pt").write_bytes(b"torn")  # of no matter to the training
     assert fer("train", "resume=r", "train.epochs=5")[0] == 0
     assert "optim.lr: 0.02 → 0.5" in refused("train", "resume=r", "optim.lr=0.5")
     assert "model" in refused("train", "resume=r", "model=vgg13")
-    assert "epochs: no such key; did you mean train.epochs?" in refused("train", "resume=r", "epochs=3")
+    assert "epochs: no such key; did you mean train.epochs?" in refused(
+        "train", "resume=r", "epochs=3"
+    )
     assert "leave run= out" in refused("train", "resume=r", "run=elsewhere")
 
 
 def test_resuming_a_finished_training_says_so_and_how_to_train_longer(fer):
     for run, typed, words in (
         ("my run", ["train.epochs=1"], "training is complete, 1 of 1 epochs"),
-        ("r", ["train.epochs=9", "train.patience=2", "optim.lr=1e-12"], "2 epochs without a better one"),
+        (
+            "r",
+            ["train.epochs=9", "train.patience=2", "optim.lr=1e-12"],
+            "2 epochs without a better one",
+        ),
     ):
         assert fer("train", *TINY, "schedule=constant", *typed, f"run={run}")[0] == 0
         epochs = len(pd.read_csv(f"{run}/history.csv"))
@@ -402,7 +478,9 @@ def test_resuming_a_finished_training_says_so_and_how_to_train_longer(fer):
 def test_pypis_package_of_the_same_name_is_noticed(fer, tmp_path, monkeypatch):
     assert fer("summary", "model=dnn")[2] == ""
     (tmp_path / "site" / "fer-22.5.1.dist-info").mkdir(parents=True)
-    (tmp_path / "site" / "fer-22.5.1.dist-info" / "METADATA").write_text("Name: fer\nVersion: 22.5.1\n")
+    (tmp_path / "site" / "fer-22.5.1.dist-info" / "METADATA").write_text(
+        "Name: fer\nVersion: 22.5.1\n"
+    )
     monkeypatch.syspath_prepend(tmp_path / "site")
     code, out, err = fer("summary", "model=dnn")
     assert code == 0 and "dnn" in out and err.count("\n") == 1
@@ -411,7 +489,9 @@ def test_pypis_package_of_the_same_name_is_noticed(fer, tmp_path, monkeypatch):
 
 def test_files_replaced_by_pypis_package_are_told(tmp_path):
     (tmp_path / "fer").mkdir()
-    (tmp_path / "fer" / "__init__.py").write_text("FER = None\n")  # as theirs, without what ours holds
+    (tmp_path / "fer" / "__init__.py").write_text(
+        "FER = None\n"
+    )  # as theirs, without what ours holds
     shutil.copy(cli.__file__, tmp_path / "fer" / "cli.py")
     done = subprocess.run(
         [sys.executable, "-c", "from fer.cli import main"],
@@ -420,7 +500,9 @@ def test_files_replaced_by_pypis_package_are_told(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and done.stderr.startswith("fer: PyPI's package fer has replaced files")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "fer: PyPI's package fer has replaced files"
+    )
     assert done.stderr.count("\n") == 1
 
 
@@ -443,8 +525,12 @@ def test_resume_takes_the_old_command_with_its_experiment(fer, refused):
     code, out, err = fer("train", *old[:-1], "train.epochs=2", "resume=r/last.pt")
     assert code == 0 and "goes on at epoch 2" in out, err
     out = fer("train", *old[:-1], "resume=r")[1]
-    assert "training is complete, 2 of 2 epochs" in out  # of 2: the experiment's own are not asked for
-    assert "name: compact_dnn → compact_cnn" in refused("train", "resume=r", "experiment=compact_cnn", "data=demo")
+    assert (
+        "training is complete, 2 of 2 epochs" in out
+    )  # of 2: the experiment's own are not asked for
+    assert "name: compact_dnn → compact_cnn" in refused(
+        "train", "resume=r", "experiment=compact_cnn", "data=demo"
+    )
 
 
 def test_resume_refuses_data_that_have_changed(fer, refused, fer2013_csv):
@@ -455,7 +541,9 @@ def test_resume_refuses_data_that_have_changed(fer, refused, fer2013_csv):
     assert fer("train", "resume=r", f"data.path={moved}", "train.epochs=2")[0] == 0
     header, first, *others = fer2013_csv.read_text().splitlines()
     fer2013_csv.write_text("\n".join([header, "6" + first[1:], *others]))  # another label
-    assert "other faces or labels" in refused("train", "resume=r", f"data.path={fer2013_csv}", "train.epochs=3")
+    assert "other faces or labels" in refused(
+        "train", "resume=r", f"data.path={fer2013_csv}", "train.epochs=3"
+    )
 
 
 def test_what_to_do_next_is_a_command_that_works(fer, fer2013_csv):
@@ -474,7 +562,9 @@ def test_a_loss_that_is_no_number_stops_in_words_and_keeps_good_weights(fer):
 @pytest.mark.parametrize("command", [[sys.executable, "-m", "fer"], ["fer"]])
 def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run([*command, "train", "optim.lrr=1"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "train", "optim.lrr=1"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith("fer: optim.lrr")
 
 
@@ -489,9 +579,15 @@ def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
         (["schedule=cosine", "schedule.warmup=nan"], "schedule.warmup=nan"),
         (["model.slope=-1"], "model.slope=-1: should be greater than or equal to 0"),
         (["model.slope=nan"], "model.slope=nan: should be a finite float32"),
-        (["data.images=1000000000000"], "data.images=1000000000000: should be less than or equal to 1000000"),
+        (
+            ["data.images=1000000000000"],
+            "data.images=1000000000000: should be less than or equal to 1000000",
+        ),
         (["model.head=[1" + "0" * 30 + "]"], "model.head.0=1"),
-        (["model.features=[{conv: 2, padding: 1000000000}]"], "model.features.0.padding=1000000000: should be less"),
+        (
+            ["model.features=[{conv: 2, padding: 1000000000}]"],
+            "model.features.0.padding=1000000000: should be less",
+        ),
         (["model.size=100000000"], "model.size=100000000: should be less than or equal to 1024"),
         (["device=cuda:x"], "device=cuda:x: should be auto, cpu, mps, cuda or"),
         (["device=5"], "device=5: should be auto"),
@@ -504,11 +600,17 @@ def test_numbers_that_no_machine_has_are_refused(refused, args, words):
 def test_the_remedy_for_a_curve_that_an_experiment_brought_works(fer):
     other = ["experiment=speedrun_cpu", "model=dnn", "schedule=constant", *TINY]
     code, _, err = fer("train", *other, "run=r")
-    assert code == 2 and "this model takes 48×48 pixels only; remove the curve with curves.size=null" in err
+    assert (
+        code == 2
+        and "this model takes 48×48 pixels only; remove the curve with curves.size=null" in err
+    )
     code, _, err = fer("train", *other, "run=r", "curves.size=null")
     assert code == 0, err
     knots = "={_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1]}"
-    for curve, words in (("dropout", "this model has no dropout"), ("erase", "augment.erase is off; set it")):
+    for curve, words in (
+        ("dropout", "this model has no dropout"),
+        ("erase", "augment.erase is off; set it"),
+    ):
         _, _, err = fer("train", *TINY, "model.head=[4]", f"curves.{curve}{knots}", "run=s")
         assert words in err and f"or remove the curve with curves.{curve}=null" in err
 

@@ -18,7 +18,12 @@ COMMANDS = [*cli.COMMANDS]
 def folder(tmp_path, monkeypatch):
     """A working folder with two runs and a folder of own configs."""
     monkeypatch.chdir(tmp_path)
-    for name in ("runs/first/best.pt", "runs/my run/best.pt", "mine/model/little.yaml", ".hidden/x"):
+    for name in (
+        "runs/first/best.pt",
+        "runs/my run/best.pt",
+        "mine/model/little.yaml",
+        ".hidden/x",
+    ):
         Path(name).parent.mkdir(parents=True)
         Path(name).write_text("head: [3]\nslope: 0.1\n")
     return tmp_path
@@ -36,7 +41,10 @@ def folder(tmp_path, monkeypatch):
         ("fer train train.ep", ["train.epochs="]),
         ("fer train train.epochs=3 train.ep", []),  # typed already
         ("fer curves train.ep", ["train.epochs="]),
-        ("fer train data=fer2013_fraction data.from", ["data.from_index="]),  # of fer2013, from which it starts
+        (
+            "fer train data=fer2013_fraction data.from",
+            ["data.from_index="],
+        ),  # of fer2013, from which it starts
         ("fer train determ", ["deterministic="]),
         ("fer train deterministic=", ["deterministic=true ", "deterministic=false "]),
         ("fer train --con", ["--config-dir "]),
@@ -73,16 +81,26 @@ def test_every_key_of_every_command_is_completed():
 
 
 def test_completed_as_paths_are_the_keys_whose_type_is_a_path():
-    typed = {key for command in COMMANDS for group in ("", *TARGETS) for key in path_keys(command, group)}
+    typed = {
+        key for command in COMMANDS for group in ("", *TARGETS) for key in path_keys(command, group)
+    }
     assert typed == completion.PATHS
 
 
 def test_completion_loads_nothing_that_takes_long(folder):
-    code = "import sys; from fer.cli import main; main(['-sc', 'query=bash']); print(sorted(sys.modules))"
+    code = (
+        "import sys; from fer.cli import main; main(['-sc', 'query=bash']); "
+        "print(sorted(sys.modules))"
+    )
     env = os.environ | {"COMP_LINE": "fer train model=compact_cnn model."}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
     assert "model.head=" in done.stdout
-    assert not any(f"'{heavy}'" in done.stdout for heavy in ("torch", "numpy", "hydra", "omegaconf", "pydantic"))
+    assert not any(
+        f"'{heavy}'" in done.stdout
+        for heavy in ("torch", "numpy", "hydra", "omegaconf", "pydantic")
+    )
 
 
 def bash(folder, line, word, breaks=' "='):
@@ -102,8 +120,12 @@ def bash(folder, line, word, breaks=' "='):
 @pytest.mark.posix
 def test_bash_gets_the_part_behind_its_own_word_break(folder):
     assert bash(folder, "fer report run=ru", "ru") == ["runs/"]
-    assert bash(folder, "fer report run=ru", "run=ru") == ["run=runs/"]  # a bash that does not cut at =
-    assert bash(folder, "fer report run=runs/my\\ run/", "runs/my\\ run/") == ["runs/my\\ run/best.pt "]
+    assert bash(folder, "fer report run=ru", "run=ru") == [
+        "run=runs/"
+    ]  # a bash that does not cut at =
+    assert bash(folder, "fer report run=runs/my\\ run/", "runs/my\\ run/") == [
+        "runs/my\\ run/best.pt "
+    ]
     assert bash(folder, "fer train optim.weight", "optim.weight") == ["optim.weight_decay="]
     (folder / "a=b").mkdir()
     (folder / "a=b" / "x").mkdir()

@@ -12,9 +12,16 @@ from fer.models.network import Network, Normalize
 from fer.train import build_curves
 
 CONFIGS = config_dir()
-GROUPS = {folder.name: sorted(f.stem for f in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()}
-OWN = {g: {k for n in GROUPS[g] for k in yaml.safe_load((CONFIGS / g / f"{n}.yaml").read_text())} - {"_target_"}
-       for g in ("augment", "optim", "schedule")}  # fmt: skip
+GROUPS = {
+    folder.name: sorted(f.stem for f in folder.glob("*.yaml"))
+    for folder in CONFIGS.iterdir()
+    if folder.is_dir()
+}
+OWN = {
+    g: {k for n in GROUPS[g] for k in yaml.safe_load((CONFIGS / g / f"{n}.yaml").read_text())}
+    - {"_target_"}
+    for g in ("augment", "optim", "schedule")
+}
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 
 
@@ -43,7 +50,12 @@ def pinned(name):
 def test_an_experiment_pins_what_its_result_depends_on(compose, name):
     cfg = config.check("train", compose("train", f"experiment={name}"))
     needed = {"data", "model", "augment", "optim", "schedule", "data.normalize"}
-    needed |= {f"{g}.{key}" for g in ("augment", "optim", "schedule") for key in getattr(cfg, g) if key in OWN[g]}
+    needed |= {
+        f"{g}.{key}"
+        for g in ("augment", "optim", "schedule")
+        for key in getattr(cfg, g)
+        if key in OWN[g]
+    }
     needed |= {f"train.{key}" for key in config.Training.model_fields}
     needed -= {f"train.{key}" for key in ("precision", "channels_last", "cuda_graphs", "compile")}
     assert not needed - pinned(name)
@@ -57,7 +69,9 @@ def test_no_recipe_asks_for_a_number_format_that_a_machine_may_lack(compose, nam
 @pytest.mark.parametrize("command", config.SCHEMAS)
 def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
     root = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text())
-    groups = {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} - {"experiment"}
+    groups = {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} - {
+        "experiment"
+    }
     if "train" in root["defaults"]:
         train = yaml.safe_load((CONFIGS / "train.yaml").read_text())
         root |= {k: v for k, v in train.items() if k != "defaults"}
@@ -69,13 +83,19 @@ def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Attribute):
                 read.add(node.attr)
-    keys = set(schema.model_fields) | (set(config.Training.model_fields) if "train" in schema.model_fields else set())
+    keys = set(schema.model_fields) | (
+        set(config.Training.model_fields) if "train" in schema.model_fields else set()
+    )
     assert not keys - read
 
 
 def test_a_saved_config_is_plain_and_its_new_keys_have_defaults():
     values = config.parse("seed: 3\ntrain: {epochs: 2}\nname: '${oc.env:HOME}'", "x.pt")
-    assert values["seed"] == 3 and values["train"]["epochs"] == 2 and values["train"]["class_weights"] == "none"
+    assert (
+        values["seed"] == 3
+        and values["train"]["epochs"] == 2
+        and values["train"]["class_weights"] == "none"
+    )
     assert values["name"] == "${oc.env:HOME}"
     for text, words in (
         ("a: [", "not valid YAML"),

@@ -1,4 +1,6 @@
-"""The built-in faces: what comes out, that it is the same everywhere, and that the action units show."""
+"""The built-in faces: what comes out, that it is the same everywhere, and that the action units
+show.
+"""
 
 import re
 
@@ -28,10 +30,16 @@ def mean_face(name, count=100):
 
 
 def test_shapes_types_and_ids(data):
-    assert {name: len(faces) for name, faces in data.splits.items()} == {"train": 700, "validation": 116, "test": 116}
+    assert {name: len(faces) for name, faces in data.splits.items()} == {
+        "train": 700,
+        "validation": 116,
+        "test": 116,
+    }
     assert data.normalize == "unit" and not data.shut
     for faces in data.splits.values():
-        assert faces.images.shape == (len(faces), 1, SIZE, SIZE) and faces.images.dtype == torch.uint8
+        assert (
+            faces.images.shape == (len(faces), 1, SIZE, SIZE) and faces.images.dtype == torch.uint8
+        )
         assert faces.labels.shape == (len(faces),) and faces.labels.dtype == torch.int64
         assert faces.ids == [str(i) for i in range(len(faces))]
 
@@ -52,12 +60,16 @@ def test_pictures_use_the_gray_range(data):
 def test_same_for_a_seed_and_different_for_another(data):
     again, other = (demo(images=700, limit=None, seed=seed, normalize="unit") for seed in (0, 1))
     for name, faces in data.splits.items():
-        assert torch.equal(faces.images, again.open(name).images) and torch.equal(faces.labels, again.open(name).labels)
+        assert torch.equal(faces.images, again.open(name).images) and torch.equal(
+            faces.labels, again.open(name).labels
+        )
         assert not torch.equal(faces.images, other.open(name).images)
 
 
 def test_splits_share_no_picture(data):
-    pictures = [picture.numpy().tobytes() for faces in data.splits.values() for picture in faces.images]
+    pictures = [
+        picture.numpy().tobytes() for faces in data.splits.values() for picture in faces.images
+    ]
     assert len(set(pictures)) == len(pictures)
 
 
@@ -92,32 +104,52 @@ def test_one_label_in_twenty_is_wrong():
 
 
 def test_same_on_every_machine(data):
-    """Means of 12×12 blocks of two pictures, drawn on x86-64 with numpy 2: a last bit may differ, half a gray not."""
+    """Means of 12×12 blocks of two pictures, drawn on x86-64 with numpy 2: a last bit may differ,
+    half a gray not.
+    """
     blocks = data.open("train").images[[0, 699], 0].double().reshape(2, 4, 12, 4, 12).mean((2, 4))
     assert torch.allclose(blocks, torch.tensor(BLOCKS, dtype=torch.float64), atol=0.5)
 
 
 BLOCKS = [
-    [[20.3, 83.7, 88.0, 30.8], [44.6, 82.9, 80.6, 53.6], [56.3, 88.1, 79.1, 43.9], [44.9, 74.6, 62.0, 24.5]],
-    [[48.2, 76.1, 72.5, 44.9], [103.6, 147.3, 122.7, 78.8], [127.2, 148.1, 175.8, 98.7], [85.2, 111.6, 139.7, 56.5]],
+    [
+        [20.3, 83.7, 88.0, 30.8],
+        [44.6, 82.9, 80.6, 53.6],
+        [56.3, 88.1, 79.1, 43.9],
+        [44.9, 74.6, 62.0, 24.5],
+    ],
+    [
+        [48.2, 76.1, 72.5, 44.9],
+        [103.6, 147.3, 122.7, 78.8],
+        [127.2, 148.1, 175.8, 98.7],
+        [85.2, 111.6, 139.7, 56.5],
+    ],
 ]
 
 
 def test_every_action_unit_is_explained():
     """The comment above EXPRESSIONS names each unit that a class uses."""
     source = drawing.__loader__.get_source(drawing.__name__)
-    explained = {int(number) for number in re.findall(r"\b(\d+) [a-z]", source.split("EXPRESSIONS = ")[0])}
+    explained = {
+        int(number) for number in re.findall(r"\b(\d+) [a-z]", source.split("EXPRESSIONS = ")[0])
+    }
     assert set(EXPRESSIONS) == set(CLASSES)
     assert set(drawing.AUS) <= explained
 
 
 @pytest.mark.parametrize("au", drawing.AUS)
 def test_every_action_unit_moves_the_face(au, monkeypatch):
-    """The same faces with and without one unit: it shows, and mostly on the half of the face that it belongs to."""
+    """The same faces with and without one unit: it shows, and mostly on the half of the face that
+    it belongs to.
+    """
     column = drawing.AUS.index(au)
 
     def only(strength):
-        monkeypatch.setattr(drawing, "intensities", lambda shown, _: np.eye(len(drawing.AUS))[[column] * 16] * strength)
+        monkeypatch.setattr(
+            drawing,
+            "intensities",
+            lambda shown, _: np.eye(len(drawing.AUS))[[column] * 16] * strength,
+        )
         return drawing.draw(np.zeros(16, dtype=int), rng(), 16)[:, 0].astype(float)
 
     moved = np.abs(only(1) - only(0)).mean(0)
@@ -133,12 +165,20 @@ def test_expressions_differ_where_they_should():
     """Against neutral: smile, dropped jaw and frown change the mouth, anger and fear the brows."""
     neutral = mean_face("neutral")
     mouth, brows = np.s_[30:44, 12:36], np.s_[10:24, 8:40]
-    for name, region in {"happy": mouth, "surprise": mouth, "sad": mouth, "angry": brows, "fear": brows}.items():
+    for name, region in {
+        "happy": mouth,
+        "surprise": mouth,
+        "sad": mouth,
+        "angry": brows,
+        "fear": brows,
+    }.items():
         assert np.abs(mean_face(name) - neutral)[region].mean() > 1.5, name
 
 
 def test_disgust_looks_more_like_anger_than_like_any_other():
     """The drawing makes it so, not the labels."""
     disgust = mean_face("disgust", 300)
-    distance = {name: np.abs(mean_face(name, 300) - disgust).mean() for name in CLASSES if name != "disgust"}
+    distance = {
+        name: np.abs(mean_face(name, 300) - disgust).mean() for name in CLASSES if name != "disgust"
+    }
     assert min(distance, key=distance.get) == "angry", distance

@@ -11,12 +11,19 @@ import pandas as pd
 import pytest
 import torch
 
-# 211 faces in batches of 64: the last batch is uneven, and no number of processes divides it. GELU and mean pooling are
-# smooth: ReLU and maxima turn differences in rounding into others.
+# 211 faces in batches of 64: the last batch is uneven, and no number of processes divides it. GELU
+# and mean pooling are smooth: ReLU and maxima turn differences in rounding into others.
 pytestmark = pytest.mark.posix  # torchrun and signals to its processes
 SETTINGS = [
     *("model.activation=gelu", "model.head_activation=gelu", "model.pool=average"),
-    *("data=demo", "data.images=211", "model=compact_cnn", "model.dropout=0", "device=cpu", "train.precision=fp32"),
+    *(
+        "data=demo",
+        "data.images=211",
+        "model=compact_cnn",
+        "model.dropout=0",
+        "device=cpu",
+        "train.precision=fp32",
+    ),
     *("train.batch_size=64", "optim=sgd", "optim.lr=0.01", "schedule=constant"),
 ]
 TWO = ["train.epochs=2"]
@@ -24,8 +31,19 @@ LOSSES = ["train_loss", "val_loss"]
 
 
 def start(folder, processes, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ]
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "start_new_session": True,
+    }
     return subprocess.Popen([*command, "-m", "fer", "train", *args], cwd=folder, **pipes)
 
 
@@ -46,7 +64,9 @@ def test_two_processes_give_the_losses_of_one_and_one_goes_on_from_two(fer, tmp_
     assert fer("train", *SETTINGS, *TWO, "run=one")[0] == 0
     code, out = torchrun(tmp_path, 2, *SETTINGS, "run=two", "train.epochs=1")
     assert code == 0, out
-    assert out.count("epoch 1/1") == 1 and out.count("best validation accuracy") == 1  # one process speaks
+    assert (
+        out.count("epoch 1/1") == 1 and out.count("best validation accuracy") == 1
+    )  # one process speaks
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
     code, out, err = fer("train", "resume=two", "train.epochs=2")
     assert code == 0, err
@@ -95,17 +115,26 @@ def wait(path):
 def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     process = start(tmp_path, 2, *SETTINGS, "run=r", "train.epochs=500")
     wait(tmp_path / "r" / "history.csv")
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(children[-1]), signal.SIGKILL)
     out, _ = process.communicate(timeout=60)
     assert process.returncode != 0 and "SIGKILL" in out
     assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["training"]["epoch"] > 0
 
 
-def test_a_refusal_is_said_once_and_other_commands_do_not_run_in_several_processes(fer, tmp_path, monkeypatch):
+def test_a_refusal_is_said_once_and_other_commands_do_not_run_in_several_processes(
+    fer, tmp_path, monkeypatch
+):
     code, out = torchrun(tmp_path, 2, *SETTINGS, "run=r", "train.patience=0")
     assert code and out.count("fer: train") == 1 and not list(tmp_path.iterdir())
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(name, value)
     code, _, err = fer("report")
     assert code == 2 and "only fer train runs in several processes" in err

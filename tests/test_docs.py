@@ -1,5 +1,6 @@
-"""What the pages say is true of the code: each command in them is taken by fer as it stands and, by `scripts/test all`,
-run on small data; the diffs of CONTRIBUTING.md apply and do what it says."""
+"""What the pages say is true of the code: each command in them is taken by fer as it stands and, by
+`scripts/test all`, run on small data; the diffs of CONTRIBUTING.md apply and do what it says.
+"""
 
 import contextlib
 import os
@@ -56,7 +57,10 @@ SUBSTITUTES = [
     (r"data\.images=\d+", "data.images=70"),
     ("fer selftrain", "fer selftrain clusters=20"),
     ("seed=0,1,2", "seed=0,1"),
-    ("vgg16_staged data=demo", "vgg16_staged data=demo data.limit=14"),  # ten crops through 40 million parameters
+    (
+        "vgg16_staged data=demo",
+        "vgg16_staged data=demo data.limit=14",
+    ),  # ten crops through 40 million parameters
     ("image=3,17", "image=3,7"),
     (r"n_trials=\d+", "n_trials=2"),
     ("--nproc_per_node=4", "--standalone --nproc_per_node=2"),
@@ -69,12 +73,17 @@ SMALL = ["data=demo", "data.images=70"]
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
-    """(kind, text, the line before) of each code block: kind is a fence's language, "sh" where it has none or where
-    the block is indented."""
+    """(kind, text, the line before) of each code block: kind is a fence's language, "sh" where it
+    has none or where the block is indented.
+    """
     found, kind, text, before = [], None, [], ""
     for line in [*page.read_text(encoding="utf-8").splitlines(), ""]:
-        if kind is None and (line.startswith("```") or (line.startswith("    ") and not before.startswith("-"))):
-            kind, text = (line[3:].strip() or "sh", []) if line.startswith("`") else ("indented", [line[4:]])
+        if kind is None and (
+            line.startswith("```") or (line.startswith("    ") and not before.startswith("-"))
+        ):
+            kind, text = (
+                (line[3:].strip() or "sh", []) if line.startswith("`") else ("indented", [line[4:]])
+            )
         elif kind == "indented" and not line.startswith("    "):
             found.append(("sh", "\n".join(text), before))
             kind = None
@@ -90,11 +99,19 @@ def blocks(page: Path) -> list[tuple[str, str, str]]:
 
 
 def commands(page: Path) -> list[str]:
-    lines = "\n".join(text for kind, text, _ in blocks(page) if kind == "sh").replace("\\\n", " ").splitlines()
+    lines = (
+        "\n".join(text for kind, text, _ in blocks(page) if kind == "sh")
+        .replace("\\\n", " ")
+        .splitlines()
+    )
     return [line for line in lines if line.strip()]
 
 
-FIRST = {line: name for name, page in reversed([*zip(NAMES, PAGES, strict=True)]) for line in commands(page)}
+FIRST = {
+    line: name
+    for name, page in reversed([*zip(NAMES, PAGES, strict=True)])
+    for line in commands(page)
+}
 
 
 def excused(command: str) -> bool:
@@ -120,7 +137,11 @@ def write_configs(page: Path, folder: Path) -> None:
 def test_every_promise_names_tests_that_exist():
     text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ") and "held by" not in line]
-    defined = set(re.findall(r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))))
+    defined = set(
+        re.findall(
+            r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
+        )
+    )
     assert len(rows) > 10
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row)
@@ -135,18 +156,26 @@ def test_links_lead_somewhere(name):
         if not path.startswith("http"):
             target = page.parent / path if path else page
             assert target.is_file(), link
-            titles = re.findall(r"^#+ (.+)", target.read_text(encoding="utf-8"), re.M) if heading else []
-            assert not heading or heading in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles], link
+            titles = (
+                re.findall(r"^#+ (.+)", target.read_text(encoding="utf-8"), re.M) if heading else []
+            )
+            assert not heading or heading in [
+                re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles
+            ], link
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
 def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypatch):
-    """As it stands, through Hydra and all checks of keys and values, up to where the command would begin."""
+    """As it stands, through Hydra and all checks of keys and values, up to where the command would
+    begin.
+    """
     monkeypatch.chdir(tmp_path)
     write_configs(ROOT / name, tmp_path)
 
     def begin(command):
-        return lambda given, typed: float(config.check("train", given) is not None) if command == "train" else None
+        return lambda given, typed: (
+            float(config.check("train", given) is not None) if command == "train" else None
+        )
 
     for command in cli.COMMANDS:
         monkeypatch.setitem(sys.modules, f"fer.{command}", SimpleNamespace(run=begin(command)))
@@ -157,17 +186,26 @@ def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypat
         if words is None:
             assert excused(line), f"{line}: no test runs it; if none can, say why in NOT_RUN"
             continue
-        if launcher := [word for word in words if word.startswith(("hydra/launcher", "hydra.launcher"))]:
-            words = [word for word in words if word not in launcher]  # its processes would not know of begin()
+        if launcher := [
+            word for word in words if word.startswith(("hydra/launcher", "hydra.launcher"))
+        ]:
+            words = [
+                word for word in words if word not in launcher
+            ]  # its processes would not know of begin()
             with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
                 hydra.compose("train", launcher, return_hydra_config=True)
-        words = [re.sub("(?<=seed=0),.*|(?<=n_trials=).*", "1" * word.startswith("hydra"), word) for word in words]
+        words = [
+            re.sub("(?<=seed=0),.*|(?<=n_trials=).*", "1" * word.startswith("hydra"), word)
+            for word in words
+        ]
         assert cli.main(words) == 0, line
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_else_a_page_names_is_there(name):
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     text = (ROOT / name).read_text(encoding="utf-8")
     assert set(re.findall(r"fer-trainer\[(\w+)\]", text)) <= set(extras)
     for script in re.findall(r"scripts/\w+", text):
@@ -200,16 +238,27 @@ def stage(prepared, fer2013_csv, tmp_path):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     _, *rows = fer2013_csv.read_text().splitlines()
     columns = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
-    votes = [",".join("8" if (int(row[0]) + 4) % 7 == i else "0" for i in range(10)) for row in rows]
-    lines = [
-        f"{row.rsplit(',', 1)[1]},fer{i:07}.png,{vote}" for i, (row, vote) in enumerate(zip(rows, votes, strict=True))
+    votes = [
+        ",".join("8" if (int(row[0]) + 4) % 7 == i else "0" for i in range(10)) for row in rows
     ]
-    (fer2013_csv.parent / "fer2013new.csv").write_text("\n".join([f"Usage,Image name,{columns}", *lines]) + "\n")
+    lines = [
+        f"{row.rsplit(',', 1)[1]},fer{i:07}.png,{vote}"
+        for i, (row, vote) in enumerate(zip(rows, votes, strict=True))
+    ]
+    (fer2013_csv.parent / "fer2013new.csv").write_text(
+        "\n".join([f"Usage,Image name,{columns}", *lines]) + "\n"
+    )
     (tmp_path / "competition").mkdir()
     pairs = [row.split(",")[:2] for row in rows]
-    (tmp_path / "competition" / "train.csv").write_text("\n".join(["emotion,pixels", *map(",".join, pairs)]) + "\n")
-    (tmp_path / "competition" / "test.csv").write_text("\n".join(["pixels", *(p for _, p in pairs[:9])]) + "\n")
-    (tmp_path / "sample_submission.csv").write_text("id,emotion\n" + "".join(f"{i},0\n" for i in range(11)))
+    (tmp_path / "competition" / "train.csv").write_text(
+        "\n".join(["emotion,pixels", *map(",".join, pairs)]) + "\n"
+    )
+    (tmp_path / "competition" / "test.csv").write_text(
+        "\n".join(["pixels", *(p for _, p in pairs[:9])]) + "\n"
+    )
+    (tmp_path / "sample_submission.csv").write_text(
+        "id,emotion\n" + "".join(f"{i},0\n" for i in range(11))
+    )
     return tmp_path
 
 
@@ -228,10 +277,14 @@ def test_the_commands_of_a_page_run(name, stage, fer):
         given = [word.partition("=")[0] for word in words]
         if words[0] in TRAINS and not {"train.epochs", "resume", "--help"} & {*given}:
             words += ["train.epochs=2"]  # no shorter than the warmup of sweeps.md
-        if words[0] in (*TRAINS, "inspect") and not {"data", "data.path", "resume", "--help"} & {*given}:
+        if words[0] in (*TRAINS, "inspect") and not {"data", "data.path", "resume", "--help"} & {
+            *given
+        }:
             words += SMALL
         if "torchrun" in line or "launcher" in line:  # other processes start from a whole one
-            start = ["torch.distributed.run", *short.split()[1:3], "-m"] if "torchrun" in line else []
+            start = (
+                ["torch.distributed.run", *short.split()[1:3], "-m"] if "torchrun" in line else []
+            )
             command = [sys.executable, "-m", *start, "fer", *words]
             done = subprocess.run(command, cwd=stage, capture_output=True, text=True)
             code, out, err = done.returncode, done.stdout, done.stderr
@@ -249,15 +302,21 @@ def patched(folder: Path) -> None:
     assert len(diffs) >= 4
     for diff in diffs:
         command = ["git", "apply", "--whitespace=nowarn", "-"]
-        env = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}  # or a repository around it would be asked
-        done = subprocess.run(command, input=diff + "\n", cwd=folder, env=env, capture_output=True, text=True)
+        env = os.environ | {
+            "GIT_CEILING_DIRECTORIES": str(folder.parent)
+        }  # or a repository around it would be asked
+        done = subprocess.run(
+            command, input=diff + "\n", cwd=folder, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, diff + done.stderr
 
 
 def test_the_diffs_of_contributing_apply_and_are_in_the_house_style(tmp_path):
     patched(tmp_path)
     for args in (["check"], ["format", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *args, "src", "tests"], cwd=tmp_path, capture_output=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *args, "src", "tests"], cwd=tmp_path, capture_output=True
+        )
         assert done.returncode == 0, done.stdout.decode()
 
 
@@ -272,16 +331,26 @@ def test_the_commands_of_contributing_run_on_its_diffs(tmp_path):
         assert words[0] in ("fer", ".venv/bin/python"), line
         words = ["-m", *words] if words[0] == "fer" else words[1:]
         words += ["-n", "0"] if "pytest" in words else []
-        done = subprocess.run([sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
     assert (tmp_path / "runs" / "little" / "report" / "seconds.png").is_file()
 
 
 def test_the_architecture_names_every_module_and_the_rows_of_the_contract():
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    rooms = [line.split("|")[1] for line in text.partition("## The rooms")[2].splitlines() if line.startswith("| `")]
+    rooms = [
+        line.split("|")[1]
+        for line in text.partition("## The rooms")[2].splitlines()
+        if line.startswith("| `")
+    ]
     rows = [re.findall(r"`(\w+)`", room) for room in rooms]
     linter = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     assert rows == [re.findall(r"fer\.(\w+)", layer) for layer in linter["contracts"][0]["layers"]]
-    modules = {path.stem for path in (ROOT / "src" / "fer").iterdir() if path.suffix == ".py" or path.is_dir()}
+    modules = {
+        path.stem
+        for path in (ROOT / "src" / "fer").iterdir()
+        if path.suffix == ".py" or path.is_dir()
+    }
     assert not {name for name in modules if not name.startswith("_") and f"`{name}`" not in text}

@@ -17,7 +17,9 @@ def kaggle(monkeypatch, tmp_path):
     (tmp_path / "cache" / "train.csv").write_text("emotion,pixels\n")
     asked = []
     for name in ("competition_download", "dataset_download"):
-        monkeypatch.setattr(kagglehub, name, lambda handle: asked.append(handle) or str(tmp_path / "cache"))
+        monkeypatch.setattr(
+            kagglehub, name, lambda handle: asked.append(handle) or str(tmp_path / "cache")
+        )
     return asked
 
 

@@ -34,7 +34,9 @@ def test_seeds_are_summed_up_and_runs_tested_in_pairs(fer):
         fer("predict", f"ckpt=runs/{seed}", "split=validation", f"out={seed}.csv")
     code, out, err = fer("evaluate", "ckpt=runs/*/best.pt", "select=uniform")
     assert code == 0, err
-    accuracies = [pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max() for seed in (0, 1, 2)]
+    accuracies = [
+        pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max() for seed in (0, 1, 2)
+    ]
     assert f"3 seeds: {np.mean(accuracies):.4f} ± {np.std(accuracies, ddof=1):.4f} (sd)" in out
     assert out.count("McNemar p = ") == 3 and "ensemble, uniform" in out
     first, second = (pd.read_csv(f"{seed}.csv")["label"] for seed in (0, 1))
@@ -61,22 +63,36 @@ def test_copies_of_training_faces_are_counted_out(fer, fer2013_csv):
 
 def test_copies_of_any_members_training_faces_are_counted_out(fer, fer2013_csv):
     for seed in (0, 1):
-        data = ["data=fer2013_fraction", f"data.path={fer2013_csv}", "data.fraction=0.3", f"data.seed={seed}"]
+        data = [
+            "data=fer2013_fraction",
+            f"data.path={fer2013_csv}",
+            "data.fraction=0.3",
+            f"data.seed={seed}",
+        ]
         assert fer("train", *data, *TINY, f"run=r{seed}")[0] == 0
     assert "; 0 are exact copies" in fer("evaluate", "ckpt=r1")[1]
     own, other = (Checkpoint.open(Path(f"r{seed}/best.pt")).data() for seed in (0, 1))
     known = int(own.open("validation").among(other.open("train")).sum())
-    assert known and f" of r0/best.pt's data; {known} are exact copies" in fer("evaluate", "ckpt=[r0,r1]")[1]
+    assert (
+        known
+        and f" of r0/best.pt's data; {known} are exact copies" in fer("evaluate", "ckpt=[r0,r1]")[1]
+    )
 
 
 def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     code, out, _ = fer("evaluate", "ckpt=r", "data.split=fraction", "data.fraction=0.3")
-    assert code == 0 and "21 faces of validation; 21 are exact copies" in out and out.splitlines()[2].endswith(" -")
+    assert (
+        code == 0
+        and "21 faces of validation; 21 are exact copies" in out
+        and out.splitlines()[2].endswith(" -")
+    )
     assert "r/best.pt learned 21 of these 21 faces" in out
     fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
     code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
-    assert code == 0 and "own training faces are not counted" in out and "; 0 are exact copies" in out
+    assert (
+        code == 0 and "own training faces are not counted" in out and "; 0 are exact copies" in out
+    )
 
 
 def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_path):
@@ -95,7 +111,9 @@ def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_p
 
 def test_a_split_without_labels_is_refused(fer, fer2013_csv):
     text = fer2013_csv.read_text().splitlines()
-    train = [line.rsplit(",", 1)[0] for line in text if not line.endswith(("PublicTest", "PrivateTest"))]
+    train = [
+        line.rsplit(",", 1)[0] for line in text if not line.endswith(("PublicTest", "PrivateTest"))
+    ]
     (fer2013_csv.parent / "train.csv").write_text("\n".join(train))
     (fer2013_csv.parent / "test.csv").write_text("pixels\n" + train[1].split(",")[1])
     fer2013_csv.unlink()

@@ -24,7 +24,9 @@ CONV = ["model=compact_cnn", "model.features=[4,pool,6,pool]", "model.head=[]"]
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Networks this small wait longer for a second thread than it saves, much longer beside a training."""
+    """Networks this small wait longer for a second thread than it saves, much longer beside a
+    training.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +47,9 @@ def network():
 
 @pytest.fixture
 def faces():
-    images = torch.randint(0, 256, (3, 1, 12, 12), generator=torch.Generator().manual_seed(1)).float()
+    images = torch.randint(
+        0, 256, (3, 1, 12, 12), generator=torch.Generator().manual_seed(1)
+    ).float()
     return images, torch.tensor([0, 3, 6])
 
 
@@ -56,7 +60,9 @@ def gradient(network, images, classes):
 
 
 def test_saliency_is_the_size_of_the_gradient(network, faces):
-    torch.testing.assert_close(explain.saliency(network(), *faces), gradient(network(), *faces).abs())
+    torch.testing.assert_close(
+        explain.saliency(network(), *faces), gradient(network(), *faces).abs()
+    )
     assert not faces[0].requires_grad
 
 
@@ -77,14 +83,21 @@ def test_integrated_gradients_add_up_to_the_difference_from_black(network, faces
     scores = own(images) - own(torch.zeros_like(images))
     found = explain.integrated_gradients(own, images, classes)
     assert found.shape == images.shape
-    torch.testing.assert_close(found.sum((1, 2, 3)), scores[range(3), classes], rtol=0.01, atol=0.01)
+    torch.testing.assert_close(
+        found.sum((1, 2, 3)), scores[range(3), classes], rtol=0.01, atol=0.01
+    )
 
 
 def test_grad_cam_follows_its_definition_on_a_layer_that_a_relu_overwrites(network, faces):
     images, classes = faces
     own = network()
     features, head = own.model.features, own.model.head
-    maps = F.conv2d(features[:3](own.normalize(images)), features.conv2_1.weight, features.conv2_1.bias, padding=1)
+    maps = F.conv2d(
+        features[:3](own.normalize(images)),
+        features.conv2_1.weight,
+        features.conv2_1.bias,
+        padding=1,
+    )
     (slope,) = torch.autograd.grad(head(maps.relu())[range(3), classes].sum(), maps)
     expected = (maps * slope.mean((2, 3), keepdim=True)).sum(1, keepdim=True).relu()
     found = explain.grad_cam(own, features.conv2_1, images, classes)
@@ -104,7 +117,11 @@ def test_activations_are_those_of_the_layer_alone_and_nothing_runs_after_it(netw
 
 def test_ascent_excites_every_unit_of_any_layer_from_a_seed(network):
     own = network().requires_grad_(False)
-    for layer, count in ((own.model.features.conv1_1, 4), (own.model.features.conv2_1, 6), (own, 7)):
+    for layer, count in (
+        (own.model.features.conv1_1, 4),
+        (own.model.features.conv2_1, 6),
+        (own, 7),
+    ):
         units = torch.arange(count)
         torch.manual_seed(0)
         noise, found = explain.ascend(own, layer, units, steps=0), explain.ascend(own, layer, units)
@@ -119,14 +136,18 @@ def test_excitation_is_each_images_own_unit(network, faces):
     own, (images, _) = network(), faces
     maps = F.leaky_relu(explain.activations(own, own.model.features.conv1_1, images), 0.1)
     found = explain.excitation(own, own.model.features.conv1_1, images, torch.tensor([2, 0, 3]))
-    torch.testing.assert_close(found, torch.stack([maps[0, 2].mean(), maps[1, 0].mean(), maps[2, 3].mean()]))
+    torch.testing.assert_close(
+        found, torch.stack([maps[0, 2].mean(), maps[1, 0].mean(), maps[2, 3].mean()])
+    )
 
 
 @pytest.fixture
 def saved(compose, tmp_path, monkeypatch):
     """Writes the checkpoint of an untrained network as r/best.pt; everything takes few steps."""
     monkeypatch.setattr(explain, "ascend", partial(explain.ascend, steps=3))
-    monkeypatch.setattr(explain, "integrated_gradients", partial(explain.integrated_gradients, steps=4))
+    monkeypatch.setattr(
+        explain, "integrated_gradients", partial(explain.integrated_gradients, steps=4)
+    )
     monkeypatch.setattr(explain, "smooth_grad", partial(explain.smooth_grad, samples=2))
 
     def make(*overrides):
@@ -143,7 +164,9 @@ def table():
     return pd.read_csv("r/explain/saliency.csv", keep_default_na=False)
 
 
-def test_by_default_a_right_and_a_wrong_face_of_each_class_and_the_first_and_last_convolution(fer, saved, tmp_path):
+def test_by_default_a_right_and_a_wrong_face_of_each_class_and_the_first_and_last_convolution(
+    fer, saved, tmp_path
+):
     saved(*CONV)
     code, out, err = fer("explain", "ckpt=r", "device=cpu")
     assert code == 0, err
@@ -154,8 +177,13 @@ def test_by_default_a_right_and_a_wrong_face_of_each_class_and_the_first_and_las
     assert all(f"{stem}.png" in out for stem in stems)
     rows = table()
     right = rows["truth"] == rows["prediction"]
-    assert set(rows["truth"]) == set(CLASSES) and not rows[["truth"]].assign(right=right).duplicated().any()
-    assert list(rows["target"]) == list(rows["prediction"]) == list(rows[list(CLASSES)].idxmax(axis=1))
+    assert (
+        set(rows["truth"]) == set(CLASSES)
+        and not rows[["truth"]].assign(right=right).duplicated().any()
+    )
+    assert (
+        list(rows["target"]) == list(rows["prediction"]) == list(rows[list(CLASSES)].idxmax(axis=1))
+    )
     assert right.any() and (~right).any()
     assert len(pd.read_csv("r/explain/features.conv2_1.csv")) == 6
     assert pd.read_csv("r/explain/features.conv1_1_ascent.csv")["excitation"].notna().all()
@@ -167,14 +195,24 @@ def test_by_default_a_right_and_a_wrong_face_of_each_class_and_the_first_and_las
 @pytest.mark.parametrize("image", ["image=3,11", "image=[3,11]", "image=[3,'11']"])
 def test_faces_by_position_and_a_class_by_name(fer, saved, image):
     saved(*CONV)
-    code, _, err = fer("explain", "ckpt=r", image, "split=train", "target=sad", "layers=[]", "device=cpu")
+    code, _, err = fer(
+        "explain", "ckpt=r", image, "split=train", "target=sad", "layers=[]", "device=cpu"
+    )
     assert code == 0, err
     assert list(table()["face"]) == ["train 3", "train 11"] and set(table()["target"]) == {"sad"}
 
 
 def test_the_true_class_in_another_format_and_place(fer, saved, tmp_path):
     saved(*CONV)
-    args = ["image=3", "target=true", "threshold=0", "layers=features.pool2", "format=svg", "out=my o", "device=cpu"]
+    args = [
+        "image=3",
+        "target=true",
+        "threshold=0",
+        "layers=features.pool2",
+        "format=svg",
+        "out=my o",
+        "device=cpu",
+    ]
     code, _, err = fer("explain", "ckpt=r/best.pt", *args)
     assert code == 0, err
     rows = pd.read_csv("my o/saliency.csv")
@@ -186,7 +224,14 @@ def test_a_picture_needs_no_data(fer, saved, tmp_path):
     saved(*CONV)
     noise = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a, 1.png")
-    args = ["explain", "ckpt=r", "layers=features.pool1", "device=cpu", "data=fer2013", "data.path=nowhere"]
+    args = [
+        "explain",
+        "ckpt=r",
+        "layers=features.pool1",
+        "device=cpu",
+        "data=fer2013",
+        "data.path=nowhere",
+    ]
     args.append("crop=whole")
     code, _, err = fer(*args, "image=a, 1.png")
     assert code == 0, err
@@ -205,11 +250,17 @@ def test_a_face_in_a_photo_is_explained_as_it_is_predicted(fer, saved, tmp_path)
     np.testing.assert_allclose(table()[list(CLASSES)], predicted[list(CLASSES)], atol=BF16)
     assert table()["face"].tolist() == ["photo.png"]
 
-    assert fer("explain", "ckpt=r", "image=photo.png", "crop=whole", "layers=[]", "device=cpu")[0] == 0
+    assert (
+        fer("explain", "ckpt=r", "image=photo.png", "crop=whole", "layers=[]", "device=cpu")[0] == 0
+    )
     whole = table()
-    assert abs(whole[list(CLASSES)].to_numpy() - predicted[list(CLASSES)].to_numpy()).max() > 2 * BF16
+    assert (
+        abs(whole[list(CLASSES)].to_numpy() - predicted[list(CLASSES)].to_numpy()).max() > 2 * BF16
+    )
     assert fer("predict", "ckpt=r", "input=photo.png", "crop=whole", "device=cpu")[0] == 0
-    np.testing.assert_allclose(whole[list(CLASSES)], pd.read_csv("faces.csv")[list(CLASSES)], atol=BF16)
+    np.testing.assert_allclose(
+        whole[list(CLASSES)], pd.read_csv("faces.csv")[list(CLASSES)], atol=BF16
+    )
 
 
 def test_several_faces_of_a_photo_are_told_apart_and_none_is_told(fer, saved, tmp_path):
@@ -221,8 +272,15 @@ def test_several_faces_of_a_photo_are_told_apart_and_none_is_told(fer, saved, tm
     Image.new("L", (100, 100)).save(tmp_path / "plain.png")
     code, _, err = fer("explain", "ckpt=r", "image=[two.png,plain.png]", "layers=[]", "device=cpu")
     assert code == 0 and table()["face"].tolist() == ["two.png, face 1", "two.png, face 2"], err
-    code, _, err = fer("explain", "ckpt=r", "image=plain.png", "smallest=0.1", "device=cpu", "out=none")
-    assert code == 2 and "image=plain.png: no face" in err and "smallest=0.1 of" in err and "crop=whole" in err
+    code, _, err = fer(
+        "explain", "ckpt=r", "image=plain.png", "smallest=0.1", "device=cpu", "out=none"
+    )
+    assert (
+        code == 2
+        and "image=plain.png: no face" in err
+        and "smallest=0.1 of" in err
+        and "crop=whole" in err
+    )
     assert err.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
@@ -230,7 +288,14 @@ def test_several_faces_of_a_photo_are_told_apart_and_none_is_told(fer, saved, tm
     ("overrides", "layer", "cam"),
     [
         (["model=dnn", "model.head=[16]"], "head.dense1", False),
-        (["model=resnet_fast", "model.features=[{space_to_depth: 2},4,{residual: 6},global_pool]"], "features", True),
+        (
+            [
+                "model=resnet_fast",
+                "model.features=[{space_to_depth: 2},4,{residual: 6},global_pool]",
+            ],
+            "features",
+            True,
+        ),
         (["model=torchvision"], "features.0.2", True),
         (["model=torchvision", "model.name=resnet18", "model.size=32"], "layer1.0.relu", True),
     ],
@@ -253,10 +318,19 @@ def test_the_kernels_behind_space_to_depth_are_those_of_the_pixels():
 
 def test_private_test_shows_no_truth(fer, saved, fer2013_csv, tmp_path):
     saved(*CONV)
-    args = ["explain", "ckpt=r", "data=fer2013", f"data.path={fer2013_csv.parent}", "split=private", "layers=[]"]
+    args = [
+        "explain",
+        "ckpt=r",
+        "data=fer2013",
+        f"data.path={fer2013_csv.parent}",
+        "split=private",
+        "layers=[]",
+    ]
     code, _, err = fer(*args, "device=cpu")
     assert code == 0, err
-    assert set(table()["truth"]) == {""} and table()["prediction"].is_unique  # one for each class that is predicted
+    assert (
+        set(table()["truth"]) == {""} and table()["prediction"].is_unique
+    )  # one for each class that is predicted
     assert fer(*args, "image=1", "device=cpu")[0] == 0
     assert "target=true" in fer(*args, "target=true")[2]
 
@@ -264,7 +338,10 @@ def test_private_test_shows_no_truth(fer, saved, fer2013_csv, tmp_path):
 def test_what_it_cannot_do_is_refused_in_a_line_before_a_folder_is_made(fer, saved, tmp_path):
     saved(*CONV)
     for args, words in (
-        (["layers=[features.conv1_2]"], ["features.conv1_2", "did you mean features.conv1_1?", "features.pool2"]),
+        (
+            ["layers=[features.conv1_2]"],
+            ["features.conv1_2", "did you mean features.conv1_1?", "features.pool2"],
+        ),
         (["image=9999"], ["image=9999", "validation has only 0 to"]),
         (["image=none.png"], ["image=none.png", "no such file"]),
         (["image=-1"], ["image=-1"]),

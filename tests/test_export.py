@@ -20,19 +20,36 @@ def pytorch(faces):
         return network(torch.from_numpy(faces)).numpy()
 
 
-@pytest.mark.parametrize("model", [["model=bn_cnn_small"], ["model=dnn", "model.head=[8]"], ["model=vgg_4x2"]])
+@pytest.mark.parametrize(
+    "model", [["model=bn_cnn_small"], ["model=dnn", "model.head=[8]"], ["model=vgg_4x2"]]
+)
 def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
-    small = ["model.features=[8,pool,norm,pool]", "model.head=[8]"] if model != ["model=dnn", "model.head=[8]"] else []
+    small = (
+        ["model.features=[8,pool,norm,pool]", "model.head=[8]"]
+        if model != ["model=dnn", "model.head=[8]"]
+        else []
+    )
     assert fer("train", *DATA, *model, *small)[0] == 0
     code, out, err = fer("export", "ckpt=r")
-    assert code == 0 and err == "" and "onnxruntime" in out and "0 of 23 validation faces labelled otherwise" in out
-    assert str(Path(__file__).parents[1]).encode() not in Path("r/model.onnx").read_bytes()  # nor any path of ours
+    assert (
+        code == 0
+        and err == ""
+        and "onnxruntime" in out
+        and "0 of 23 validation faces labelled otherwise" in out
+    )
+    assert (
+        str(Path(__file__).parents[1]).encode() not in Path("r/model.onnx").read_bytes()
+    )  # nor any path of ours
     session = onnxruntime.InferenceSession("r/model.onnx")
     for count in (1, 3, 17):
         faces = np.random.default_rng(count).integers(0, 256, (count, 1, 48, 48)).astype(np.float32)
-        np.testing.assert_allclose(session.run(None, {"faces": faces})[0], pytorch(faces), atol=1e-4)
+        np.testing.assert_allclose(
+            session.run(None, {"faces": faces})[0], pytorch(faces), atol=1e-4
+        )
     notes = session.get_modelmeta().custom_metadata_map
-    assert json.loads(notes["classes"])[3] == "happy" and "0 (black) to 255 (white)" in notes["input"]
+    assert (
+        json.loads(notes["classes"])[3] == "happy" and "0 (black) to 255 (white)" in notes["input"]
+    )
 
 
 def test_torch_export_gives_them_too(fer):
@@ -46,7 +63,9 @@ def test_torch_export_gives_them_too(fer):
     assert json.loads(json.loads(notes["notes.json"])["classes"])[6] == "neutral"
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(fer, tmp_path, tiny, monkeypatch):
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
+    fer, tmp_path, tiny, monkeypatch
+):
     path = tiny()
     monkeypatch.setattr("fer.export.TOLERANCE", -1)
     code, _, err = fer("export", f"ckpt={path}")

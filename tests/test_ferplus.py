@@ -1,4 +1,6 @@
-"""FER+: its rules against a plain reading of them, its files, good and bad, and trainings with 8 classes."""
+"""FER+: its rules against a plain reading of them, its files, good and bad, and trainings with 8
+classes.
+"""
 
 import csv
 import re
@@ -29,7 +31,9 @@ def plain(votes, mode, classes):
         taken = [v if v >= 0.3 * total else 0 for v in left]
     else:
         going = True
-        while going and sum(taken) < 0.75 * total and sum(v > 0 for v in taken) < 3 and max(left) > 0:
+        while (
+            going and sum(taken) < 0.75 * total and sum(v > 0 for v in taken) < 3 and max(left) > 0
+        ):
             most = max(left)
             for i in [i for i, v in enumerate(left) if v == most]:
                 going &= i < 8
@@ -45,7 +49,9 @@ def plain(votes, mode, classes):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("classes", [7, 8])
-@given(votes=st.lists(st.lists(st.integers(0, 6), min_size=10, max_size=10), min_size=1, max_size=20))
+@given(
+    votes=st.lists(st.lists(st.integers(0, 6), min_size=10, max_size=10), min_size=1, max_size=20)
+)
 def test_the_rules_are_the_papers(mode, classes, votes):
     found = shares(np.array(votes, float), mode, classes)
     np.testing.assert_allclose(found, [plain(row, mode, classes) for row in votes])
@@ -71,35 +77,67 @@ def test_examples_worked_out_by_hand(votes, mode, expected):
 
 @pytest.fixture
 def folder(fer2013_csv):
-    """fer2013.csv of noise and, beside it, votes: a face's own emotion 6 times, the next one 3 times, contempt once in
-    14 of every class; the first face has no name, the second shows none."""
-    columns = ["neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF"]
+    """fer2013.csv of noise and, beside it, votes: a face's own emotion 6 times, the next one 3
+    times, contempt once in 14 of every class; the first face has no name, the second shows none.
+    """
+    columns = [
+        "neutral",
+        "happiness",
+        "surprise",
+        "sadness",
+        "anger",
+        "disgust",
+        "fear",
+        "contempt",
+        "unknown",
+        "NF",
+    ]
     with (fer2013_csv.parent / "fer2013new.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["Usage", "Image name", *columns])
-        for i, (label, usage) in enumerate(pd.read_csv(fer2013_csv)[["emotion", "Usage"]].itertuples(index=False)):
+        for i, (label, usage) in enumerate(
+            pd.read_csv(fer2013_csv)[["emotion", "Usage"]].itertuples(index=False)
+        ):
             votes = dict.fromkeys(columns, 0)
-            votes |= {EMOTIONS[label]: 6, EMOTIONS[(label + 1) % 7]: 3} if i % 14 else {"contempt": 9}
+            votes |= (
+                {EMOTIONS[label]: 6, EMOTIONS[(label + 1) % 7]: 3} if i % 14 else {"contempt": 9}
+            )
             votes |= {"NF": 30} if i == 1 else {}
-            writer.writerow([usage, "" if i == 2 else f"fer{i:07d}.png", *(votes[c] for c in columns)])
+            writer.writerow(
+                [usage, "" if i == 2 else f"fer{i:07d}.png", *(votes[c] for c in columns)]
+            )
     return fer2013_csv.parent
 
 
 def read(folder, **changes):
-    plain = {"votes": None, "mode": "crossentropy", "classes": 8, "score": "majority", "limit": None}
+    plain = {
+        "votes": None,
+        "mode": "crossentropy",
+        "classes": 8,
+        "score": "majority",
+        "limit": None,
+    }
     return ferplus(str(folder), **(plain | {"normalize": "dataset"} | changes))
 
 
 def test_votes_are_read_beside_the_pixels(folder):
     data = read(folder)
-    assert len(data.classes) == 8 and data.shut == {"private"} and data.splits["public"] is data.splits["validation"]
+    assert (
+        len(data.classes) == 8
+        and data.shut == {"private"}
+        and data.splits["public"] is data.splits["validation"]
+    )
     train = data.splits["train"]
     assert len(train) == 68  # of 70: one without a name, one without a face
     assert train.labels.tolist()[:4] == [7, 3, 4, 5] and train.targets[1].tolist() == pytest.approx(
         [0, 0, 0, 2 / 3, 1 / 3, 0, 0, 0]
     )
     seven = read(folder, classes=7)
-    assert len(seven.splits["train"]) == 63 and len(seven.classes) == 7 and seven.splits["train"].targets.shape[1] == 7
+    assert (
+        len(seven.splits["train"]) == 63
+        and len(seven.classes) == 7
+        and seven.splits["train"].targets.shape[1] == 7
+    )
     original = read(folder, score="original", classes=7).splits["validation"]
     assert original.labels.tolist() == [i % 7 for i in range(21)]
     assert len(read(folder, limit=5).splits["train"]) == 5
@@ -116,9 +154,18 @@ def test_votes_are_read_beside_the_pixels(folder):
         (lambda lines: [], "No columns"),
         (lambda lines: lines[:-1], "has 104 rows for 105 faces"),
         (lambda lines: [lines[0].replace("contempt", "scorn"), *lines[1:]], "no column contempt"),
-        (lambda lines: [*lines[:5], lines[5].replace("Training", "PublicTest"), *lines[6:]], "line 6: is of another"),
-        (lambda lines: [*lines[:5], lines[5].replace(",0,", ",-1,"), *lines[6:]], "line 6: its votes"),
-        (lambda lines: [*lines[:5], lines[5].replace(",0,", ",x,"), *lines[6:]], "line 6: its votes"),
+        (
+            lambda lines: [*lines[:5], lines[5].replace("Training", "PublicTest"), *lines[6:]],
+            "line 6: is of another",
+        ),
+        (
+            lambda lines: [*lines[:5], lines[5].replace(",0,", ",-1,"), *lines[6:]],
+            "line 6: its votes",
+        ),
+        (
+            lambda lines: [*lines[:5], lines[5].replace(",0,", ",x,"), *lines[6:]],
+            "line 6: its votes",
+        ),
     ],
 )
 def test_bad_votes_are_refused_with_file_and_line(folder, change, words):
@@ -142,7 +189,10 @@ def test_of_several_right_emotions_the_one_with_most_votes_is_the_label(folder):
     file = folder / "fer2013new.csv"
     header, first, *lines = file.read_text().splitlines()
     happiness, sadness = header.split(",").index("happiness"), header.split(",").index("sadness")
-    cells = [cell if i < 2 else {happiness: "4", sadness: "6"}.get(i, "0") for i, cell in enumerate(first.split(","))]
+    cells = [
+        cell if i < 2 else {happiness: "4", sadness: "6"}.get(i, "0")
+        for i, cell in enumerate(first.split(","))
+    ]
     file.write_text("\n".join([header, ",".join(cells), *lines]) + "\n")
     train = read(folder, mode="multi").splits["train"]
     assert train.labels[0] == 4 and train.targets[0].tolist() == [0, 0, 0, 0.5, 0.5, 0, 0, 0]
@@ -159,16 +209,34 @@ def test_every_mode_trains_and_its_run_is_told_with_eight_classes(fer, folder, m
         assert code == 0 and "contempt" in out, err
         code, out, err = fer("evaluate", "ckpt=r", "data.score=original")
         assert code == 0 and "21 faces of validation" in out, err
-        assert fer("predict", "ckpt=r", "data=fer2013", f"data.path={folder}", "split=public", "probs=p.csv")[0] == 0
-        assert pd.read_csv("p.csv").shape == (21, 8) and pd.read_csv("submission.csv")["label"].max() < 7
+        assert (
+            fer(
+                "predict",
+                "ckpt=r",
+                "data=fer2013",
+                f"data.path={folder}",
+                "split=public",
+                "probs=p.csv",
+            )[0]
+            == 0
+        )
+        assert (
+            pd.read_csv("p.csv").shape == (21, 8)
+            and pd.read_csv("submission.csv")["label"].max() < 7
+        )
         assert fer("explain", "ckpt=r", "target=contempt")[0] == 0
         code, _, err = fer("train", *data, *TINY, "train.label_smoothing=0.1")
         assert code == 2 and "data.mode=multi: goes without" in err
 
 
-def test_eight_classes_are_measured_on_seven_alike_and_votes_are_found_from_any_folder(fer, folder, monkeypatch):
+def test_eight_classes_are_measured_on_seven_alike_and_votes_are_found_from_any_folder(
+    fer, folder, monkeypatch
+):
     monkeypatch.chdir(folder)
-    assert fer("train", "data=ferplus", "data.path=.", "data.votes=fer2013new.csv", *TINY, "run=r")[0] == 0
+    assert (
+        fer("train", "data=ferplus", "data.path=.", "data.votes=fer2013new.csv", *TINY, "run=r")[0]
+        == 0
+    )
     (folder / "else").mkdir()
     monkeypatch.chdir(folder / "else")
     code, _, err = fer("evaluate", "ckpt=../r")
@@ -183,7 +251,9 @@ def test_the_draws_of_mode_probability_follow_the_votes_and_a_resume_repeats_the
     fer("train", *data, *TINY, "run=whole", "train.epochs=3")
     fer("train", *data, *TINY, "run=torn")
     assert fer("train", "resume=torn", "train.epochs=3")[0] == 0
-    one, other = (torch.load(f"{run}/last.pt", weights_only=True)["model"] for run in ("whole", "torn"))
+    one, other = (
+        torch.load(f"{run}/last.pt", weights_only=True)["model"] for run in ("whole", "torn")
+    )
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -209,7 +279,9 @@ def test_training_starts_from_a_checkpoint_with_a_new_last_layer_for_other_class
     same = [*start[:-1], "run=same"]
     assert fer("train", f"data.path={folder}", *TINY[:-2], *same)[0] == 0
     assert torch.allclose(before["head.logits.weight"], weights("same")["head.logits.weight"])
-    code, _, err = fer("train", f"data.path={folder}", *TINY, "model.head=[5]", "start=seven/best.pt", "run=r")
+    code, _, err = fer(
+        "train", f"data.path={folder}", *TINY, "model.head=[5]", "start=seven/best.pt", "run=r"
+    )
     assert code == 2 and "start=seven/best.pt: its weights do not fit this model" in err
 
 

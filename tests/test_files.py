@@ -26,7 +26,9 @@ def test_a_link_to_a_name_that_is_free_makes_that_file(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "new").read_text() == "x"
 
 
-@pytest.mark.parametrize("save", [lambda file: file.write(b"x" * 200_000), lambda file: torch.save([1] * 9999, file)])
+@pytest.mark.parametrize(
+    "save", [lambda file: file.write(b"x" * 200_000), lambda file: torch.save([1] * 9999, file)]
+)
 def test_a_pipe_is_written_to_and_stays_one(tmp_path, save):
     pipe, read = tmp_path / "pipe", []
     os.mkfifo(pipe)
@@ -61,11 +63,20 @@ def test_what_was_there_stays_where_a_save_fails(tmp_path):
 
 
 def test_a_submission_goes_through_a_pipe(fer, tmp_path):
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     assert fer("train", *tiny, "run=r")[0] == 0
     os.mkfifo("ff")
     read = []
-    reader = threading.Thread(target=lambda: read.append((tmp_path / "ff").read_text()), daemon=True)
+    reader = threading.Thread(
+        target=lambda: read.append((tmp_path / "ff").read_text()), daemon=True
+    )
     reader.start()
     code, _, err = fer("predict", "ckpt=r", "split=validation", "out=ff")
     reader.join(10)
@@ -74,12 +85,23 @@ def test_a_submission_goes_through_a_pipe(fer, tmp_path):
 
 
 def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_path):
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     assert fer("train", *tiny, "run=r")[0] == 0
     os.mkfifo("pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     predict = ["predict", "ckpt=r", "split=validation"]
-    for words in ([*predict, "sample=pipe", "out=x.csv"], [*predict, "out=circle"], ["export", "ckpt=r", "out=circle"]):
+    for words in (
+        [*predict, "sample=pipe", "out=x.csv"],
+        [*predict, "out=circle"],
+        ["export", "ckpt=r", "out=circle"],
+    ):
         code, _, err = fer(*words)
         assert code == 2 and err.count("\n") == 1, (words, err)
     (tmp_path / "photos").mkdir()

@@ -1,4 +1,6 @@
-"""fer inspect on drawn faces with planted copies: what is planted is found, and what is shut stays so."""
+"""fer inspect on drawn faces with planted copies: what is planted is found, and what is shut stays
+so.
+"""
 
 import matplotlib
 import numpy as np
@@ -30,14 +32,18 @@ def drawn():
 
 @pytest.fixture(scope="module")
 def planted(drawn):
-    """100 training and 20 validation faces, images and labels, with copies of every kind among them."""
+    """100 training and 20 validation faces, images and labels, with copies of every kind among
+    them.
+    """
     images, labels = (column.copy() for column in drawn)
     noise = np.random.default_rng(0).normal(0, 3, images[0].shape)
     for to, of in ((7, 5), (100, 3), (101, 4)):
         images[to] = images[of]
     labels[[5, 7, 3, 100, 4, 101]] = 0, 1, 2, 3, 4, 4
     images[102] = np.clip(images[10] * 0.6 + 30, 0, 255)  # darker
-    images[103] = np.pad(images[11], ((0, 0), (1, 0), (0, 1)), mode="edge")[:, :48, 1:]  # down and to the left
+    images[103] = np.pad(images[11], ((0, 0), (1, 0), (0, 1)), mode="edge")[
+        :, :48, 1:
+    ]  # down and to the left
     images[13] = np.clip(images[12] + noise, 0, 255)
     labels[[10, 102, 11, 103, 12, 13]] = 0, 0, 1, 2, 3, 3
     images[[20, 21]], images[105] = 0, 126  # blank
@@ -58,16 +64,23 @@ def faces(planted):
 
 @pytest.fixture
 def csv(planted, tmp_path):
-    """Writes folder/fer2013.csv of the planted faces, with further rows (emotion, image, usage); returns the folder."""
+    """Writes folder/fer2013.csv of the planted faces, with further rows (emotion, image, usage);
+    returns the folder.
+    """
 
     def write(folder, more=()):
         rows = [
             (label, image, "Training" if i < 100 else "PublicTest")
             for i, (image, label) in enumerate(zip(*planted, strict=True))
         ]
-        lines = [f"{label},{' '.join(map(str, image.ravel()))},{usage}" for label, image, usage in [*rows, *more]]
+        lines = [
+            f"{label},{' '.join(map(str, image.ravel()))},{usage}"
+            for label, image, usage in [*rows, *more]
+        ]
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "fer2013.csv").write_text("\n".join(["emotion,pixels,Usage", *lines, ""]))
+        (tmp_path / folder / "fer2013.csv").write_text(
+            "\n".join(["emotion,pixels,Usage", *lines, ""])
+        )
         return f"data.path={folder}"
 
     return write
@@ -75,7 +88,10 @@ def csv(planted, tmp_path):
 
 def test_exact_copies_are_those_equal_in_every_byte(planted):
     images = planted[0]
-    expected = [next(j for j in range(i + 1) if np.array_equal(images[i], images[j])) for i in range(len(images))]
+    expected = [
+        next(j for j in range(i + 1) if np.array_equal(images[i], images[j]))
+        for i in range(len(images))
+    ]
     assert copies.exact_copies(torch.from_numpy(images)).tolist() == expected
     assert expected[7] == 5 and expected[100] == 3 and expected[21] == 20
     mirrored = torch.from_numpy(images).flip(3)  # a view whose bytes lie in another order
@@ -89,7 +105,9 @@ def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, 
     images = planted[0][:40]
 
     def less_mean(image, window):
-        return image - sliding_window_view(np.pad(image, window // 2, mode="edge"), (window, window)).mean((2, 3))
+        return image - sliding_window_view(
+            np.pad(image, window // 2, mode="edge"), (window, window)
+        ).mean((2, 3))
 
     def cosine(a, b):
         return (a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-8)
@@ -106,19 +124,32 @@ def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, 
                 if max(cosine(a[m], b[m]) for b, m in zip(moved, over, strict=True)) > 0.3:
                     expected.add((i, j))
     found = copies.near_copies(torch.from_numpy(images), 0.3)
-    assert 10 < len(expected) < 300 and set(map(tuple, found.tolist())) == expected and len(found) == len(expected)
+    assert (
+        10 < len(expected) < 300
+        and set(map(tuple, found.tolist())) == expected
+        and len(found) == len(expected)
+    )
 
 
 def test_planted_near_copies_are_found_and_no_others(planted):
     images = torch.from_numpy(planted[0])
     found = set(map(tuple, copies.near_copies(images, 0.8).tolist()))
-    assert found == {(5, 7), (3, 100), (4, 101), (10, 102), (11, 103), (12, 13)}  # nor blank ones, which lack detail
+    assert found == {
+        (5, 7),
+        (3, 100),
+        (4, 101),
+        (10, 102),
+        (11, 103),
+        (12, 13),
+    }  # nor blank ones, which lack detail
 
 
 def test_near_copies_may_be_displaced_by_two_pixels(drawn):
     fine = copies.detail(torch.from_numpy(drawn[0][:2]).float(), 7)[:, 0]
     for shift in ((0, 0), (1, -2), (-2, 2)):
-        assert copies.correlation(fine, fine.roll(shift, (1, 2))).tolist() == pytest.approx([1, 1], abs=1e-5)
+        assert copies.correlation(fine, fine.roll(shift, (1, 2))).tolist() == pytest.approx(
+            [1, 1], abs=1e-5
+        )
     assert copies.correlation(fine, fine.roll(3, 2)).max() < 0.99
     assert copies.correlation(fine, 0 * fine).tolist() == [0, 0]
 
@@ -128,7 +159,9 @@ def test_merged_pairs_are_the_connected_components():
     for count, edges in ((30, 20), (200, 150), (50, 0), (1, 0)):
         pairs = np.sort(rng.integers(0, count, (edges, 2)))
         ones = np.ones(edges)
-        _, component = connected_components(coo_array((ones, tuple(pairs.T)), shape=(count, count)), directed=False)
+        _, component = connected_components(
+            coo_array((ones, tuple(pairs.T)), shape=(count, count)), directed=False
+        )
         expected = [np.flatnonzero(component == own)[0] for own in component]
         assert copies.merge(count, pairs).tolist() == expected
     chain = np.stack([np.arange(499), np.arange(1, 500)], 1)[::-1]
@@ -141,7 +174,11 @@ def test_every_face_is_described(faces, planted):
     np.testing.assert_allclose(faces["deviation"], images.std(1), atol=1e-9)
     assert faces["label"].tolist() == [CLASSES[label] for label in planted[1]]
     assert faces["id"].tolist()[98:102] == ["98", "99", "v0", "v1"]
-    assert faces["kind"].tolist().count("exact") == 8 and faces["kind"][7] == "exact" and faces["kind"][13] == "near"
+    assert (
+        faces["kind"].tolist().count("exact") == 8
+        and faces["kind"][7] == "exact"
+        and faces["kind"][13] == "near"
+    )
     assert faces["group"][[100, 101, 102, 103, 13, 21, 50]].tolist() == [3, 4, 10, 11, 12, 20, 50]
 
 
@@ -153,7 +190,9 @@ def test_counts_hold_every_class_and_the_statistics_of_its_pixels(faces, planted
     own = images[:100][labels[:100] == 3]
     row = table.loc["train", "happy"]
     assert row.tolist() == pytest.approx([len(own), 0, own.mean(), own.std()])
-    assert inspect.count(faces, ["split"])["deviation"]["validation"] == pytest.approx(images[100:].std())
+    assert inspect.count(faces, ["split"])["deviation"]["validation"] == pytest.approx(
+        images[100:].std()
+    )
 
 
 def test_leaks_are_counted_once_a_face_with_those_under_another_label(faces):
@@ -172,8 +211,16 @@ def test_splits_that_are_shut_or_unlabelled_are_not_chosen(planted, capsys):
     images, labels = map(torch.from_numpy, planted)
     split = Faces(images[:3], labels[:3], ["0", "1", "2"])
     unlabelled = Faces(images[:2], labels[:2] * 0 - 1, ["0", "1"])
-    splits = {"train": split, "validation": split, "public": split.take([0]), "test": unlabelled, "private": split}
-    chosen = inspect.choose(Data(splits | {"private": split.take([0, 1])}, "none", frozenset({"private"})))
+    splits = {
+        "train": split,
+        "validation": split,
+        "public": split.take([0]),
+        "test": unlabelled,
+        "private": split,
+    }
+    chosen = inspect.choose(
+        Data(splits | {"private": split.take([0, 1])}, "none", frozenset({"private"}))
+    )
     assert list(chosen) == ["train", "public"]
     assert capsys.readouterr().out == (
         "test: 2 faces, not looked at: it has no labels\n"
@@ -202,7 +249,10 @@ def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv,
     table = pd.read_csv("o/duplicates.csv")
     assert list(table.columns) == ["group", "kind", "split", "id", "label"] and len(table) == 14
     assert table["group"].tolist() == sorted([1, 2, 3, 4, 5, 6, 7] * 2)
-    assert table[:2].to_numpy().tolist() == [[1, "exact", "train", 3, "fear"], [1, "exact", "validation", 0, "happy"]]
+    assert table[:2].to_numpy().tolist() == [
+        [1, "exact", "train", 3, "fear"],
+        [1, "exact", "validation", 0, "happy"],
+    ]
     assert pd.read_csv("o/counts.csv")["faces"].sum() == 120
     assert pd.read_csv("o/blank.csv")[["split", "id"]].to_numpy().tolist() == [
         ["train", 20],
@@ -218,11 +268,20 @@ def test_private_faces_change_nothing_but_a_line(fer, csv, planted, tmp_path):
         code, said, err = fer("inspect", data, f"out={out}", "samples=2")
         assert code == 0, err
         outputs.append(said.replace("b/", "a/"))
-    assert outputs[1] == "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n" + outputs[0]
-    files = [{path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("a", "b")]
+    assert (
+        outputs[1]
+        == "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n" + outputs[0]
+    )
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("a", "b")
+    ]
     assert len(files[0]) == 8 and files[0] == files[1]
     fer("inspect", "data.path=with", "out=c", "samples=2", "seed=1")
-    changed = {name for name, content in files[0].items() if (tmp_path / "c" / name).read_bytes() != content}
+    changed = {
+        name
+        for name, content in files[0].items()
+        if (tmp_path / "c" / name).read_bytes() != content
+    }
     assert changed == {"samples.png", "duplicates.png"}
 
 
@@ -231,7 +290,9 @@ def test_near_null_looks_for_exact_copies_only(fer, csv, tmp_path):
     assert code == 0, err
     assert "exact copies: 4 extra" in out and "near" not in out
     assert set(pd.read_csv("inspection/duplicates.csv")["kind"]) == {"exact"}
-    assert {path.stem for path in (tmp_path / "inspection").glob("*.svg")} == {name[:-4] for name in PICTURES}
+    assert {path.stem for path in (tmp_path / "inspection").glob("*.svg")} == {
+        name[:-4] for name in PICTURES
+    }
 
 
 @pytest.mark.parametrize(
@@ -257,7 +318,9 @@ def test_refusals(fer, tmp_path, args, words):
 def test_figures_of_counts_and_gray_values(splits, planted, tmp_path, monkeypatch):
     figures, save = [], Figure.savefig
     monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **more: (figures.append(self), save(self, *args, **more))
+        Figure,
+        "savefig",
+        lambda self, *args, **more: (figures.append(self), save(self, *args, **more)),
     )
     counts = {name: [28709, 0, 1234, 5, 60, 700, 8999] for name in splits}
     plots.class_counts(counts, CLASSES, tmp_path / "c.png")
@@ -274,14 +337,18 @@ def test_figures_of_counts_and_gray_values(splits, planted, tmp_path, monkeypatc
     ]
     assert "28,709" in {text.get_text() for text in bars.axes[0].texts}
     values = curves.axes[0].patches[0].get_data().values
-    np.testing.assert_allclose(values, 100 * np.bincount(planted[0].ravel(), minlength=256) / planted[0].size)
+    np.testing.assert_allclose(
+        values, 100 * np.bincount(planted[0].ravel(), minlength=256) / planted[0].size
+    )
     assert all(axes.get_xlabel() and axes.get_ylabel() for axes in curves.axes)
     for figure in figures:
         figure.set_dpi(150)
         renderer = FigureCanvasAgg(figure).get_renderer()
         figure.draw(renderer)
         box, (width, height) = figure.get_tightbbox(renderer), figure.get_size_inches()
-        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height  # nothing is clipped
+        assert (
+            box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+        )  # nothing is clipped
 
 
 def test_empty_class_folders_are_told(fer, tmp_path):

@@ -41,12 +41,18 @@ def case(request):
 def test_confusion(case):
     predicted, labels, matrix = case
     assert matrix.dtype == torch.int64
-    np.testing.assert_array_equal(matrix, reference.confusion_matrix(labels, predicted, labels=range(C)))
+    np.testing.assert_array_equal(
+        matrix, reference.confusion_matrix(labels, predicted, labels=range(C))
+    )
 
 
 def test_confusion_takes_small_integers_and_other_class_counts():
-    matrix = metrics.confusion(torch.tensor([200, 3]), torch.tensor([200, 200], dtype=torch.uint8), classes=201)
-    assert matrix.shape == (201, 201) and matrix[200, 200] == matrix[200, 3] == 1 and matrix.sum() == 2
+    matrix = metrics.confusion(
+        torch.tensor([200, 3]), torch.tensor([200, 200], dtype=torch.uint8), classes=201
+    )
+    assert (
+        matrix.shape == (201, 201) and matrix[200, 200] == matrix[200, 3] == 1 and matrix.sum() == 2
+    )
 
 
 @pytest.mark.parametrize("label", [-1, C])
@@ -64,7 +70,9 @@ def test_accuracy_and_macro_f1(case):
 
 def test_per_class(case):
     predicted, labels, matrix = case
-    expected = reference.precision_recall_fscore_support(labels, predicted, labels=range(C), zero_division=0)
+    expected = reference.precision_recall_fscore_support(
+        labels, predicted, labels=range(C), zero_division=0
+    )
     for ours, theirs in zip(metrics.per_class(matrix), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -79,18 +87,26 @@ def test_reports(case, names):
     assert ours.pop("accuracy") == expected.pop("accuracy")
     for name in ours:
         assert ours[name] == pytest.approx(expected[name], abs=1e-15)
-        assert all(type(value) is float for value in ours[name].values())  # json takes no numpy numbers
+        assert all(
+            type(value) is float for value in ours[name].values()
+        )  # json takes no numpy numbers
     text = reference.classification_report(labels, predicted, digits=4, **asked)
     if not (predicted == labels).any():  # scikit-learn 1.9 then writes the counts as 20.0
         text = re.sub(r"^(.*\d) {2}( *\d+)\.0$", r"\1    \2", text, flags=re.M)
     assert metrics.report_text(matrix, names) == text
 
 
-def test_nothing_scores_nothing():  # scikit-learn refuses it; a run without validation faces should not crash a report
+# Scikit-learn refuses it; a run without validation faces should not crash a report.
+def test_nothing_scores_nothing():
     none = torch.tensor([], dtype=torch.int64)
     matrix = metrics.confusion(none, none)
     assert matrix.shape == (C, C) and not matrix.any()
-    assert metrics.accuracy(matrix) == metrics.macro_f1(matrix) == metrics.ece(torch.empty(0, C), none) == 0
+    assert (
+        metrics.accuracy(matrix)
+        == metrics.macro_f1(matrix)
+        == metrics.ece(torch.empty(0, C), none)
+        == 0
+    )
     assert metrics.classification_report(matrix, CLASSES)["weighted avg"] == dict.fromkeys(
         ("precision", "recall", "f1-score", "support"), 0.0
     )
@@ -103,7 +119,11 @@ def test_top_confusions():
     matrix[0, 0], matrix[0, 2], matrix[0, 4] = 6, 3, 1
     matrix[1, 0], matrix[1, 1] = 3, 7
     matrix[3, 5], matrix[3, 3] = 6, 14
-    expected = [("happy", "surprise", 0.3, 6), ("angry", "fear", 0.3, 3), ("disgust", "angry", 0.3, 3)]
+    expected = [
+        ("happy", "surprise", 0.3, 6),
+        ("angry", "fear", 0.3, 3),
+        ("disgust", "angry", 0.3, 3),
+    ]
     assert metrics.top_confusions(matrix, CLASSES, 3) == expected
     assert len(metrics.top_confusions(matrix, CLASSES, 99)) == 4
 
@@ -112,11 +132,15 @@ def test_top_confusions():
 @pytest.mark.parametrize("sharpness", [0.1, 1, 5])
 def test_ece(bins, sharpness):
     generator = torch.Generator().manual_seed(0)
-    probabilities = torch.softmax(sharpness * torch.randn(500, C, generator=generator, dtype=torch.float64), 1)
+    probabilities = torch.softmax(
+        sharpness * torch.randn(500, C, generator=generator, dtype=torch.float64), 1
+    )
     labels = torch.randint(C, (500,), generator=generator)
     confidence, right = probabilities.max(1)[0].numpy(), (probabilities.argmax(1) == labels).numpy()
     rates, means = calibration_curve(right, confidence, n_bins=bins)
-    sizes = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence), minlength=bins)
+    sizes = np.bincount(
+        np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence), minlength=bins
+    )
     expected = (abs(rates - means) * sizes[sizes > 0]).sum() / 500
     assert metrics.ece(probabilities, labels, bins) == pytest.approx(expected, abs=1e-12)
 
@@ -125,7 +149,9 @@ def test_ece_by_hand():
     sure = torch.eye(C)[[0, 1, 2, 3]]
     assert metrics.ece(sure, torch.tensor([0, 1, 2, 3])) == 0
     assert metrics.ece(sure, torch.tensor([0, 1, 2, 4])) == 0.25
-    edge = torch.tensor([[0.5, 0.5, 0], [0.75, 0.25, 0]])  # with 2 bins 0.5 belongs to the lower one
+    edge = torch.tensor(
+        [[0.5, 0.5, 0], [0.75, 0.25, 0]]
+    )  # with 2 bins 0.5 belongs to the lower one
     assert metrics.ece(edge, torch.tensor([0, 1]), bins=2) == pytest.approx((0.5 + 0.75) / 2)
 
 

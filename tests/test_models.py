@@ -38,7 +38,8 @@ def test_parameters_are_those_of_the_published_systems(catalogue_model, name, ch
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("bn_cnn_small", 2_659_851), ("bn_cnn_wide", 39_782_273), ("bn_cnn_deep", 16_326_603)]
+    ("name", "count"),
+    [("bn_cnn_small", 2_659_851), ("bn_cnn_wide", 39_782_273), ("bn_cnn_deep", 16_326_603)],
 )
 def test_running_statistics_make_up_keras_count(catalogue_model, name, count):
     model = catalogue_model(name)
@@ -47,7 +48,11 @@ def test_running_statistics_make_up_keras_count(catalogue_model, name, count):
 
 
 def test_prelu_cnn_has_the_published_shapes(catalogue_model):
-    found = [s[1] for name, s in shapes(catalogue_model("prelu_cnn")).items() if "conv" in name or "pool" in name]
+    found = [
+        s[1]
+        for name, s in shapes(catalogue_model("prelu_cnn")).items()
+        if "conv" in name or "pool" in name
+    ]
     assert found == [44, 22, 22, 22, 10, 10, 10, 5]
 
 
@@ -55,7 +60,9 @@ def shapes(model: nn.Module) -> dict[str, tuple]:
     found = {}
     for name, module in model.named_modules():
         if not list(module.children()):
-            module.register_forward_hook(lambda m, i, o, name=name: found.__setitem__(name, tuple(o.shape[1:])))
+            module.register_forward_hook(
+                lambda m, i, o, name=name: found.__setitem__(name, tuple(o.shape[1:]))
+            )
     model.eval()(torch.zeros(1, 1, 48, 48))
     return found
 
@@ -64,7 +71,11 @@ def test_leaky_bn_has_the_published_shapes(catalogue_model):
     found = shapes(catalogue_model("leaky_bn"))
     convolutions = [shape for name, shape in found.items() if ".conv" in name]
     assert convolutions == [(32, 48, 48)] * 3 + [(128, 24, 24)] * 3 + [(512, 12, 12)] * 3
-    assert [found[f"features.pool{i}"] for i in (1, 2, 3)] == [(32, 24, 24), (128, 12, 12), (512, 6, 6)]
+    assert [found[f"features.pool{i}"] for i in (1, 2, 3)] == [
+        (32, 24, 24),
+        (128, 12, 12),
+        (512, 6, 6),
+    ]
     assert (found["head.dense1"], found["head.logits"]) == ((512,), (7,))
     kinds = [type(m) for m in catalogue_model("leaky_bn").features][:3]
     assert kinds == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
@@ -78,7 +89,9 @@ def test_vgg_pools_are_same(catalogue_model):
 def test_every_parameter_of_every_model_gets_a_gradient(catalogue_model, model_name):
     torch.manual_seed(0)
     model = catalogue_model(model_name).train()
-    images = torch.randn(4, 1, 1, 1) + 0.1 * torch.randn(4, 1, model.size, model.size)  # smooth, as faces are
+    images = torch.randn(4, 1, 1, 1) + 0.1 * torch.randn(
+        4, 1, model.size, model.size
+    )  # smooth, as faces are
     logits = model(images)
     assert logits.shape == (4, 7)
     nn.functional.cross_entropy(logits, torch.tensor([0, 3, 6, 1])).backward()
@@ -116,13 +129,17 @@ def test_a_pool_of_an_even_kernel_and_stride_1_is_same(pool):
 
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_a_pools_own_padding_is_explicit_zeros(pool):
-    model = ConvNet(features=[{"pool": pool, "kernel": 3, "stride": 2, "padding": 1}], head=[], size=4)
+    model = ConvNet(
+        features=[{"pool": pool, "kernel": 3, "stride": 2, "padding": 1}], head=[], size=4
+    )
     out = model.features(-torch.ones(1, 1, 4, 4))[0, 0]
     assert out[0, 0] == (0 if pool == "max" else pytest.approx(-4 / 9))
 
 
 def test_prelu_has_a_slope_per_position():
-    model = ConvNet(features=[{"conv": 64, "kernel": 5, "padding": 0}], head=[16], activation="prelu")
+    model = ConvNet(
+        features=[{"conv": 64, "kernel": 5, "padding": 0}], head=[16], activation="prelu"
+    )
     assert model.features.activation1_1.weight.numel() == 44 * 44 * 64
     x = torch.randn(2, 64, 44, 44)
     torch.testing.assert_close(model.features.activation1_1(x), nn.functional.leaky_relu(x, 0.25))
@@ -134,7 +151,11 @@ def test_a_window_that_does_not_fit_is_refused():
 
 
 def test_dropout_and_norm_of_the_input():
-    model = ConvNet(features=["norm", {"dropout": 0.3}, 8, "pool", "norm"], head=["norm", "dropout", 5], dropout=0.2)
+    model = ConvNet(
+        features=["norm", {"dropout": 0.3}, 8, "pool", "norm"],
+        head=["norm", "dropout", 5],
+        dropout=0.2,
+    )
     assert isinstance(model.features[0], nn.BatchNorm2d) and model.features[0].num_features == 1
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.3, 0.2]
     assert isinstance(model.head[1], nn.BatchNorm1d)
@@ -173,7 +194,10 @@ def test_logits_do_not_depend_on_the_batch_size_and_leave_the_mode(catalogue_mod
 def test_a_residual_block_is_torchvisions_basic_block():
     theirs = torchvision.models.resnet.BasicBlock(6, 6)
     ours = Residual(6, 6, nn.ReLU)
-    ours.load_state_dict({key.replace("bn", "norm"): value for key, value in theirs.state_dict().items()}, strict=True)
+    ours.load_state_dict(
+        {key.replace("bn", "norm"): value for key, value in theirs.state_dict().items()},
+        strict=True,
+    )
     x = torch.randn(3, 6, 8, 8)
     torch.testing.assert_close(ours(x), theirs(x))
     assert Residual(6, 9, nn.ReLU)(x).shape == (3, 9, 8, 8)
@@ -182,19 +206,27 @@ def test_a_residual_block_is_torchvisions_basic_block():
 
 
 def test_a_network_with_global_pool_takes_any_size():
-    model = ConvNet(features=[{"space_to_depth": 2}, 4, {"residual": 8}, "pool", "global_pool"], head=[], norm="batch")
+    model = ConvNet(
+        features=[{"space_to_depth": 2}, 4, {"residual": 8}, "pool", "global_pool"],
+        head=[],
+        norm="batch",
+    )
     network = Network(model, Normalize("unit"))
     images = torch.randint(0, 256, (3, 1, 48, 48), dtype=torch.uint8)
     seen = []
     model.features.conv1_1.register_forward_hook(lambda m, i, o: seen.append(o.shape[-1]))
-    assert all(network.model(network.prepare(images, side)).shape == (3, 7) for side in (48, 24, 36))
+    assert all(
+        network.model(network.prepare(images, side)).shape == (3, 7) for side in (48, 24, 36)
+    )
     assert seen == [24, 12, 18] and model.any_size
     with pytest.raises(ValueError, match="does not divide 48"):
         ConvNet(features=[{"space_to_depth": 5}], head=[])
 
 
 def test_layers_of_one_kind_may_follow_each_other():
-    model = ConvNet(features=["norm", "norm", {"space_to_depth": 2}, {"space_to_depth": 2}, 4], head=[], size=8)
+    model = ConvNet(
+        features=["norm", "norm", {"space_to_depth": 2}, {"space_to_depth": 2}, 4], head=[], size=8
+    )
     kinds = [nn.BatchNorm2d] * 2 + [nn.PixelUnshuffle] * 2 + [nn.Conv2d, nn.ReLU]
     assert [type(layer) for layer in model.features] == kinds
     assert model(torch.zeros(2, 1, 8, 8)).shape == (2, 7)
@@ -211,7 +243,9 @@ def test_training_starts_as_keras_does_where_a_recipe_says_so():
         assert not layer.bias.any()
     assert not glorot.features.activation1_1.weight.any()
     he = ConvNet(features=[32], head=[256], activation="prelu")
-    assert he.head.dense1.weight.std().item() == pytest.approx((2 / he.head.dense1.in_features) ** 0.5, rel=0.02)
+    assert he.head.dense1.weight.std().item() == pytest.approx(
+        (2 / he.head.dense1.in_features) ** 0.5, rel=0.02
+    )
     assert (he.features.activation1_1.weight == 0.25).all()
 
 

@@ -20,12 +20,18 @@ def number_format(request, monkeypatch):
 @pytest.mark.parametrize("shape", [(64, 20), (20, 64), (7, 7), (30, 8, 3, 3)])
 def test_a_change_is_nearly_the_orthogonal_factor(shape, number_format):
     gradient = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
-    params = [nn.Parameter(torch.zeros(5, 5)), *map(nn.Parameter, torch.zeros(3, *shape)), nn.Parameter(torch.eye(5))]
+    params = [
+        nn.Parameter(torch.zeros(5, 5)),
+        *map(nn.Parameter, torch.zeros(3, *shape)),
+        nn.Parameter(torch.eye(5)),
+    ]
     for p, grad in zip(params[1:-1], gradient, strict=True):
         p.grad = grad
     Muon(params, lr=1.0).step()
     for p, grad in zip(params[1:-1], gradient, strict=True):
-        assert_orthogonal_factor(-p.detach().flatten(1) / max(1, len(p) / p[0].numel()) ** 0.5, grad.flatten(1))
+        assert_orthogonal_factor(
+            -p.detach().flatten(1) / max(1, len(p) / p[0].numel()) ** 0.5, grad.flatten(1)
+        )
 
 
 def assert_orthogonal_factor(ours, matrix):
@@ -61,7 +67,9 @@ def test_a_step_takes_no_new_memory(number_format):
 
 
 def test_frozen_layers_and_depthwise_kernels_are_no_matrices_of_muon():
-    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3))
+    net = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3)
+    )
     muon = Muon(net.parameters(), lr=0.01)
     assert [tuple(p.shape) for p in muon.param_groups[0]["params"]] == [(8, 8, 3, 3)]
     net[2].requires_grad_(False)
@@ -77,7 +85,9 @@ def test_adamw_is_unfused_where_torch_has_no_fused_kernels(monkeypatch):
     x = torch.randn(4, 5)
     asked = []
     for net, fused in zip(nets, (True, False), strict=True):
-        monkeypatch.setattr("fer.optim.has_fused_kernels", lambda device, fused=fused: asked.append(device) or fused)
+        monkeypatch.setattr(
+            "fer.optim.has_fused_kernels", lambda device, fused=fused: asked.append(device) or fused
+        )
         muon = Muon(net.parameters(), lr=0.01)
         net(x).square().sum().backward()
         muon.step()
@@ -107,7 +117,9 @@ def test_the_average_is_torchs():
 
 def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw(monkeypatch):
     monkeypatch.setattr("fer.optim.number_format", lambda device: "fp32")
-    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.float)  # in which torch's always computes
+    monkeypatch.setattr(
+        torch.Tensor, "bfloat16", torch.Tensor.float
+    )  # in which torch's always computes
     torch.manual_seed(0)
     ours = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))
     theirs = nn.Sequential(*(nn.Linear(12, 12) for _ in range(4)))

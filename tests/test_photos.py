@@ -56,7 +56,9 @@ def test_several_faces_come_from_left_to_right_and_what_has_none_has_none(photo)
 
 def test_a_face_that_fills_the_photo_is_cut_out_whole(photo):
     (((x, y, side), face),) = find_faces(photo.crop((168, 64, 276, 170)).convert("L"), cascade())
-    assert x >= 0 and y >= 0 and x + side <= 108 and y + side <= 106 and near((x + 168, y + 64, side))
+    assert (
+        x >= 0 and y >= 0 and x + side <= 108 and y + side <= 106 and near((x + 168, y + 64, side))
+    )
     assert face.shape == (1, 48, 48) and face.dtype == torch.uint8
 
 
@@ -79,15 +81,28 @@ def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_pa
     assert (table["width"] == table["height"]).all()
 
     x, y, side = table.loc[0, ["x", "y", "width"]].astype(int)
-    crop = photo.convert("L").crop((x, y, x + side, y + side)).resize((48, 48), Image.Resampling.BILINEAR)
+    crop = (
+        photo.convert("L")
+        .crop((x, y, x + side, y + side))
+        .resize((48, 48), Image.Resampling.BILINEAR)
+    )
     network = Checkpoint.open(path).network(torch.device("cpu"))
-    expected = network.logits(torch.from_numpy(np.array(crop))[None, None], 1).double().softmax(1)[0].numpy()
+    expected = (
+        network.logits(torch.from_numpy(np.array(crop))[None, None], 1)
+        .double()
+        .softmax(1)[0]
+        .numpy()
+    )
     assert abs(table.loc[0, list(CLASSES)].to_numpy(float) - expected).max() < 2e-6
     assert table.loc[0, "label"] == CLASSES[expected.argmax()]
 
     drawn = np.asarray(Image.open("faces_photos/a.png").convert("RGB")).astype(int)
     changed = np.argwhere(abs(drawn - astronaut()).sum(2) > 0)
-    assert drawn.shape == (512, 512, 3) and len(changed) and not (tmp_path / "faces_photos" / "none.png").exists()
+    assert (
+        drawn.shape == (512, 512, 3)
+        and len(changed)
+        and not (tmp_path / "faces_photos" / "none.png").exists()
+    )
     assert (drawn[y + side // 2, x] == (230, 159, 0)).all()  # the box's left edge
     assert Image.open("faces_photos/b.png").size == (512, 512)
 
@@ -107,7 +122,12 @@ def test_faces_that_are_cropped_already_are_taken_whole(fer, tmp_path, tiny):
     Image.new("L", (60, 90), "gray").save(tmp_path / "in" / "c.png")
     code, out, err = fer("predict", "ckpt=tiny.pt", "input=in", "crop=whole", "device=cpu")
     table = pd.read_csv("faces.csv")
-    assert code == 0 and table[["x", "y", "width", "height"]].to_numpy()[2].tolist() == [0, 0, 60, 90], err
+    assert code == 0 and table[["x", "y", "width", "height"]].to_numpy()[2].tolist() == [
+        0,
+        0,
+        60,
+        90,
+    ], err
     assert f"in/c.png, the whole picture: {table['label'][2]}" in out
     assert "faces.csv: replaces what was written there on" in out
     code, _, err = fer("predict", "ckpt=tiny.pt", "split=validation", "crop=whole", "device=cpu")
@@ -124,8 +144,15 @@ def test_how_small_a_face_is_looked_for_is_a_choice(fer, tmp_path, tiny, photo):
     assert near((x, y, side), (600 + 173 * 0.3, 20 + 68 * 0.3, 30))
     assert not find_faces(photo.convert("L"), cascade(), smallest=0.5)
     code, out, _ = fer("predict", f"ckpt={tiny()}", "input=group.png", "device=cpu")
-    assert code == 0 and "group.png: no face found of 45 pixels or more" in out and "try smallest=0.01875" in out
-    assert "labelled" in fer("predict", "ckpt=tiny.pt", "input=group.png", "smallest=0.02", "device=cpu")[1]
+    assert (
+        code == 0
+        and "group.png: no face found of 45 pixels or more" in out
+        and "try smallest=0.01875" in out
+    )
+    assert (
+        "labelled"
+        in fer("predict", "ckpt=tiny.pt", "input=group.png", "smallest=0.02", "device=cpu")[1]
+    )
 
 
 def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
@@ -153,7 +180,12 @@ def test_what_is_no_photo_or_would_be_overwritten_is_refused(fer, tmp_path, tiny
     monkeypatch.setitem(sys.modules, "skimage.feature", None)
     code, _, err = fer("predict", "ckpt=tiny.pt", "input=plain.png")
     assert code == 2 and "pip install 'fer-trainer[photos]'" in err
-    assert {file.name for file in tmp_path.iterdir()} == {"tiny.pt", "empty", "text.png", "plain.png"}
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "tiny.pt",
+        "empty",
+        "text.png",
+        "plain.png",
+    }
 
 
 def test_heic_photos_are_refused_by_name(fer, tmp_path, tiny):

@@ -13,8 +13,25 @@ from PIL import Image
 
 from fer import CLASSES, UserError, plots
 
-UGLY = ("$x_1$", "dis$gust", "<b>fear</b>", "_happy_x", "a very long name of a class", "\\frac{1}{2}", "100 %")
-COLUMNS = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1", "seconds"]
+UGLY = (
+    "$x_1$",
+    "dis$gust",
+    "<b>fear</b>",
+    "_happy_x",
+    "a very long name of a class",
+    "\\frac{1}{2}",
+    "100 %",
+)
+COLUMNS = [
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "val_macro_f1",
+    "seconds",
+]
 
 
 def history(epochs=20, seed=0):
@@ -100,9 +117,16 @@ def test_curves_and_schedules(rows, tmp_path, drawn):
 
 
 def test_curves_mark_the_best_epoch_in_percent(tmp_path, drawn):
-    rows = history(5).assign(val_accuracy=[0.1, 0.75, 0.3, 0.75, np.nan])  # the first of equals, as train keeps it
+    rows = history(5).assign(
+        val_accuracy=[0.1, 0.75, 0.3, 0.75, np.nan]
+    )  # the first of equals, as train keeps it
     plots.curves(rows, tmp_path / "curves.png")
-    assert {"epoch 2: 75.00 %", f"epoch 2: {rows.val_loss[1]:.3f}", "accuracy, %", "best epoch"} <= texts(drawn[0])
+    assert {
+        "epoch 2: 75.00 %",
+        f"epoch 2: {rows.val_loss[1]:.3f}",
+        "accuracy, %",
+        "best epoch",
+    } <= texts(drawn[0])
     loss, accuracy = drawn[0].axes
     np.testing.assert_allclose(accuracy.lines[0].get_ydata(), 100 * rows.train_accuracy)
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [10, 75, 30, 75])
@@ -127,7 +151,9 @@ def test_a_rate_has_a_logarithmic_axis_where_it_helps(tmp_path, drawn):
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # plots hides it; measuring the text here does not
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 20])
-@pytest.mark.parametrize("name", ["_run {}", "runs/2025-11-24_21-10-00_{} $x_1$ <b>" + "long" * 20, "学 {}"])
+@pytest.mark.parametrize(
+    "name", ["_run {}", "runs/2025-11-24_21-10-00_{} $x_1$ <b>" + "long" * 20, "学 {}"]
+)
 def test_compare(count, name, tmp_path, drawn):
     names = [name.format(i) for i in range(count)]
     runs = {n: [[*HISTORIES.values()][i % len(HISTORIES)]] for i, n in enumerate(names)}
@@ -135,7 +161,10 @@ def test_compare(count, name, tmp_path, drawn):
     assert width == 1050 and height >= 405
     legend = (drawn[0].legends or [drawn[0].axes[1].get_legend()])[0]
     assert inside(drawn[0], legend.get_texts())
-    assert all(text.get_text().startswith(n[:20]) for text, n in zip(legend.get_texts(), names, strict=True))
+    assert all(
+        text.get_text().startswith(n[:20])
+        for text, n in zip(legend.get_texts(), names, strict=True)
+    )
     looks = [(line.get_color(), line.get_marker()) for line in legend.get_lines()]
     assert len(looks) == len(set(looks)) == count
     drawn_looks = [(line.get_color(), line.get_marker()) for line in drawn[0].axes[1].lines]
@@ -146,18 +175,26 @@ def test_compare(count, name, tmp_path, drawn):
 
 
 def test_seeds_are_one_curve_with_their_spread(tmp_path, drawn):
-    first, second = history(), history().assign(val_accuracy=lambda rows: rows["val_accuracy"] + 0.1)
+    first, second = (
+        history(),
+        history().assign(val_accuracy=lambda rows: rows["val_accuracy"] + 0.1),
+    )
     plots.compare({"a": [first, second.iloc[:10]], "b": [first]}, tmp_path / "c.png")
     axes = drawn[0].axes[1]
     (band,) = axes.collections
-    assert {line.get_color() for line in axes.lines} == set(plots.COLOURS[:2]) and len(axes.lines) == 4
+    assert {line.get_color() for line in axes.lines} == set(plots.COLOURS[:2]) and len(
+        axes.lines
+    ) == 4
     middle = axes.lines[1].get_ydata()
     np.testing.assert_allclose(middle[:10], 100 * first["val_accuracy"][:10] + 5)
     np.testing.assert_allclose(middle[10:], 100 * first["val_accuracy"][10:])
     low, high = np.ptp(band.get_paths()[0].vertices[:, 1]), 100 * np.ptp(first["val_accuracy"])
     assert low > high / 2
     legend = (drawn[0].legends or [axes.get_legend()])[0]
-    assert "(2 seeds)" in legend.get_texts()[0].get_text() and "seeds" not in legend.get_texts()[1].get_text()
+    assert (
+        "(2 seeds)" in legend.get_texts()[0].get_text()
+        and "seeds" not in legend.get_texts()[1].get_text()
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
@@ -167,8 +204,16 @@ def test_matrices_and_recalls_stand_side_by_side(count, tmp_path, drawn):
     plots.recall_dots({name: np.linspace(0, 1, 7) for name in names}, CLASSES, tmp_path / "r.png")
     matrices, recalls = drawn
     shown = [axes for axes in matrices.axes if axes.images]
-    assert [axes.get_title().replace("\n", " ") for axes in shown] == names and inside(matrices) and inside(recalls)
-    looks = {(line.get_color(), line.get_marker()) for line in recalls.axes[0].lines if line.get_marker() != "None"}
+    assert (
+        [axes.get_title().replace("\n", " ") for axes in shown] == names
+        and inside(matrices)
+        and inside(recalls)
+    )
+    looks = {
+        (line.get_color(), line.get_marker())
+        for line in recalls.axes[0].lines
+        if line.get_marker() != "None"
+    }
     assert len(looks) == count
 
 
@@ -187,7 +232,9 @@ def test_confusion_cells(tmp_path, drawn):
     matrix = np.diag([80, 3, 3, 3, 3, 3, 3])
     matrix[0, 2] = 20
     plots.confusion(matrix, CLASSES, tmp_path / "c.png")
-    cells = {text.get_position(): (text.get_text(), text.get_color()) for text in drawn[0].axes[0].texts}
+    cells = {
+        text.get_position(): (text.get_text(), text.get_color()) for text in drawn[0].axes[0].texts
+    }
     assert cells[0, 0] == ("80 %\n(80)", "white")
     assert cells[2, 0] == ("20 %\n(20)", plots.BLACK)  # x is the prediction
     assert cells[0, 2][0] == "0"
@@ -213,24 +260,42 @@ def test_faces(count, columns, expected, tmp_path, drawn):
 def test_explanations(maps, tmp_path, drawn):
     images = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12))
     masked = np.where(images > 0.9, 128, np.nan)
-    columns = {"face": ("gray", 99 + images), "gradients of it": ("signed", images), "none": ("positive", 0 * images)}
+    columns = {
+        "face": ("gray", 99 + images),
+        "gradients of it": ("signed", images),
+        "none": ("positive", 0 * images),
+    }
     columns |= {"$cam$": ("overlay", np.abs(images))} if maps == 4 else {}
-    captions = [(UGLY[0], "happy", "happy", 0.5), ("a/long/path/" * 9, "sad", "happy", 1), ("x.png", "", "surprise", 0)]
-    plots.explanations(columns | {"what is left of it": ("gray", masked)}, captions, UGLY[5], tmp_path / "e.png")
+    captions = [
+        (UGLY[0], "happy", "happy", 0.5),
+        ("a/long/path/" * 9, "sad", "happy", 1),
+        ("x.png", "", "surprise", 0),
+    ]
+    plots.explanations(
+        columns | {"what is left of it": ("gray", masked)}, captions, UGLY[5], tmp_path / "e.png"
+    )
     assert size(tmp_path / "e.png") and inside(drawn[0])
     axes = drawn[0].axes[0]
     assert len(axes.patches) == 1 and len(axes.images) == 3 * (maps + 1) + 3 * (maps == 4) + 2
     found = "".join(texts(drawn[0]))
-    assert "✓ prediction: happy, 0.50" in found and "✗ prediction: happy, 1.00" in found and found.count("truth") == 2
+    assert (
+        "✓ prediction: happy, 0.50" in found
+        and "✗ prediction: happy, 1.00" in found
+        and found.count("truth") == 2
+    )
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 100, 300])
 @pytest.mark.parametrize("texture", [False, True])
 def test_mosaic_shows_every_image_in_its_place(count, texture, tmp_path, drawn):
     images = np.arange(count)[:, None, None] * np.ones((count, 3, 3)) - 2
-    plots.mosaic(images, "_a layer of $a$ name that is " + "long " * 12, tmp_path / "m.png", texture)
+    plots.mosaic(
+        images, "_a layer of $a$ name that is " + "long " * 12, tmp_path / "m.png", texture
+    )
     axes = drawn[0].axes[0]
-    assert size(tmp_path / "m.png")[0] <= 1160 and inside(drawn[0], axes.findobj(matplotlib.text.Text))
+    assert size(tmp_path / "m.png")[0] <= 1160 and inside(
+        drawn[0], axes.findobj(matplotlib.text.Text)
+    )
     first = [int(label.get_text()) for label in axes.get_yticklabels()]
     columns = len(axes.get_xticklabels())
     assert first == list(range(0, count, columns)) and len(drawn[0].axes) == (1 if texture else 2)
@@ -258,7 +323,10 @@ def test_no_faces_and_a_caption_too_many(tmp_path):
 
 @pytest.mark.parametrize("names", [CLASSES, UGLY, ["one"]])
 def test_per_class_bars(names, tmp_path, drawn):
-    assert size(plots.per_class_bars(report(names, 0.0), tmp_path / "b.png")) == (1050 if len(names) == 7 else 510, 360)
+    assert size(plots.per_class_bars(report(names, 0.0), tmp_path / "b.png")) == (
+        1050 if len(names) == 7 else 510,
+        360,
+    )
     assert inside(drawn[0]) and len(drawn[0].axes[0].patches) == 3 * len(names)
     assert {"precision", "recall", "F1", "100", "50", "67"} <= texts(drawn[0])
 
@@ -298,15 +366,20 @@ def test_global_style_stays(tmp_path):
 def test_imports_neither_pyplot_nor_torch():
     code = (
         "import sys, pathlib, tempfile, numpy; from fer import plots, CLASSES\n"
-        "plots.confusion(numpy.eye(7, dtype=int), CLASSES, pathlib.Path(tempfile.mkdtemp()) / 'c.png')\n"
+        "plots.confusion(numpy.eye(7, dtype=int), CLASSES, pathlib.Path(tempfile.mkdtemp()) / "
+        "'c.png')\n"
         "assert not {'matplotlib.pyplot', 'torch', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_plain_images_of_a_mosaic_are_as_bright_as_they_are_and_a_face_stands_beside(tmp_path, drawn):
+def test_plain_images_of_a_mosaic_are_as_bright_as_they_are_and_a_face_stands_beside(
+    tmp_path, drawn
+):
     stripes = np.tile([100.0, 140.0], (48, 24))
-    sheet = np.stack([np.full((48, 48), 255.0), np.zeros((48, 48)), np.full((48, 48), 128.0), stripes])
+    sheet = np.stack(
+        [np.full((48, 48), 255.0), np.zeros((48, 48)), np.full((48, 48), 128.0), stripes]
+    )
     sheet[0, :2] = 0  # what padding excites at the rim
     plots.mosaic(sheet, "t", tmp_path / "m.png", texture=True)
     shown = np.ma.getdata(drawn[0].axes[0].images[0].get_array())

@@ -28,21 +28,37 @@ def test_views_are_averaged_as_probabilities(network):
     alone = network.logits(images, 5, "fp32").double().softmax(1)
     torch.testing.assert_close(probabilities(network, images, 2, "none", "fp32"), alone)
     mirror = network.logits(images.flip(-1), 5, "fp32").double().softmax(1)
-    torch.testing.assert_close(probabilities(network, images, 2, "flip", "fp32"), (alone + mirror) / 2)
+    torch.testing.assert_close(
+        probabilities(network, images, 2, "flip", "fp32"), (alone + mirror) / 2
+    )
     crops = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
-    views = [x[..., top : top + 40, left : left + 40] for x in (images, images.flip(-1)) for top, left in crops]
-    expected = torch.stack([network.logits(view, 5, "fp32").double().softmax(1) for view in views]).mean(0)
+    views = [
+        x[..., top : top + 40, left : left + 40]
+        for x in (images, images.flip(-1))
+        for top, left in crops
+    ]
+    expected = torch.stack(
+        [network.logits(view, 5, "fp32").double().softmax(1) for view in views]
+    ).mean(0)
     torch.testing.assert_close(probabilities(network, images, 2, "tencrop", "fp32"), expected)
 
 
-def test_a_network_predicts_in_the_format_of_the_machine_not_of_its_training(fer, tiny, monkeypatch):
+def test_a_network_predicts_in_the_format_of_the_machine_not_of_its_training(
+    fer, tiny, monkeypatch
+):
     used = []
     autocast = fer_network.autocast
     monkeypatch.setattr(fer_network, "number_format", lambda device: "fp32")
-    monkeypatch.setattr(fer_network, "autocast", lambda device, kind: used.append(kind) or autocast(device, kind))
-    train = yaml.safe_load(torch.load(tiny(), weights_only=True)["config"])["train"] | {"precision": "bf16"}
+    monkeypatch.setattr(
+        fer_network, "autocast", lambda device, kind: used.append(kind) or autocast(device, kind)
+    )
+    train = yaml.safe_load(torch.load(tiny(), weights_only=True)["config"])["train"] | {
+        "precision": "bf16"
+    }
     path = tiny(config={"train": train})
-    code, _, err = fer("predict", f"ckpt={path}", "split=validation", "out=x.csv", "tta=flip", "device=cpu")
+    code, _, err = fer(
+        "predict", f"ckpt={path}", "split=validation", "out=x.csv", "tta=flip", "device=cpu"
+    )
     assert code == 0 and err == "", err
     assert set(used) == {"fp32"}
 
@@ -63,7 +79,9 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     for seed in (0, 1, 2):
         assert fer("train", *TINY, f"seed={seed}", f"run=runs/{seed}", "model.head=[16]")[0] == 0
         fer("predict", f"ckpt=runs/{seed}", "split=validation", "out=x.csv", f"probs={seed}.csv")
-    code, out, err = fer("predict", "ckpt=runs/*/best.pt", "split=validation", "out=e.csv", "probs=e_probs.csv")
+    code, out, err = fer(
+        "predict", "ckpt=runs/*/best.pt", "split=validation", "out=e.csv", "probs=e_probs.csv"
+    )
     assert code == 0, err
     mean = sum(pd.read_csv(f"{seed}.csv")[list(CLASSES)] for seed in (0, 1, 2)) / 3
     assert (pd.read_csv("e_probs.csv")[list(CLASSES)] - mean).abs().to_numpy().max() < 2e-6
@@ -72,17 +90,34 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     assert [row[0] for row in rows] == [f"runs/{seed}/best.pt" for seed in (0, 1, 2)]
     for seed, row in enumerate(rows):
         assert row[1] == "0.33"
-        assert float(row[2]) == pytest.approx(pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max(), abs=1e-4)
+        assert float(row[2]) == pytest.approx(
+            pd.read_csv(f"runs/{seed}/history.csv")["val_accuracy"].max(), abs=1e-4
+        )
 
-    code, out, _ = fer("predict", "ckpt=[runs/0,runs/1]", "select=greedy", "tta=flip", "split=validation", "out=e.csv")
+    code, out, _ = fer(
+        "predict",
+        "ckpt=[runs/0,runs/1]",
+        "select=greedy",
+        "tta=flip",
+        "split=validation",
+        "out=e.csv",
+    )
     assert code == 0 and "without tta: " in out
     code, _, err = fer("predict", "ckpt=runs", "select=greedy", "data.seed=7")
     assert code == 2 and "so it may have learned them" in err
     code, out, _ = fer("predict", "ckpt=runs", "data.seed=7")
-    assert code == 0 and "what each member adds is not shown" in out and "labelled by 3 checkpoints" in out
+    assert (
+        code == 0
+        and "what each member adds is not shown" in out
+        and "labelled by 3 checkpoints" in out
+    )
     Path("runs/begun").mkdir()
     code, out, _ = fer("predict", "ckpt=runs/*", "split=validation")
-    assert code == 0 and "runs/begun: has no best.pt yet, left out" in out and "labelled by 3 checkpoints" in out
+    assert (
+        code == 0
+        and "runs/begun: has no best.pt yet, left out" in out
+        and "labelled by 3 checkpoints" in out
+    )
     code, _, err = fer("predict", "ckpt=runs/beg*")
     assert code == 2 and "runs/beg*: no best.pt there yet" in err
     code, _, err = fer("predict", "ckpt=runs/*/none.pt")
@@ -94,7 +129,12 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
 
 def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer2013_csv):
     for seed in (0, 1):
-        data = ["data=fer2013_fraction", f"data.path={fer2013_csv}", "data.fraction=0.3", f"data.seed={seed}"]
+        data = [
+            "data=fer2013_fraction",
+            f"data.path={fer2013_csv}",
+            "data.fraction=0.3",
+            f"data.seed={seed}",
+        ]
         data += ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
         assert fer("train", *data, f"run=r{seed}")[0] == 0
     code, _, err = fer("predict", "ckpt=[r0,r1]", "select=greedy", "split=validation")
@@ -107,22 +147,43 @@ def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer
 
 def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypatch):
     fer("train", *TINY, "run=r", "model.head=[16]")
-    code, _, _ = fer("predict", "ckpt=r/last.pt", "split=validation", "out=a.csv", "probs=pa.csv", "data.images=401")
+    code, _, _ = fer(
+        "predict",
+        "ckpt=r/last.pt",
+        "split=validation",
+        "out=a.csv",
+        "probs=pa.csv",
+        "data.images=401",
+    )
     assert code == 0
     calls = []
-    monkeypatch.setattr("fer.predict.probabilities", lambda *args: calls.append(args[-1]) or probabilities(*args))
+    monkeypatch.setattr(
+        "fer.predict.probabilities", lambda *args: calls.append(args[-1]) or probabilities(*args)
+    )
     assert fer("predict", "ckpt=r/last.pt", "out=t.csv")[0] == 0 and calls == ["none"]  # once
-    monkeypatch.setattr("fer.predict.probabilities", lambda *_: pytest.fail("ran the network again"))
+    monkeypatch.setattr(
+        "fer.predict.probabilities", lambda *_: pytest.fail("ran the network again")
+    )
     assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
     with pytest.raises(pytest.fail.Exception, match="ran the network"):
         fer("predict", "ckpt=r", "split=train", "out=c.csv")
 
 
 def test_an_accuracy_on_faces_that_the_network_learned_is_told(fer):
-    tiny = ["data=demo", "data.images=140", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=140",
+        "model=dnn",
+        "model.head=[4]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     assert fer("train", *tiny, "run=r")[0] == 0
     code, out, err = fer("predict", "ckpt=r", "split=train", "out=s.csv")
-    assert code == 0 and "r/best.pt learned 140 of these 140 faces: its accuracy on them says little" in out, err
+    assert (
+        code == 0
+        and "r/best.pt learned 140 of these 140 faces: its accuracy on them says little" in out
+    ), err
     code, out, err = fer("predict", "ckpt=r", "split=train", "data.images=150", "out=s.csv")
     assert code == 0 and "accuracy 0." in out, err
     assert "learned" not in fer("predict", "ckpt=r", "split=validation", "out=s.csv")[1]
@@ -140,8 +201,9 @@ def write_faces(path, count, seed=0, labels=False):
 
 @pytest.fixture
 def competition(fer, fer2013_csv):
-    """The folder of the competition's page, with its archive's CSV, and a network trained on it; returns the folder and
-    what the training said."""
+    """The folder of the competition's page, with its archive's CSV, and a network trained on it;
+    returns the folder and what the training said.
+    """
     folder = fer2013_csv.parent
     fer2013_csv.rename(folder / "icml_face_data.csv")
     write_faces(folder / "train.csv", 70, labels=True)
@@ -156,11 +218,16 @@ def competition(fer, fer2013_csv):
 
 def test_the_files_of_the_competition_lead_to_its_submission(fer, competition):
     folder, said = competition
-    assert f"fer predict ckpt=runs/r/best.pt sample={folder}/example_submission.csv out=submission.csv" in said
+    assert (
+        f"fer predict ckpt=runs/r/best.pt sample={folder}/example_submission.csv out=submission.csv"
+        in said
+    )
     assert fer("predict")[0] == 0
     labels = pd.read_csv("submission.csv")["label"].tolist()
     assert len(labels) == 9
-    code, out, err = fer("predict", f"sample={folder}/example_submission.csv", "out=one.csv", "probs=p.csv")
+    code, out, err = fer(
+        "predict", f"sample={folder}/example_submission.csv", "out=one.csv", "probs=p.csv"
+    )
     assert code == 0 and "labels alone" in out, err
     expected = "emotion\n" + "".join(f"{label}\n" for label in labels)
     assert Path("one.csv").read_text() == expected

@@ -44,7 +44,11 @@ def test_the_bar_fits_80_columns_and_is_wide_enough_to_be_read(terminal):
     assert drawn and max(map(len, drawn)) < 80
     cells = [line.split("|")[1] for line in drawn]
     assert min(map(len, cells)) >= 8
-    assert "epoch 100/120" in drawn[-1] and "loss 1.792 acc 0.305" in drawn[-1] and " left" in drawn[-1]
+    assert (
+        "epoch 100/120" in drawn[-1]
+        and "loss 1.792 acc 0.305" in drawn[-1]
+        and " left" in drawn[-1]
+    )
 
 
 def test_the_end_of_the_training_is_predicted_not_that_of_the_epoch(terminal):
@@ -53,7 +57,9 @@ def test_the_end_of_the_training_is_predicted_not_that_of_the_epoch(terminal):
         Progress(2, 10, 1000, 200, shown=True) as bar,
     ):  # 200 faces were seen before a resume
         bar.n = 600
-        assert bar.said(1, 0.5, elapsed=4.0) == "loss 1.000 acc 0.500 100/s, about 74 s left"  # 4 + 7 × 10
+        assert (
+            bar.said(1, 0.5, elapsed=4.0) == "loss 1.000 acc 0.500 100/s, about 74 s left"
+        )  # 4 + 7 × 10
     with redirect_stderr(terminal), Progress(2, 10, 1000, 200, shown=True, epoch_seconds=60) as bar:
         bar.n = 600
         assert "about 7 min left" in bar.said(1, 0.5, elapsed=4.0)  # 4 + 7 × 60
@@ -61,7 +67,11 @@ def test_the_end_of_the_training_is_predicted_not_that_of_the_epoch(terminal):
 
 
 def test_what_is_printed_after_an_interrupted_epoch_has_a_line_of_its_own(terminal):
-    with pytest.raises(KeyboardInterrupt), redirect_stderr(terminal), Progress(0, 3, 1000, 0, shown=True) as bar:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        redirect_stderr(terminal),
+        Progress(0, 3, 1000, 0, shown=True) as bar,
+    ):
         bar.mininterval = 0
         bar.note(128, lambda: (1.0, 0.5))
         raise KeyboardInterrupt
@@ -79,10 +89,19 @@ def test_without_a_terminal_there_is_no_bar(capsys):
 @pytest.mark.parametrize("epochs", [5, 1000])
 @pytest.mark.parametrize("seconds", [0.4, 80, 4000, 100_000])
 def test_the_line_of_an_epoch_fits_80_columns(better, epochs, seconds):
-    row = {"epoch": epochs, "train_loss": 1.23456, "train_accuracy": 0.5, "val_loss": 1.4, "val_accuracy": 0.51234}
+    row = {
+        "epoch": epochs,
+        "train_loss": 1.23456,
+        "train_accuracy": 0.5,
+        "val_loss": 1.4,
+        "val_accuracy": 0.51234,
+    }
     line = epoch_line(row | {"seconds": seconds}, epochs, better)
     assert len(line) <= progress.COLUMNS
-    assert f"epoch {epochs}/{epochs}" in line and "loss 1.235 acc 0.500, val loss 1.400 acc 0.5123" in line
+    assert (
+        f"epoch {epochs}/{epochs}" in line
+        and "loss 1.235 acc 0.500, val loss 1.400 acc 0.5123" in line
+    )
     assert line.endswith("best") == better
 
 

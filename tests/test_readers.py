@@ -25,7 +25,14 @@ RNG = np.random.default_rng(0)
 FACES = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
 FACES[0, 0, :3] = [0, 255, 7]
 LABELS = np.arange(40) % 7
-DEFAULTS = {"limit": None, "split": "auto", "fraction": 0.2, "from_index": 25, "validation": "auto", "seed": 0}
+DEFAULTS = {
+    "limit": None,
+    "split": "auto",
+    "fraction": 0.2,
+    "from_index": 25,
+    "validation": "auto",
+    "seed": 0,
+}
 
 
 def pixels(image):
@@ -54,7 +61,11 @@ def archive(tmp_path):
 
 @pytest.fixture
 def challenge(tmp_path):
-    write(tmp_path / "train.csv", ["emotion", "pixels"], [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)])
+    write(
+        tmp_path / "train.csv",
+        ["emotion", "pixels"],
+        [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)],
+    )
     write(tmp_path / "test.csv", ["pixels"], [(pixels(x),) for x in FACES[:5]])
     return tmp_path
 
@@ -102,7 +113,11 @@ def test_challenge_has_an_unlabelled_test_split_with_counted_ids(challenge):
 
 
 def test_course_layout_keeps_its_ids(tmp_path):
-    write(tmp_path / "train.csv", ["label", "feature"], [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)])
+    write(
+        tmp_path / "train.csv",
+        ["label", "feature"],
+        [(y, pixels(x)) for y, x in zip(LABELS, FACES, strict=True)],
+    )
     write(tmp_path / "test.csv", ["id", "feature"], [(f"n{i}", pixels(FACES[i])) for i in (3, 1)])
     assert load(tmp_path).splits["test"].ids == ["n3", "n1"]
 
@@ -117,7 +132,9 @@ def test_fraction_is_stratified_seeded_and_keeps_the_order(challenge):
     order = [position[x.numpy().tobytes()] for x in held_out.images]
     assert order == sorted(order)
     assert torch.equal(held_out.images, load(challenge, fraction=0.4).splits["validation"].images)
-    assert not torch.equal(held_out.images, load(challenge, fraction=0.4, seed=1).splits["validation"].images)
+    assert not torch.equal(
+        held_out.images, load(challenge, fraction=0.4, seed=1).splits["validation"].images
+    )
 
 
 def test_from_index(challenge, tmp_path):
@@ -136,10 +153,14 @@ def test_from_index_leaves_public_alone(archive):
 
 def test_folders_shut_their_test_unless_it_is_asked_for(folders):
     data = load(folders)
-    assert data.shut == {"test"} and len(data.splits["train"]) + len(data.splits["validation"]) == 40
+    assert (
+        data.shut == {"test"} and len(data.splits["train"]) + len(data.splits["validation"]) == 40
+    )
     assert len(load(folders, limit=9).splits["train"].labels.unique()) == 7
     data = load(folders, validation="test")
-    assert not data.shut and len(data.splits["train"]) == 40 and len(data.splits["validation"]) == 14
+    assert (
+        not data.shut and len(data.splits["train"]) == 40 and len(data.splits["validation"]) == 14
+    )
 
 
 def test_folder_faces_come_by_file_name_not_class_after_class(folders):
@@ -229,7 +250,11 @@ def test_a_labelled_test_csv_is_shut(challenge):
 
 @pytest.mark.parametrize("name", ["x" * 201, "a\0"])
 def test_an_id_that_numpy_would_bloat_or_cut_is_refused(challenge, name):
-    write(challenge / "test.csv", ["id", "pixels"], [("b", pixels(FACES[0])), (name, pixels(FACES[1]))])
+    write(
+        challenge / "test.csv",
+        ["id", "pixels"],
+        [("b", pixels(FACES[0])), (name, pixels(FACES[1]))],
+    )
     with pytest.raises(UserError, match=r"line 3: .* is no id"):
         load(challenge)
 
@@ -271,7 +296,9 @@ def test_images_of_other_formats_are_not_decoded(folders, kind):
 
 
 def test_a_32_bit_image_is_refused(folders):
-    Image.fromarray(FACES[0].astype(np.int32)).save(folders / "train" / "fear" / "zz.tif")  # 0 to 255 would turn black
+    Image.fromarray(FACES[0].astype(np.int32)).save(
+        folders / "train" / "fear" / "zz.tif"
+    )  # 0 to 255 would turn black
     with pytest.raises(UserError, match="mode I; save it with 8 or 16 bits"):
         load(folders)
 
@@ -300,7 +327,9 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
         f.truncate(1 << 30)
     read = []
     monkeypatch.setattr(
-        readers.hashlib, "sha256", lambda *a: type("H", (), {"update": lambda s, b: read.append(len(b))})()
+        readers.hashlib,
+        "sha256",
+        lambda *a: type("H", (), {"update": lambda s, b: read.append(len(b))})(),
     )
     with pytest.raises(UserError, match="line 1: is over 65536 bytes"):
         readers.read_csv(file)
@@ -331,20 +360,26 @@ def test_truncated_bomb_and_float_images_are_refused(folders, monkeypatch):
 
 def test_an_unknown_class_folder_is_refused(folders):
     (folders / "train" / "contempt").mkdir()
-    with pytest.raises(UserError, match="contempt: no emotion has this name; the folders are angry"):
+    with pytest.raises(
+        UserError, match="contempt: no emotion has this name; the folders are angry"
+    ):
         load(folders)
 
 
 def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
     (folders / "train" / "suprise").mkdir()
-    with pytest.raises(UserError, match=r"suprise: no emotion has this name; did you mean surprise\?"):
+    with pytest.raises(
+        UserError, match=r"suprise: no emotion has this name; did you mean surprise\?"
+    ):
         load(folders)
 
 
 @pytest.mark.parametrize("name", ["7", "10"])
 def test_folders_of_another_numbering_are_asked_for(folders, name):
     (folders / "train" / name).mkdir()
-    with pytest.raises(UserError, match=r"what do the numbers of these folders mean.*rename all of them"):
+    with pytest.raises(
+        UserError, match=r"what do the numbers of these folders mean.*rename all of them"
+    ):
         load(folders)
 
 
@@ -352,14 +387,18 @@ def test_pictures_to_train_on_need_folders(folders):
     shutil.rmtree(folders / "train")
     (folders / "train").mkdir()
     Image.fromarray(FACES[0]).save(folders / "train" / "0.png")
-    with pytest.raises(UserError, match=r"have no labels; put the pictures in .*/train into folders named angry"):
+    with pytest.raises(
+        UserError, match=r"have no labels; put the pictures in .*/train into folders named angry"
+    ):
         load(folders)
 
 
 def test_labels_in_words_are_told_their_numbers(challenge):
     file = challenge / "train.csv"
     file.write_text(file.read_text().replace("\n1,", "\nDisgust,", 1))
-    with pytest.raises(UserError, match=r"'Disgust' is not .*write the words of the column as numbers: 0 angry"):
+    with pytest.raises(
+        UserError, match=r"'Disgust' is not .*write the words of the column as numbers: 0 angry"
+    ):
         load(challenge)
 
 
@@ -390,7 +429,9 @@ def test_a_single_file_can_be_one_split(challenge, archive):
     same(data.splits["all"], np.arange(40))
     data = load(challenge / "test.csv", split="none")
     assert data.unlabelled == "all" and not data.shut
-    assert {"train", "validation", "private"} <= {*load(archive / "fer2013.csv", split="none").splits}
+    assert {"train", "validation", "private"} <= {
+        *load(archive / "fer2013.csv", split="none").splits
+    }
 
 
 def test_classes_without_a_face_to_train_on_are_known(folders):
@@ -409,7 +450,9 @@ def test_labels_of_another_numbering_are_asked_for(challenge, label):
         load(challenge)
     words = str(error.value)
     assert "what do the numbers of this file mean?" in words and "0 angry, 1 disgust" in words
-    assert "renumber the whole column; do not remove lines" in words and "mend or remove" not in words
+    assert (
+        "renumber the whole column; do not remove lines" in words and "mend or remove" not in words
+    )
 
 
 def packed(kind):
@@ -448,7 +491,8 @@ NO_TEXT = {
 }
 
 
-# Named by their kinds: gzip's bytes hold the time, and each process of pytest must collect the same names.
+# Named by their kinds: gzip's bytes hold the time, and each process of pytest must collect the same
+# names.
 @pytest.mark.parametrize("kind", NO_TEXT)
 def test_a_file_that_is_no_text_is_told_as_what_it_is(tmp_path, kind):
     content, words = NO_TEXT[kind]
@@ -480,7 +524,9 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 def test_heic_is_refused_by_name(folders):
     file = folders / "train" / "fear" / "IMG_1.HEIC"
     file.write_bytes(HEIC)
-    with pytest.raises(UserError, match=r"IMG_1\.HEIC: is HEIC, which phones write and fer does not read; save it"):
+    with pytest.raises(
+        UserError, match=r"IMG_1\.HEIC: is HEIC, which phones write and fer does not read; save it"
+    ):
         load(folders)
 
 
@@ -513,14 +559,19 @@ def test_a_source_is_parsed_once_and_again_when_it_changes(archive, monkeypatch)
     second = load(archive)
     assert len(calls) == 1
     for name, split in first.splits.items():
-        assert torch.equal(split.images, second.splits[name].images) and split.ids == second.splits[name].ids
+        assert (
+            torch.equal(split.images, second.splits[name].images)
+            and split.ids == second.splits[name].ids
+        )
     file = archive / "fer2013.csv"
     file.write_text(file.read_text().replace(" 7 ", " 8 ", 1))
     assert load(archive).splits["train"].images[0, 0, 0, 2] == 8
     assert len(calls) == 2 and len(list((archive / ".fer-cache").iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"\1" + b[5001:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:5000] + b"\1" + b[5001:]]
+)
 def test_a_damaged_cache_is_parsed_again(archive, monkeypatch, damage):
     load(archive)
     (cache,) = (archive / ".fer-cache").iterdir()
@@ -528,7 +579,9 @@ def test_a_damaged_cache_is_parsed_again(archive, monkeypatch, damage):
     same(load(archive).splits["train"], np.arange(30))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(near=st.integers(0, 50), at=st.integers(0, 160), put=st.integers(0, 255))
 def test_a_cache_damaged_anywhere_is_parsed_again(tmp_path, near, at, put):
     file = tmp_path / "train.csv"
@@ -542,8 +595,12 @@ def test_a_cache_damaged_anywhere_is_parsed_again(tmp_path, near, at, put):
     assert np.array_equal(readers.cached(file).images, FACES[:3])
 
 
-def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(archive, monkeypatch, tmp_path):
-    (archive / ".fer-cache").write_text("in the way")  # root may write anywhere, but not below a file
+def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(
+    archive, monkeypatch, tmp_path
+):
+    (archive / ".fer-cache").write_text(
+        "in the way"
+    )  # root may write anywhere, but not below a file
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     calls = count_parses(monkeypatch)
     load(archive)
@@ -559,14 +616,18 @@ def test_a_file_of_many_blocks_is_read_whole(archive, monkeypatch):
     same(load(archive).splits["train"], np.arange(30))
 
 
-SMALL = "\n".join(["emotion,pixels", *(f"{y},{pixels(x)}" for y, x in zip(LABELS[:3], FACES, strict=False))]).encode()
+SMALL = "\n".join(
+    ["emotion,pixels", *(f"{y},{pixels(x)}" for y, x in zip(LABELS[:3], FACES, strict=False))]
+).encode()
 
 
 def slow_parse(raw):
     """The faces that the file holds by Python's csv and int, or None where it should be refused."""
     try:
         text = raw.decode("utf-8", "replace").removeprefix("\ufeff").replace("\r", "")
-        header, *body = [row for row in csv.reader(io.StringIO(text), strict=True) if "".join(row).strip()]
+        header, *body = [
+            row for row in csv.reader(io.StringIO(text), strict=True) if "".join(row).strip()
+        ]
         names = [name.strip().lower() for name in header]
         assert all(len(row) == len(names) for row in body)
         if "emotion" in names:
@@ -578,11 +639,15 @@ def slow_parse(raw):
         return None
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     at=st.integers(0, len(SMALL)),
     cut=st.integers(0, 4),
-    put=st.one_of(st.binary(max_size=4), st.text('0123456789 ,"\r\n-+.eE\0', max_size=4).map(str.encode)),
+    put=st.one_of(
+        st.binary(max_size=4), st.text('0123456789 ,"\r\n-+.eE\0', max_size=4).map(str.encode)
+    ),
 )
 def test_a_changed_file_reads_as_python_reads_it_or_is_refused(tmp_path, at, cut, put):
     raw = SMALL[:at] + put + SMALL[at + cut :]
@@ -597,10 +662,15 @@ def test_a_changed_file_reads_as_python_reads_it_or_is_refused(tmp_path, at, cut
     assert expected is not None and np.array_equal(images, expected)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(raw=st.binary(max_size=200))
 def test_noise_is_refused(tmp_path, raw):
-    for file, read in ((tmp_path / "x.csv", readers.read_csv), (tmp_path / "x.png", readers.read_image)):
+    for file, read in (
+        (tmp_path / "x.csv", readers.read_csv),
+        (tmp_path / "x.png", readers.read_image),
+    ):
         file.write_bytes(raw)
         with pytest.raises(UserError):
             read(file)

@@ -1,4 +1,6 @@
-"""The report: one page from the run folder alone, every picture with its numbers, nothing in it taken for HTML."""
+"""The report: one page from the run folder alone, every picture with its numbers, nothing in it
+taken for HTML.
+"""
 
 import re
 import shutil
@@ -17,8 +19,24 @@ from fer.page import Part, write_page
 from fer.report import calibration
 from fer.run import typed_words
 
-TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
-PICTURES = ["curves", "confusion", "per_class", "recalls", "calibration", "mistakes", "samples", "schedules"]
+TINY = [
+    "data=demo",
+    "data.images=141",
+    "model=dnn",
+    "model.head=[8]",
+    "device=cpu",
+    "train.epochs=2",
+]
+PICTURES = [
+    "curves",
+    "confusion",
+    "per_class",
+    "recalls",
+    "calibration",
+    "mistakes",
+    "samples",
+    "schedules",
+]
 
 
 @pytest.fixture
@@ -45,13 +63,19 @@ def test_the_numbers_are_scikit_learns(fer, run):
     found = torch.load(run / "best.pt", weights_only=True)["validation"]
     labels, predicted = found["labels"].numpy(), found["logits"].argmax(1).numpy()
     matrix = pd.read_csv(run / "report" / "confusion.csv")
-    assert (matrix[list(CLASSES)].to_numpy() == confusion_matrix(labels, predicted, labels=range(7))).all()
-    text = classification_report(labels, predicted, labels=range(7), target_names=CLASSES, digits=4, zero_division=0)
+    assert (
+        matrix[list(CLASSES)].to_numpy() == confusion_matrix(labels, predicted, labels=range(7))
+    ).all()
+    text = classification_report(
+        labels, predicted, labels=range(7), target_names=CLASSES, digits=4, zero_division=0
+    )
     assert (run / "report" / "classification_report.txt").read_text() == text
     history = pd.read_csv(run / "history.csv")
     best = history.loc[history["val_accuracy"].idxmax()]
     recalls = [(predicted[labels == c] == c).mean() for c in range(7)]
-    assert best[[f"val_recall_{name}" for name in CLASSES]].tolist() == pytest.approx(recalls, abs=1e-5)
+    assert best[[f"val_recall_{name}" for name in CLASSES]].tolist() == pytest.approx(
+        recalls, abs=1e-5
+    )
     mistakes = pd.read_csv(run / "report" / "mistakes.csv")
     assert (mistakes["prediction"] != mistakes["truth"]).all()
     sure = torch.softmax(found["logits"], 1).max(1).values.numpy()
@@ -60,7 +84,12 @@ def test_the_numbers_are_scikit_learns(fer, run):
 
 def test_a_report_does_without_the_file_that_the_weights_came_from(fer, tmp_path):
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "theirs.pth")
-    model = ["model=torchvision", "model.name=squeezenet1_1", "model.weights=theirs.pth", "train.epochs=1"]
+    model = [
+        "model=torchvision",
+        "model.name=squeezenet1_1",
+        "model.weights=theirs.pth",
+        "train.epochs=1",
+    ]
     assert fer("train", *TINY[:2], "device=cpu", *model, "run=r")[0] == 0
     (tmp_path / "theirs.pth").unlink()
     for words in (["run=r"], ["run=[r,r]"]):
@@ -95,23 +124,33 @@ def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_
 def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "model.head=[4],[5]", "data.limit=20"]
     assert fer("train", "data=demo", *TINY[2:], *sweep)[0] == 0
-    assert fer("report", "run=s/0")[0] == 0 and (tmp_path / "s" / "0" / "report" / "samples.png").is_file()
+    assert (
+        fer("report", "run=s/0")[0] == 0
+        and (tmp_path / "s" / "0" / "report" / "samples.png").is_file()
+    )
     assert fer("train", *TINY, "run=all", "name=all")[0] == 0
     code, out, err = fer("report", "run=[s,all]", "out=c")
     assert code == 0 and "Not all have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
-    assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == ["model.head=[4]", "model.head=[5]"], err
+    assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == [
+        "model.head=[4]",
+        "model.head=[5]",
+    ], err
     assert fer("train", *TINY, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
     code, out, _ = fer("report", "run=[s/0,t]", "out=c")
     assert code == 0 and "c/index.html: replaces what was written there on" in out
     first, second = pd.read_csv("c/comparison.csv")["run"]
-    assert first == "model.head=[4] data.limit=20" and second.startswith("data.images=141 model.head=[8] augment=none")
+    assert first == "model.head=[4] data.limit=20" and second.startswith(
+        "data.images=141 model.head=[8] augment=none"
+    )
 
 
 def test_what_explain_has_made_stands_on_the_page_too(fer, run):
     assert fer("explain", "ckpt=r", "image=0", "layers=[]", "device=cpu")[0] == 0
     assert fer("report", "run=r", "format=svg")[0] == 0
-    assert (run / "report" / "explain_saliency.png").read_bytes() == (run / "explain" / "saliency.png").read_bytes()
+    assert (run / "report" / "explain_saliency.png").read_bytes() == (
+        run / "explain" / "saliency.png"
+    ).read_bytes()
     assert "Explained: ideal_faces" in (run / "report" / "index.html").read_text()
 
 
@@ -154,7 +193,9 @@ def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
     assert code == 0, err
     table = pd.read_csv("c/comparison.csv")
     assert list(table["run"]) == ["optim=adam", "optim=sgd"] and list(table["seeds"]) == [2, 2]
-    best = [pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in (0, 1)]
+    best = [
+        pd.read_csv(tmp_path / "s" / str(i) / "history.csv")["val_accuracy"].max() for i in (0, 1)
+    ]
     assert table["val_accuracy"][0] == pytest.approx(np.mean(best), abs=1e-4)
     assert table["sd"][0] == pytest.approx(np.std(best, ddof=1), abs=1e-4)
     assert f"2 seeds: {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} (sd) of optim=adam" in out
@@ -186,11 +227,20 @@ def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, t
         (tmp_path / name / "environment.yaml").unlink()
     code, _, err = fer("report", "run=[a,c]", "out=o")
     first, second = pd.read_csv("o/comparison.csv")["run"]
-    assert code == 0 and first.startswith("dnn optim=Muon") and second.startswith("dnn optim=SGD"), err
+    assert (
+        code == 0 and first.startswith("dnn optim=Muon") and second.startswith("dnn optim=SGD")
+    ), err
 
 
 def test_a_damaged_record_of_what_was_typed_is_not_needed(fer, run):
-    for text in ("", "[", "- 1", "command: 3", "{command: fer train, typed: [1]}", "command: fer train 'optim"):
+    for text in (
+        "",
+        "[",
+        "- 1",
+        "command: 3",
+        "{command: fer train, typed: [1]}",
+        "command: fer train 'optim",
+    ):
         (run / "environment.yaml").write_text(text)
         code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
         assert code == 0 or "environment" not in err
@@ -213,7 +263,10 @@ def test_absent_classes_are_in_no_mean_and_few_faces_lead_no_list(fer, run, tmp_
     assert f"macro F1 {macro}" in out and re.search(rf"macro avg .* {macro} ", out)
     assert "angry → happy 25% (10); too few faces to tell: disgust 4" in out
     page = (tmp_path / "r" / "report" / "index.html").read_text()
-    assert "in no mean: fear, sad, surprise, neutral" in page and "PrivateTest was looked at" not in page
+    assert (
+        "in no mean: fear, sad, surprise, neutral" in page
+        and "PrivateTest was looked at" not in page
+    )
     assert "label: " in page or "left out: " in page
 
 
@@ -223,7 +276,10 @@ def test_what_is_learned_by_heart_or_not_at_all_is_said_in_words(fer, run):
     set_predictions(run / "best.pt", torch.eye(7)[[3] * 21], torch.arange(21) % 7)
     assert fer("report", "run=r")[0] == 0
     page = (run / "report" / "index.html").read_text()
-    assert "training accuracy is 90.0%, validation accuracy 40.0%" in page and "All faces are called happy" in page
+    assert (
+        "training accuracy is 90.0%, validation accuracy 40.0%" in page
+        and "All faces are called happy" in page
+    )
     history.assign(train_accuracy=0.5, val_accuracy=0.4).to_csv(run / "history.csv", index=False)
     assert fer("report", "run=r")[0] == 0
     assert "Overfitting" not in (run / "report" / "index.html").read_text()
@@ -233,10 +289,14 @@ def test_calibration_is_shown_on_faces_that_did_not_choose_the_temperature():
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 7, (400,), generator=generator)
     logits = 6 * torch.eye(7)[labels] + 4 * torch.randn(400, 7, generator=generator)
-    logits[1::2] = torch.eye(7)[labels[1::2]] * 0.1  # right, and not sure: another temperature would suit these
+    logits[1::2] = (
+        torch.eye(7)[labels[1::2]] * 0.1
+    )  # right, and not sure: another temperature would suit these
     part = calibration(logits, labels)
     chosen = metrics.temperature(logits[::2], labels[::2])
-    before, after = (metrics.ece((logits[1::2] / scale).softmax(1), labels[1::2]) for scale in (1, chosen))
+    before, after = (
+        metrics.ece((logits[1::2] / scale).softmax(1), labels[1::2]) for scale in (1, chosen)
+    )
     assert part.data.groupby("temperature")["count"].sum().tolist() == [200, 200]
     assert f"temperature of {chosen:.2f}" in part.lines[0] and after > before
     assert f"does not fall ({100 * before:.1f} % → {100 * after:.1f} %)" in part.lines[1]
@@ -263,31 +323,49 @@ def draw(path):
 
 @pytest.mark.slow
 def test_a_browser_shows_the_pages_without_an_error(fer, run, tmp_path):
-    """Headless Chromium: no console message, every picture loaded, the table sorts, nothing wider than a phone."""
+    """Headless Chromium: no console message, every picture loaded, the table sorts, nothing wider
+    than a phone.
+    """
     rows = [["run", "accuracy"], ["a", "0.5"], ["b", "0.25"], ["c", "0.75"]]
     write_page(run, "three runs", (), [Part("Runs", table=rows)], "png")
     fer("report", "run=r")
     script = """<script>addEventListener("load", () => {
       const seen = [...document.images].map(i => i.complete && i.naturalWidth > 0);
       document.querySelectorAll(".sortable button")[1]?.click();
-      const order = [...document.querySelectorAll("tbody td:first-child")].map(c => c.textContent).join("");
+      const cells = [...document.querySelectorAll("tbody td:first-child")];
+      const order = cells.map(c => c.textContent).join("");
       const wide = document.documentElement.scrollWidth > innerWidth;
-      document.title = `pictures ${seen.filter(x => x).length}/${seen.length} order ${order} wide ${wide}`;
+      const count = `${seen.filter(x => x).length}/${seen.length}`;
+      document.title = `pictures ${count} order ${order} wide ${wide}`;
     })</script>"""
     expected = {
         run / "report" / "index.html": "pictures 8/8 order  wide false",
         run / "index.html": "pictures 0/0 order bac wide false",
     }
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    chromium = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     assert chromium, "needs chromium on the path"
     for page, title in expected.items():
         copy = tmp_path / "page.html"
         copy.write_text(page.read_text() + script)
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-                 f"--user-data-dir={tmp_path / 'profile'}", "--window-size=500,900",
-                 "--enable-logging=stderr"]  # fmt: skip
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=500,900",
+            "--enable-logging=stderr",
+        ]
         done = subprocess.run(
-            [chromium, *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=60
+            [chromium, *flags, "--dump-dom", copy.as_uri()],
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert f"<title>{title}</title>" in done.stdout
         assert "CONSOLE" not in done.stderr
@@ -301,10 +379,20 @@ def test_a_test_split_that_chose_the_epoch_is_told_in_the_run_and_its_report(fer
             for number in range(3):
                 shade = 20 * label + 5 * number + (split == "test")
                 Image.new("L", (48, 48), shade).save(folder / f"{number}.png")
-    args = ["data.path=faces", "data.validation=test", "model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    args = [
+        "data.path=faces",
+        "data.validation=test",
+        "model=dnn",
+        "model.head=[4]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     code, out, err = fer("train", *args, "run=r")
     assert code == 0 and "data.validation=test: the test faces select the epoch" in out, err
     assert fer("report", "run=r")[0] == 0
-    assert "data.validation=test: the test faces chose the epoch" in (tmp_path / "r/report/index.html").read_text()
+    assert (
+        "data.validation=test: the test faces chose the epoch"
+        in (tmp_path / "r/report/index.html").read_text()
+    )
     code, out, err = fer("train", *args[:1], *args[2:], "data.fraction=0.4", "run=other")
     assert code == 0 and "data.validation=test" not in out, err

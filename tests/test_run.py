@@ -1,4 +1,6 @@
-"""The run folder: saves that hold, a lock, the record of a run, checkpoints that are whole or refused."""
+"""The run folder: saves that hold, a lock, the record of a run, checkpoints that are whole or
+refused.
+"""
 
 import errno
 import os
@@ -82,7 +84,9 @@ def undoing(monkeypatch):
         (a_file_in_its_place, "Not a directory"),
     ],
 )
-def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(tmp_path, undoing, trouble, words):
+def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(
+    tmp_path, undoing, trouble, words
+):
     folder = tmp_path / "run"
     folder.mkdir()
     files.write(folder / "last.pt", lambda file: torch.save({"x": 1}, file))
@@ -90,9 +94,13 @@ def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(tmp_path, und
     trouble(folder, undoing)
     with pytest.raises(UserError) as error:
         files.write(folder / "last.pt", lambda file: torch.save({"x": torch.ones(100_000)}, file))
-    assert f"{folder / 'last.pt'}: cannot be written ({words})" in str(error.value) and "\n" not in str(error.value)
+    assert f"{folder / 'last.pt'}: cannot be written ({words})" in str(
+        error.value
+    ) and "\n" not in str(error.value)
     folder = folder if folder.is_dir() else tmp_path / "kept"
-    assert [path.name for path in folder.iterdir()] == ["last.pt"] and (folder / "last.pt").read_bytes() == before
+    assert [path.name for path in folder.iterdir()] == ["last.pt"] and (
+        folder / "last.pt"
+    ).read_bytes() == before
 
 
 def test_a_bug_in_a_save_is_no_full_disk(tmp_path):
@@ -125,7 +133,10 @@ def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(
         raise KeyError
     with run.lock(tmp_path):
         pass
-    with pytest.raises(UserError, match="nowhere: cannot be written in"), run.lock(tmp_path / "nowhere"):
+    with (
+        pytest.raises(UserError, match="nowhere: cannot be written in"),
+        run.lock(tmp_path / "nowhere"),
+    ):
         pass
 
 
@@ -171,11 +182,20 @@ def test_where_there_are_no_locks_training_goes_on_without(tmp_path, monkeypatch
 
 @pytest.mark.posix
 def test_a_running_training_holds_the_lock(fer, tmp_path):
-    tiny = ["data=demo", "data.images=70", "model=dnn", "model.head=[1]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=70",
+        "model=dnn",
+        "model.head=[1]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     assert fer("train", *tiny, "run=r")[0] == 0
     with run.lock(tmp_path / "r"):
         code, _, err = fer("train", "resume=r", "train.epochs=2")
-    assert code == 2 and "run folder r: another training writes there" in err and err.count("\n") == 1
+    assert (
+        code == 2 and "run folder r: another training writes there" in err and err.count("\n") == 1
+    )
     assert fer("train", "resume=r", "train.epochs=2")[0] == 0
     starts = list(yaml.safe_load_all((tmp_path / "r" / "environment.yaml").read_text()))
     assert len(starts) == 2 and starts[0]["fer"] == __version__
@@ -185,8 +205,12 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
     path, ended = tmp_path / "best.pt", threading.Event()
 
     def save(number):
-        model = {name: torch.full_like(value, number) for name, value in tiny_contents["model"].items()}
-        files.write(path, lambda file: torch.save(tiny_contents | {"model": model, "epoch": number}, file))
+        model = {
+            name: torch.full_like(value, number) for name, value in tiny_contents["model"].items()
+        }
+        files.write(
+            path, lambda file: torch.save(tiny_contents | {"model": model, "epoch": number}, file)
+        )
         run.write_csv(tmp_path / "history.csv", ["epoch"], [[number]] * 2000)
 
     def keep_saving():
@@ -212,7 +236,9 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
 def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("A_SECRET", "hunter2")
     for _ in range(2):  # a start, and a resume
-        run.write_environment(tmp_path, "ab" * 32, ["seed=1"], describe(torch.device("cpu"), "fp32"))
+        run.write_environment(
+            tmp_path, "ab" * 32, ["seed=1"], describe(torch.device("cpu"), "fp32")
+        )
     text = (tmp_path / "environment.yaml").read_text()
     first, second = yaml.safe_load_all(text)
     assert list(first) == list(second) and "hunter2" not in text
@@ -225,7 +251,9 @@ def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monke
 def test_the_record_names_commit_and_changes_of_a_checkout_alone(tmp_path):
     def git(*words):
         who = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-        return subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
 
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "x").write_text("1")
@@ -238,12 +266,15 @@ def test_the_record_names_commit_and_changes_of_a_checkout_alone(tmp_path):
     assert run.git_commit(tmp_path) == commit
     (tmp_path / "x").write_text("2")
     assert run.git_commit(tmp_path) == f"{commit}-dirty"
-    assert run.git_commit(tmp_path / "site-packages") is None  # inside a checkout, but not of this project
+    assert (
+        run.git_commit(tmp_path / "site-packages") is None
+    )  # inside a checkout, but not of this project
 
 
 # Written by version 0.1.0 and never again: fer train data=demo data.images=2100 model=compact_cnn
-#   'model.features=[8,pool,16,pool,16,pool]' 'model.head=[16,dropout]' ++model.norm=batch model.dropout=0.1
-#   augment=flip optim.lr=0.003 train.epochs=6 train.batch_size=32 train.precision=fp32 device=cpu name=tiny run=tiny
+# 'model.features=[8,pool,16,pool,16,pool]' 'model.head=[16,dropout]' ++model.norm=batch
+# model.dropout=0.1 augment=flip optim.lr=0.003 train.epochs=6 train.batch_size=32
+# train.precision=fp32 device=cpu name=tiny run=tiny
 FIXTURE = Path(__file__).parent / "fixtures" / "tiny-1.pt"
 LOGITS = [-0.508412, -3.444228, -1.036155, 1.399390, -1.156305, -1.610874, -0.867858]
 
@@ -253,8 +284,12 @@ def test_a_checkpoint_of_an_earlier_version_loads_and_says_what_it_said(fer):
     network = Checkpoint.open(FIXTURE).network(torch.device("cpu"))
     y, x = np.mgrid[:48, :48]
     face = torch.from_numpy(((5 * x + 3 * y) % 256).astype(np.uint8))
-    assert network.logits(face[None, None], 1, "fp32")[0].tolist() == pytest.approx(LOGITS, abs=1e-4)
-    code, out, err = fer("predict", f"ckpt={FIXTURE}", "split=validation", "data.images=70", "device=cpu")
+    assert network.logits(face[None, None], 1, "fp32")[0].tolist() == pytest.approx(
+        LOGITS, abs=1e-4
+    )
+    code, out, err = fer(
+        "predict", f"ckpt={FIXTURE}", "split=validation", "data.images=70", "device=cpu"
+    )
     assert code == 0 and "accuracy 0." in out, err
 
 
@@ -281,7 +316,11 @@ def bomb(path):
 def refused(path, words):
     with pytest.raises(UserError) as error:
         Checkpoint.open(path).network(torch.device("cpu"))
-    assert str(error.value).startswith(f"{path}: ") and words in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith(f"{path}: ")
+        and words in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 CONVNET = {"_target_": "fer.models.convnet.ConvNet", "features": [], "head": []}
@@ -293,24 +332,35 @@ NO_CODE = "holds more than weights and plain values; not loaded, it could run co
     [
         (lambda p: p.write_bytes(b""), "damaged or no checkpoint"),
         (lambda p: p.write_bytes(p.read_bytes()[:-1]), "damaged or no checkpoint"),
-        (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), "damaged or no checkpoint"),
+        (
+            lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+            "damaged or no checkpoint",
+        ),
         (lambda p: p.write_bytes(p.read_bytes()[1000:]), "damaged or no checkpoint"),
         (lambda p: p.write_text("{}"), "damaged or no checkpoint"),
         (lambda p: p.write_bytes(pickle.dumps(RunsCode())), "damaged or no checkpoint"),
-        (lambda p: torch.save(RunsCode(), p, _use_new_zipfile_serialization=False), "damaged or no checkpoint"),
+        (
+            lambda p: torch.save(RunsCode(), p, _use_new_zipfile_serialization=False),
+            "damaged or no checkpoint",
+        ),
         (lambda p: torch.save({"format": 1, "model": RunsCode()}, p), NO_CODE),
         (lambda p: torch.save(torch.nn.Linear(1, 1), p), NO_CODE),
         (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "no checkpoint"),
         (lambda p: zipped(p, "x/data.pkl", b"cos\nmkdir\n(S'ran'\ntR."), "no checkpoint"),
         (bomb, "damaged or no checkpoint"),
         (lambda p: torch.save([1], p), "not one of fer's checkpoints"),
-        (lambda p: torch.save(torch.nn.Linear(1, 1).state_dict(), p), "not one of fer's checkpoints"),
+        (
+            lambda p: torch.save(torch.nn.Linear(1, 1).state_dict(), p),
+            "not one of fer's checkpoints",
+        ),
         (lambda p: torch.save({"format": 1}, p), "not one of fer's checkpoints"),
         (lambda p: p.unlink(), "no such checkpoint"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeypatch, tiny, spoil, words):
+def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(
+    tmp_path, monkeypatch, tiny, spoil, words
+):
     monkeypatch.chdir(tmp_path)
     path = tiny()
     spoil(path)
@@ -334,12 +384,31 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"model": {}}, "weights do not fit"),
         ({"model": {"x": 1}}, "weights do not fit"),
         ({"model": {1: torch.zeros(1)}}, "weights do not fit"),
-        ({"validation": {"logits": torch.zeros(2, 7), "labels": torch.zeros(3)}}, "not one of fer's"),
-        ({"validation": {"logits": torch.zeros(1, 7), "labels": torch.tensor([7])}}, "not one of fer's"),
-        ({"validation": {"logits": torch.zeros(1, 7).expand(10**9, 7), "labels": torch.zeros(1).expand(10**9)}},
-         "a tensor is larger than what the file holds"),
-        ({"model": {"x": torch.zeros(1).expand(10**10)}}, "a tensor is larger than what the file holds"),
-        ({"model": {"x": torch.zeros(2, 2).to_sparse()}}, "a tensor is larger than what the file holds of it, or of"),
+        (
+            {"validation": {"logits": torch.zeros(2, 7), "labels": torch.zeros(3)}},
+            "not one of fer's",
+        ),
+        (
+            {"validation": {"logits": torch.zeros(1, 7), "labels": torch.tensor([7])}},
+            "not one of fer's",
+        ),
+        (
+            {
+                "validation": {
+                    "logits": torch.zeros(1, 7).expand(10**9, 7),
+                    "labels": torch.zeros(1).expand(10**9),
+                }
+            },
+            "a tensor is larger than what the file holds",
+        ),
+        (
+            {"model": {"x": torch.zeros(1).expand(10**10)}},
+            "a tensor is larger than what the file holds",
+        ),
+        (
+            {"model": {"x": torch.zeros(2, 2).to_sparse()}},
+            "a tensor is larger than what the file holds of it, or of",
+        ),
         ({"model": {"x": torch.zeros(2, device="meta")}}, "of another kind than ours"),
         ({"model": {"x": torch.tensor([1.0, float("nan")])}}, "its weights hold NaN or infinity"),
         ({"config": {"model": CONVNET | {"head": [65536, 65536, 65536]}}}, "weights do not fit"),
@@ -349,7 +418,10 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"config": "- [" * 5000}, "not valid YAML"),
         ({"config": "[" * 50_000}, "not valid YAML (it unfolds"),
         ({"config": "a: " + "x" * (2 << 20)}, "not valid YAML (it unfolds"),
-        ({"config": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: [*c, *c]"}, "(it unfolds"),
+        (
+            {"config": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: [*c, *c]"},
+            "(it unfolds",
+        ),
         ({"config": "seed: " + "9" * 5000}, "not valid YAML"),
         ({"config": "seed: 2026-99-99"}, "not valid YAML"),
         ({"config": "seed: !!bool x"}, "not valid YAML"),
@@ -358,10 +430,19 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"config": "seed: " + ":".join("1" * 9999)}, "not valid YAML"),
         ({"config": "seed: 1\n" * 20_000}, "not valid YAML (it unfolds"),
         ({"config": "!!python/object/apply:os.mkdir [ran]"}, "not valid YAML"),
-        ({"config": {"model": {"_target_": "os.system", "command": "mkdir ran"}}}, "_target_=os.system: refused"),
+        (
+            {"config": {"model": {"_target_": "os.system", "command": "mkdir ran"}}},
+            "_target_=os.system: refused",
+        ),
         ({"config": {"model": {"_target_": "fer.models.convnet.os.mkdir"}}}, "no such class"),
-        ({"config": {"model": {"_target_": "fer.models.network.Normalize", "kind": "unit"}}}, "it makes no model"),
-        ({"config": {"optim": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1}}}, "takes no params"),
+        (
+            {"config": {"model": {"_target_": "fer.models.network.Normalize", "kind": "unit"}}},
+            "it makes no model",
+        ),
+        (
+            {"config": {"optim": {"_target_": "torch.optim.lr_scheduler.StepLR", "step_size": 1}}},
+            "takes no params",
+        ),
         ({"config": {"curves": {"x": {"_target_": "os.system"}}}}, "_target_=os.system: refused"),
         ({"config": {"seed": "${oc.env:HOME}"}}, "seed=${oc.env:HOME}: should be"),
         ({"config": {"name": "../../x"}}, "name=../../x: would name a folder elsewhere"),
@@ -372,17 +453,25 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(tmp_path, monkeyp
         ({"config": {"odd": 1}}, "odd: no such key"),
         ({"config": {1: 1}}, "1"),
     ],
-)  # fmt: skip
-def test_a_checkpoint_with_foreign_contents_is_refused_by_name(tmp_path, monkeypatch, tiny, changes, words):
+)
+def test_a_checkpoint_with_foreign_contents_is_refused_by_name(
+    tmp_path, monkeypatch, tiny, changes, words
+):
     monkeypatch.chdir(tmp_path)
     refused(tiny(**changes), words)
     assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.pt"}
 
 
 def test_a_command_refuses_a_foreign_checkpoint_in_one_line_and_writes_nothing(fer, tmp_path, tiny):
-    for changes in ({"config": {"name": "\x1b[2J"}}, {"config": {"optim": {"_target_": "os.system"}}}, {"format": 99}):
+    for changes in (
+        {"config": {"name": "\x1b[2J"}},
+        {"config": {"optim": {"_target_": "os.system"}}},
+        {"format": 99},
+    ):
         code, out, err = fer("predict", f"ckpt={tiny(**changes)}", "split=validation")
-        assert (code, out, err.count("\n")) == (2, "", 1) and "tiny.pt: " in err and "\x1b" not in err
+        assert (
+            (code, out, err.count("\n")) == (2, "", 1) and "tiny.pt: " in err and "\x1b" not in err
+        )
     assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.pt"}
 
 
@@ -397,15 +486,21 @@ def test_a_checkpoints_config_is_text_and_nothing_in_it_is_looked_up(tiny):
 def test_a_flipped_bit_is_refused_or_changes_nothing(tiny, at, near_the_end, bit):
     path = tiny()
     whole, raw = load_checkpoint(path), bytearray(path.read_bytes())
-    at = len(raw) - 1 - at % 1500 if near_the_end else at % len(raw)  # the directory of the archive is at the end
+    at = (
+        len(raw) - 1 - at % 1500 if near_the_end else at % len(raw)
+    )  # the directory of the archive is at the end
     raw[at] ^= 1 << bit
     path.write_bytes(raw)
     try:
         contents = load_checkpoint(path)
     except UserError:
         return
-    assert all(torch.equal(contents["model"][name], value) for name, value in whole["model"].items())
-    assert {k: v for k, v in contents.items() if k != "model"} == {k: v for k, v in whole.items() if k != "model"}
+    assert all(
+        torch.equal(contents["model"][name], value) for name, value in whole["model"].items()
+    )
+    assert {k: v for k, v in contents.items() if k != "model"} == {
+        k: v for k, v in whole.items() if k != "model"
+    }
 
 
 @settings(max_examples=100, **FUZZ)
@@ -440,12 +535,22 @@ def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypa
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
     monkeypatch.setattr("fer.train.save_checkpoint", full)
-    code, _, err = fer("train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r")
+    code, _, err = fer(
+        "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r"
+    )
     assert code == 2 and "No space left" in err and not (tmp_path / "runs" / "r").exists()
 
 
 def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp_path):
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2", "run=r"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "device=cpu",
+        "train.epochs=2",
+        "run=r",
+    ]
     assert fer("train", *tiny, "optim=sgd", "optim.lr=1e-12")[0] == 0
     (tmp_path / "r" / "best.pt").unlink()
     code, out, err = fer("train", "resume=r", "train.epochs=3")
@@ -453,11 +558,21 @@ def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp
     assert "ckpt=r/last.pt" in out
 
 
-@pytest.mark.parametrize("names", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "names", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "2"}]
+)
 def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, names):
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=1", "run=r"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "device=cpu",
+        "train.epochs=1",
+        "run=r",
+    ]
     code, _, err = fer("train", *tiny)
     assert code == 0, err
     code, _, err = fer("predict", "ckpt=r", "out=x.csv")
@@ -479,5 +594,7 @@ def test_a_run_that_loses_its_last_pt_keeps_its_best(fer, tmp_path, monkeypatch)
 
     monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
     monkeypatch.setattr(Trainer, "validate", failing)
-    code, _, err = fer("train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=r")
+    code, _, err = fer(
+        "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=r"
+    )
     assert code == 2 and "NaN" in err and (tmp_path / "r" / "best.pt").is_file()

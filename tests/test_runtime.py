@@ -13,13 +13,17 @@ CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Fakes a machine: instructions of its CPU, the capability of its GPU, its number of GPUs, MPS, torch's version."""
+    """Fakes a machine: instructions of its CPU, the capability of its GPU, its number of GPUs, MPS,
+    torch's version.
+    """
 
     def make(cpu="AVX512", instructions=(), capability=None, gpus=1, mps=False, version="2.14.0"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: cpu)
         for name in ("avx512_bf16", "amx_tile", "amx_fp16"):
             there = name in instructions
-            monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda there=there: there, raising=False)
+            monkeypatch.setattr(
+                torch.cpu, f"_is_{name}_supported", lambda there=there: there, raising=False
+            )
         monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -46,7 +50,9 @@ def machine(monkeypatch):
         (MPS, {"mps": True}, "fp32"),
     ],
 )
-def test_a_device_computes_in_what_it_has_instructions_for(machine, device, fakes, expected, capsys):
+def test_a_device_computes_in_what_it_has_instructions_for(
+    machine, device, fakes, expected, capsys
+):
     machine(**fakes)
     assert runtime.number_format(device) == runtime.choose_format(device) == expected
     assert capsys.readouterr().err == ""
@@ -108,7 +114,9 @@ def test_one_of_several_gpus_is_named_by_its_number(machine):
 def test_no_two_places_share_a_seed():
     places = [
         (stream, seed, epoch, step, rank)
-        for stream, seed, epoch, step, rank in itertools.product(Stream, (0, 1, 2**32, 2**33), *[range(3)] * 3)
+        for stream, seed, epoch, step, rank in itertools.product(
+            Stream, (0, 1, 2**32, 2**33), *[range(3)] * 3
+        )
     ]
     assert len({seed_of(*place) for place in places}) == len(places)
     assert seed_of(Stream.ORDER, 5) == seed_of(Stream.ORDER, 5, 0, 0, 0)
@@ -129,7 +137,10 @@ def test_no_two_places_share_a_seed():
 )
 def test_memory_that_runs_out_is_told_with_the_batch_size(error):
     named = runtime.memory_named(CPU, "train.batch_size=128")
-    with pytest.raises(UserError, match=r"out of memory on cpu at train\.batch_size=128; halve it"), named:
+    with (
+        pytest.raises(UserError, match=r"out of memory on cpu at train\.batch_size=128; halve it"),
+        named,
+    ):
         raise error
 
 

@@ -49,23 +49,35 @@ def test_cosine_with_warmup_equals_torchs_sequence():
 
 
 def test_onecycle_equals_torch():
-    total = EPOCHS * STEPS + 1  # torch counts to the last step, we count to the end of the last epoch
+    total = (
+        EPOCHS * STEPS + 1
+    )  # torch counts to the last step, we count to the end of the last epoch
 
     def cycle(optimizer):
         peak = (total - 1) * 0.3 + 1
         return theirs.OneCycleLR(
-            optimizer, 1.0, total, pct_start=peak / total, div_factor=25, final_div_factor=1e6, cycle_momentum=False
+            optimizer,
+            1.0,
+            total,
+            pct_start=peak / total,
+            div_factor=25,
+            final_div_factor=1e6,
+            cycle_momentum=False,
         )
 
     expected = torch_rates(cycle)
-    assert our_rates(OneCycle(rise=0.3, start=0.04, final=4e-8)) == pytest.approx(expected, abs=1e-6)
+    assert our_rates(OneCycle(rise=0.3, start=0.04, final=4e-8)) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_plateau_equals_torch_and_needs_no_memory():
     accuracies = [0.2, 0.3, 0.3, 0.29, 0.35, 0.35, 0.34, 0.36, 0.1, 0.1, 0.1, 0.36]
     curve = Plateau(factor=0.5, patience=1, threshold=0.0, final=0.1)
     expected = torch_rates(
-        lambda o: theirs.ReduceLROnPlateau(o, "max", 0.5, 1, threshold=0.0, threshold_mode="abs", min_lr=0.1),
+        lambda o: theirs.ReduceLROnPlateau(
+            o, "max", 0.5, 1, threshold=0.0, threshold_mode="abs", min_lr=0.1
+        ),
         steps=len(accuracies),
         measure=accuracies,
     )
@@ -74,7 +86,9 @@ def test_plateau_equals_torch_and_needs_no_memory():
     assert min(ours) < 1
 
 
-@pytest.mark.parametrize("curve", [Constant(warmup=3), Step(every=2, gamma=0.5, warmup=3), Cosine(final=0, warmup=3)])
+@pytest.mark.parametrize(
+    "curve", [Constant(warmup=3), Step(every=2, gamma=0.5, warmup=3), Cosine(final=0, warmup=3)]
+)
 def test_warmup_rises_linearly_to_the_curve(curve):
     at_end = curve(3, EPOCHS)
     assert [curve(t, EPOCHS) for t in (0, 1.5, 3)] == pytest.approx([0, at_end / 2, at_end])

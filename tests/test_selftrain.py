@@ -1,4 +1,6 @@
-"""Self-training and the search for wrong labels: what is chosen, and that work done is not done again."""
+"""Self-training and the search for wrong labels: what is chosen, and that work done is not done
+again.
+"""
 
 from pathlib import Path
 
@@ -12,7 +14,14 @@ from sklearn.datasets import make_blobs
 from fer import mislabels, selftrain
 from fer.data.faces import Faces, stratified
 
-TINY = ["data=demo", "data.images=210", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=2"]
+TINY = [
+    "data=demo",
+    "data.images=210",
+    "model=dnn",
+    "model.head=[8]",
+    "device=cpu",
+    "train.epochs=2",
+]
 
 
 def test_a_share_of_every_class_keeps_its_labels():
@@ -24,14 +33,18 @@ def test_a_share_of_every_class_keeps_its_labels():
 
 
 def test_the_surest_predictions_of_every_class_are_learned():
-    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3], [0.45, 0.55]])
+    probabilities = torch.tensor(
+        [[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3], [0.45, 0.55]]
+    )
     chosen, said = selftrain.choose(probabilities, 0.5)
     assert chosen.tolist() == [0, 2, 3] and said.tolist() == [0, 0, 1]
     assert selftrain.choose(probabilities, 1.0)[0].tolist() == [*range(6)]
 
 
 def test_clusters_that_are_classes_give_them_from_few_labels():
-    points, labels = make_blobs(300, centers=[[60] * 4, [200] * 4, [60, 200, 60, 200]], cluster_std=4, random_state=0)
+    points, labels = make_blobs(
+        300, centers=[[60] * 4, [200] * 4, [60, 200, 60, 200]], cluster_std=4, random_state=0
+    )
     images = torch.from_numpy(np.tile(points, 576).round().astype(np.uint8).reshape(-1, 1, 48, 48))
     faces = Faces(images, torch.from_numpy(labels), [str(i) for i in range(300)])
     known = torch.from_numpy(stratified(faces.labels.numpy(), 0.05, seed=0, least=1))
@@ -47,7 +60,11 @@ def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer
     table = pd.read_csv("s/selftrain.csv")
     assert table["method"].tolist() == ["clusters", "supervised only", "round 1"] * 2
     assert (table["low"] < table["accuracy"]).all() and (table["accuracy"] < table["high"]).all()
-    assert table["predictions"][2] > 0 and 0 <= table["right"][2] <= 1 and (tmp_path / "s" / "selftrain.png").is_file()
+    assert (
+        table["predictions"][2] > 0
+        and 0 <= table["right"][2] <= 1
+        and (tmp_path / "s" / "selftrain.png").is_file()
+    )
     trained = torch.load("s/0.3_round_1/best.pt", weights_only=True)
     assert table["accuracy"][2] == pytest.approx(trained["val_accuracy"])
 
@@ -58,7 +75,10 @@ def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer
     pd.testing.assert_frame_equal(pd.read_csv("s/selftrain.csv"), table)
     assert Path("s/0.3_supervised_only/best.pt").stat().st_mtime_ns == before
     code, _, err = fer(*args, "optim.lr=0.5")
-    assert code == 2 and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.02 → 0.5)" in err
+    assert (
+        code == 2
+        and "s/0.3_supervised_only: was trained with other settings (optim.lr: 0.02 → 0.5)" in err
+    )
 
 
 def test_trainings_of_other_faces_are_not_taken_for_these(fer):
@@ -88,13 +108,20 @@ def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
     table = pd.read_csv("m/mislabels.csv")
     folds = [torch.load(f"m/fold{i}/best.pt", weights_only=True)["validation"] for i in (0, 1)]
     assert len(table) == sum(len(fold["labels"]) for fold in folds) and table["id"].is_unique
-    quality = np.concatenate([f["logits"].double().softmax(1)[range(len(f["labels"])), f["labels"]] for f in folds])
+    quality = np.concatenate(
+        [f["logits"].double().softmax(1)[range(len(f["labels"])), f["labels"]] for f in folds]
+    )
     np.testing.assert_allclose(np.sort(table["quality"]), np.sort(quality), atol=1e-4)
     labels = torch.cat([fold["labels"] for fold in folds]).numpy()
     probabilities = torch.cat([fold["logits"] for fold in folds]).double().softmax(1).numpy()
-    assert table["suspect"].sum() == cleanlab.filter.find_label_issues(labels, probabilities, n_jobs=1).sum()
+    assert (
+        table["suspect"].sum()
+        == cleanlab.filter.find_label_issues(labels, probabilities, n_jobs=1).sum()
+    )
     suspects = table["suspect"].to_numpy()
-    assert (np.diff(suspects.astype(int)) <= 0).all() and (np.diff(table["quality"][suspects]) >= 0).all()
+    assert (np.diff(suspects.astype(int)) <= 0).all() and (
+        np.diff(table["quality"][suspects]) >= 0
+    ).all()
     assert f"{suspects.sum():,} of {len(table):,} labels are doubted" in out
 
 
@@ -108,8 +135,15 @@ def test_copies_of_a_face_are_judged_together(fer, fer2013_csv, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(mislabels, "train_in", note)
-    assert fer("mislabels", f"data.path={fer2013_csv}", "model=dnn", "device=cpu", "folds=2", "out=m")[0] == 130
-    assert not seen[0]["validation"].among(seen[0]["train"]).any() and len(seen[0]["validation"]) > 40
+    assert (
+        fer("mislabels", f"data.path={fer2013_csv}", "model=dnn", "device=cpu", "folds=2", "out=m")[
+            0
+        ]
+        == 130
+    )
+    assert (
+        not seen[0]["validation"].among(seen[0]["train"]).any() and len(seen[0]["validation"]) > 40
+    )
     assert seen[0]["train"].labels.unique().tolist() == [*range(7)]
 
 

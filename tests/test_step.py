@@ -1,4 +1,6 @@
-"""Steps: captured ones do what eager ones do, without a GPU by an emulation; fp16; several devices' limits."""
+"""Steps: captured ones do what eager ones do, without a GPU by an emulation; fp16; several devices'
+limits.
+"""
 
 import contextlib
 
@@ -11,7 +13,13 @@ from fer import UserError, config, step
 from fer.runtime import Signals
 from fer.train import Trainer
 
-TINY = ["data=demo", "data.images=141", "train.batch_size=20", "train.epochs=4", "train.precision=fp32"]
+TINY = [
+    "data=demo",
+    "data.images=141",
+    "train.batch_size=20",
+    "train.epochs=4",
+    "train.precision=fp32",
+]
 CPU = torch.device("cpu")
 
 
@@ -27,23 +35,30 @@ def trainer(compose):
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operation with its arguments and results, as a CUDA graph does; reading a value back is an error."""
+    """Notes every operation with its arguments and results, as a CUDA graph does; reading a value
+    back is an error.
+    """
 
     def __init__(self):
         super().__init__()
         self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        assert func not in (
+            torch.ops.aten._local_scalar_dense.default,
+            torch.ops.aten.nonzero.default,
+        )
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, result))
         return result
 
 
 class FakeGraph:
-    """torch.cuda.CUDAGraph on a CPU: a replay makes the recorded operations again, on the same tensors.
+    """torch.cuda.CUDAGraph on a CPU: a replay makes the recorded operations again, on the same
+    tensors.
 
-    A real capture runs nothing. Here the operations run as they are recorded, so the first replay has nothing to do.
+    A real capture runs nothing. Here the operations run as they are recorded, so the first replay
+    has nothing to do.
     """
 
     def __init__(self):
@@ -116,24 +131,39 @@ RECIPES = {
     "muon and growing images": [
         "model=resnet_fast",
         "++model.features=[4, {residual: 4}, pool, {residual: 8}, global_pool, dropout]",
-        "++curves.size={_target_: fer.schedule.Knots, epochs: [0, 3], values: [0.5, 1], shape: step}",
+        "++curves.size={_target_: fer.schedule.Knots, epochs: [0, 3], values: [0.5, 1], shape: "
+        "step}",
     ],
     "adam, every augmentation and a curve of dropout": [
-        *("model=simple_cnn", "optim=adam", "++optim.fused=true", "++optim.eps=1e-3", "train.clip=1"),
+        *(
+            "model=simple_cnn",
+            "optim=adam",
+            "++optim.fused=true",
+            "++optim.eps=1e-3",
+            "train.clip=1",
+        ),
         *("augment.erase=0.5", "augment.mixup=0.3", "augment.cutmix=1", "augment.brightness=0.1"),
         "++curves.dropout={_target_: fer.schedule.Knots, epochs: [0, 4], values: [0, 1]}",
         "++curves.rotate={_target_: fer.schedule.Knots, epochs: [1, 4], values: [0, 1]}",
         *("model.features=[4, pool]", "model.head=[8, dropout]"),
     ],
     "sgd and an average": [
-        *("model=dnn", "model.head=[8, norm, dropout]", "optim=sgd", "++optim.fused=true", "train.ema=0.9"),
+        *(
+            "model=dnn",
+            "model.head=[8, norm, dropout]",
+            "optim=sgd",
+            "++optim.fused=true",
+            "train.ema=0.9",
+        ),
         *("augment=none", "schedule=cosine"),
     ],
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_captured_steps_give_the_weights_and_losses_of_eager_ones(trainer, gpu, recipe, monkeypatch):
+def test_captured_steps_give_the_weights_and_losses_of_eager_ones(
+    trainer, gpu, recipe, monkeypatch
+):
     captured = trainer(*RECIPES[recipe])
     ours = weights_after(captured)
     assert sum(graph.replays for graph in gpu) > 2 * captured.steps
@@ -141,11 +171,15 @@ def test_captured_steps_give_the_weights_and_losses_of_eager_ones(trainer, gpu, 
     theirs = weights_after(eager)
     assert type(captured.learn) is step.CapturedStep and type(eager.learn) is step.Step
     for name, tensor in theirs.items():
-        if not name.endswith("bias"):  # those before BatchNorm follow the rounding of a captured rate
+        if not name.endswith(
+            "bias"
+        ):  # those before BatchNorm follow the rounding of a captured rate
             torch.testing.assert_close(ours[name], tensor, rtol=1e-2, atol=2e-3, msg=name)
     times = ("seconds", "images_per_second")
     for one, other in zip(captured.history, eager.history, strict=True):
-        numbers = [{key: value for key, value in row.items() if key not in times} for row in (one, other)]
+        numbers = [
+            {key: value for key, value in row.items() if key not in times} for row in (one, other)
+        ]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-3)
     if eager.average:
         for a, b in zip(captured.average.parameters(), eager.average.parameters(), strict=True):
@@ -188,14 +222,22 @@ def test_every_recorded_number_that_changes_is_read_at_replay(trainer, gpu):
 
 @pytest.mark.parametrize(
     ("device", "world", "computed_in", "expected"),
-    [("cuda", 1, "bf16", True), ("cuda", 1, "fp32", True), ("cuda", 2, "bf16", False), ("cuda", 1, "fp16", False),
-     ("cpu", 1, "bf16", False), ("mps", 1, "fp32", False)],
-)  # fmt: skip
+    [
+        ("cuda", 1, "bf16", True),
+        ("cuda", 1, "fp32", True),
+        ("cuda", 2, "bf16", False),
+        ("cuda", 1, "fp16", False),
+        ("cpu", 1, "bf16", False),
+        ("mps", 1, "fp32", False),
+    ],
+)
 def test_steps_are_captured_on_one_gpu_only(device, world, computed_in, expected):
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     optimizer = torch.optim.SGD(parameters, lr=0.1, fused=True)
     assert step.can_capture(torch.device(device), world, computed_in, optimizer) is expected
-    assert not step.can_capture(torch.device(device), world, computed_in, torch.optim.SGD(parameters, lr=0.1))
+    assert not step.can_capture(
+        torch.device(device), world, computed_in, torch.optim.SGD(parameters, lr=0.1)
+    )
 
 
 # The loop makes no wait
@@ -221,7 +263,10 @@ def test_only_whole_batches_go_through_a_compiled_network(trainer, monkeypatch):
     t = trainer("model=dnn", "model.head=[8]", "train.compile=true", "train.epochs=1")
     t.fit()
     assert sizes == [20] * 6  # the last has 21
-    assert t.network.state_dict().keys() == trainer("model=dnn", "model.head=[8]").network.state_dict().keys()
+    assert (
+        t.network.state_dict().keys()
+        == trainer("model=dnn", "model.head=[8]").network.state_dict().keys()
+    )
 
 
 # fp16
@@ -240,7 +285,14 @@ def test_fp16_scales_the_loss_and_its_state_is_saved(trainer, tmp_path):
 
 
 def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer, tmp_path):
-    t = trainer("model=dnn", "model.head=[8]", "optim=sgd", "train.precision=fp16", "train.ema=0.5", "train.clip=1")
+    t = trainer(
+        "model=dnn",
+        "model.head=[8]",
+        "optim=sgd",
+        "train.precision=fp16",
+        "train.ema=0.5",
+        "train.clip=1",
+    )
     batches, moments = t.batches(0), t.moments()
     scale = 2.0**120  # with which every gradient is infinite
     with t.learn.epoch(moments, 0):
@@ -292,7 +344,11 @@ def no_doubles(monkeypatch):
 def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubles):
     from fer.predict import probabilities
 
-    t = trainer(*RECIPES["adam, every augmentation and a curve of dropout"], "train.epochs=1", "train.tencrop=true")
+    t = trainer(
+        *RECIPES["adam, every augmentation and a curve of dropout"],
+        "train.epochs=1",
+        "train.tencrop=true",
+    )
     with no_doubles:
         with pytest.raises(TypeError, match="float64"):
             t.images.double()
@@ -305,7 +361,9 @@ def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubl
 
 @pytest.mark.parametrize("name", ["LBFGS", "SparseAdam"])
 def test_an_optimizer_that_cannot_make_a_plain_step_is_refused(trainer, name):
-    with pytest.raises(UserError, match=rf"optim\._target_=torch\.optim\.{name}: cannot train .*choose optim=adam"):
+    with pytest.raises(
+        UserError, match=rf"optim\._target_=torch\.optim\.{name}: cannot train .*choose optim=adam"
+    ):
         trainer("model=dnn", optim={"_target_": f"torch.optim.{name}"})
 
 
@@ -325,7 +383,20 @@ def test_on_a_gpu_captured_steps_give_the_losses_of_eager_ones(trainer, recipe):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "name", ["SGD", "Adam", "AdamW", "Adadelta", "Adamax", "NAdam", "RAdam", "RMSprop", "ASGD", "Rprop", "Adagrad"]
+    "name",
+    [
+        "SGD",
+        "Adam",
+        "AdamW",
+        "Adadelta",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "RMSprop",
+        "ASGD",
+        "Rprop",
+        "Adagrad",
+    ],
 )
 def test_on_a_gpu_torchs_optimizers_train(trainer, name):
     optim = {"_target_": f"torch.optim.{name}", "lr": 0.001}
@@ -343,6 +414,11 @@ def test_on_a_gpu_an_epoch_of_captured_steps_does_not_wait(trainer):
     t.start_epoch()
     with torch.profiler.profile() as profile, Signals() as signals:
         t.train_epoch(signals)
-    waits = ("aten::item", "aten::_local_scalar_dense", "cudaStreamSynchronize", "cudaDeviceSynchronize")
+    waits = (
+        "aten::item",
+        "aten::_local_scalar_dense",
+        "cudaStreamSynchronize",
+        "cudaDeviceSynchronize",
+    )
     found = {event.key: event.count for event in profile.key_averages() if event.key in waits}
     assert sum(found.values()) <= 1, found  # the profiler's own end

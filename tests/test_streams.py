@@ -7,17 +7,31 @@ import sys
 import pandas as pd
 import pytest
 
-TINY = ["data=demo", "data.images=400", "model=dnn", "model.head=[8]", "train.epochs=4", "device=cpu"]
+TINY = [
+    "data=demo",
+    "data.images=400",
+    "model=dnn",
+    "model.head=[8]",
+    "train.epochs=4",
+    "device=cpu",
+]
 
 
 def shell(line, folder, **environment):
     command = line.replace("fer", f"{sys.executable} -m fer", 1)
     return subprocess.run(
-        ["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=120, env=os.environ | environment
+        ["bash", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
     )
 
 
-@pytest.mark.parametrize("line", ["fer --help >&-", "fer train --help >&-", "fer --version >&-", "fer --help 2>&- >&-"])
+@pytest.mark.parametrize(
+    "line", ["fer --help >&-", "fer train --help >&-", "fer --version >&-", "fer --help 2>&- >&-"]
+)
 def test_a_closed_output_is_no_traceback(tmp_path, line):
     done = shell(line, tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -32,7 +46,11 @@ def test_a_reader_may_go(tmp_path, line):
 def test_a_full_output_is_told_once_in_a_line(tmp_path):
     done = shell("fer --help > /dev/full", tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "fer: standard output cannot be written (No space left on device); name a file or a pipe\n"
+    assert (
+        done.stderr
+        == "fer: standard output cannot be written (No space left on device); name a file or a "
+        "pipe\n"
+    )
 
 
 def test_a_refusal_whose_error_stream_is_full_or_closed_keeps_its_code(tmp_path):

@@ -1,4 +1,6 @@
-"""fer summary against the published counts and shapes, torch's own counter, and the formulas it prints."""
+"""fer summary against the published counts and shapes, torch's own counter, and the formulas it
+prints.
+"""
 
 import math
 import re
@@ -13,7 +15,9 @@ from fer import cli, config, summary
 
 
 def torchvision(name, size):
-    return summary.build({"_target_": "fer.models.torchvision.classifier", "name": name, "size": size})
+    return summary.build(
+        {"_target_": "fer.models.torchvision.classifier", "name": name, "size": size}
+    )
 
 
 def value(formula: str) -> tuple[list[int], list[int]]:
@@ -61,28 +65,47 @@ def test_the_rows_of_leaky_bn(catalogue_model):
 def test_explicit_pads_are_rows_and_count_as_padding_in_the_formula(catalogue_model):
     rows = summary.layers(catalogue_model("prelu_cnn"))
     windows = [row for row in rows if row.formula]
-    assert [value(row.formula)[1] for row in windows] == [[n] for n in (44, 22, 22, 22, 10, 10, 10, 5)]
+    assert [value(row.formula)[1] for row in windows] == [
+        [n] for n in (44, 22, 22, 22, 10, 10, 10, 5)
+    ]
     assert windows[1].formula == "floor((44 + 2·2 − 5) / 2) + 1 = 22"
-    assert [(r.padding, r.output) for r in rows if r.kind == "ZeroPad2d"] == [("2", (64, 48, 48)), ("1", (128, 12, 12))]
+    assert [(r.padding, r.output) for r in rows if r.kind == "ZeroPad2d"] == [
+        ("2", (64, 48, 48)),
+        ("1", (128, 12, 12)),
+    ]
     rows = {row.name: row for row in summary.layers(catalogue_model("bn_cnn_small"))}
     assert rows["features.pad1_1"].padding == "0+1"
     assert rows["features.conv1_1"].formula == "floor((48 + 0 + 1 − 2) / 1) + 1 = 48"
     rows = {row.name: row for row in summary.layers(catalogue_model("bn_cnn_deep"))}
-    assert rows["features.pool5"].formula == "ceil((3 + 2·0 − 2) / 2) + 1 = 2"  # SAME: one cell below and to the right
+    assert (
+        rows["features.pool5"].formula == "ceil((3 + 2·0 − 2) / 2) + 1 = 2"
+    )  # SAME: one cell below and to the right
 
 
 def agrees(model):
-    """Every formula with its row, the rows with the totals, the multiply-adds with torch's counter."""
+    """Formulas agree with rows, rows with totals, multiply-adds with torch's counter."""
     rows = summary.layers(model)
     for row in rows:
         if row.formula:
             computed, said = value(row.formula)
-            assert computed == said == list(dict.fromkeys(row.output[1:])) or computed == said == list(row.output[1:])
+            assert computed == said == list(
+                dict.fromkeys(row.output[1:])
+            ) or computed == said == list(row.output[1:])
     totals = summary.totals(model)
-    assert sum(row.parameters for row in rows) == totals["parameters"] == sum(p.numel() for p in model.parameters())
+    assert (
+        sum(row.parameters for row in rows)
+        == totals["parameters"]
+        == sum(p.numel() for p in model.parameters())
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 1, model.size, model.size, device=next(model.parameters()).device))
-    assert sum(row.multiply_adds for row in rows) == totals["multiply-adds"] == counter.get_total_flops() / 2
+        model.eval()(
+            torch.zeros(1, 1, model.size, model.size, device=next(model.parameters()).device)
+        )
+    assert (
+        sum(row.multiply_adds for row in rows)
+        == totals["multiply-adds"]
+        == counter.get_total_flops() / 2
+    )
 
 
 def test_the_catalogue_agrees_with_torchs_counter_and_its_own_formulas(model_name):
@@ -92,8 +115,15 @@ def test_the_catalogue_agrees_with_torchs_counter_and_its_own_formulas(model_nam
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    # groups; reused layers; pools of ceil_mode; kernels that are not square; no build on the meta device
-    [("mobilenet_v3_small", 48), ("resnet18", 40), ("googlenet", 48), ("inception_v3", 80), ("regnet_y_400mf", 48)],
+    # groups; reused layers; pools of ceil_mode; kernels that are not square; no build on the meta
+    # device
+    [
+        ("mobilenet_v3_small", 48),
+        ("resnet18", 40),
+        ("googlenet", 48),
+        ("inception_v3", 80),
+        ("regnet_y_400mf", 48),
+    ],
 )
 def test_torchvisions_agree_too(name, size):
     agrees(torchvision(name, size))
@@ -127,7 +157,11 @@ def test_one_dimensional_rows_and_shared_layers():
 
         def __init__(self):
             super().__init__()
-            self.conv, self.flatten, self.dense = nn.Conv2d(1, 1, 3, padding=(1, 0)), nn.Flatten(), nn.Linear(8, 8)
+            self.conv, self.flatten, self.dense = (
+                nn.Conv2d(1, 1, 3, padding=(1, 0)),
+                nn.Flatten(),
+                nn.Linear(8, 8),
+            )
 
         def forward(self, x):
             return self.dense(self.dense(self.flatten(self.conv(x))))
@@ -155,21 +189,38 @@ def test_side_by_side(fer):
     code, out, err = fer("summary", "models=[compact_cnn,dnn,bn_cnn_small]")
     assert code == 0, err
     header, *lines = [re.split(r"  +", line) for line in out.splitlines()]
-    assert header == ["model", "parameters", "trainable", "with running statistics", "multiply-adds", "input"]
+    assert header == [
+        "model",
+        "parameters",
+        "trainable",
+        "with running statistics",
+        "multiply-adds",
+        "input",
+    ]
     assert [line[0] for line in lines] == ["compact_cnn", "dnn", "bn_cnn_small"]
     assert lines[1][1:] == ["1,446,407"] * 3 + ["1,445,376", "1×48×48"]
     assert lines[2][1:4] == ["2,649,225", "2,649,225", "2,659,851"]
 
 
-@pytest.mark.parametrize(("cnn", "dnn"), [("compact_cnn", "dnn"), ("vgg13", "dnn"), ("prelu_cnn", "prelu_dnn")])
+@pytest.mark.parametrize(
+    ("cnn", "dnn"), [("compact_cnn", "dnn"), ("vgg13", "dnn"), ("prelu_cnn", "prelu_dnn")]
+)
 def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
     code, out, err = fer("summary", f"model={cnn}", f"match={dnn}")
     assert code == 0 and "no width" not in out, err
-    found = re.search(rf"{dnn} with hidden layers of (\d+): ([\d,]+) parameters, ([+-][\d.]+) % of {cnn}'s", out)
+    found = re.search(
+        rf"{dnn} with hidden layers of (\d+): ([\d,]+) parameters, ([+-][\d.]+) % of {cnn}'s", out
+    )
     width, count = int(found[1]), int(found[2].replace(",", ""))
-    nodes = {n: config.parse((cli.config_dir() / "model" / f"{n}.yaml").read_text(), n) for n in (cnn, dnn)}
+    nodes = {
+        n: config.parse((cli.config_dir() / "model" / f"{n}.yaml").read_text(), n)
+        for n in (cnn, dnn)
+    }
     target = summary.count(summary.build(nodes[cnn]).parameters())
-    assert float(found[3]) == round(100 * (count / target - 1), 2) and abs(count - target) < 0.05 * target
+    assert (
+        float(found[3]) == round(100 * (count / target - 1), 2)
+        and abs(count - target) < 0.05 * target
+    )
 
     def head(width):
         return [width if isinstance(spec, int) else spec for spec in nodes[dnn]["head"]]
@@ -187,9 +238,15 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
 
 
 def test_a_match_that_is_too_far_off_says_so(fer):
-    little = ["model.size=20", "model.features=[]", "model.head=[]"]  # 2,807 parameters, between one unit and two
+    little = [
+        "model.size=20",
+        "model.features=[]",
+        "model.head=[]",
+    ]  # 2,807 parameters, between one unit and two
     code, out, err = fer("summary", *little, "match=dnn")
-    assert code == 0 and "hidden layers of 1: 2,321" in out and "no width comes within 5 %" in out, err
+    assert (
+        code == 0 and "hidden layers of 1: 2,321" in out and "no width comes within 5 %" in out
+    ), err
 
 
 @pytest.mark.parametrize(
@@ -225,7 +282,10 @@ def test_networks_of_ones_own_stand_beside_the_others(fer, tmp_path):
     text = "_target_: fer.models.convnet.ConvNet\nfeatures: []\nhead: [4]\n"
     (tmp_path / "mine" / "model" / "little.yaml").write_text(text)
     code, out, err = fer("summary", "--config-dir", "mine", "models=[little,dnn]")
-    assert code == 0 and out.splitlines()[1].split()[:2] == ["little", f"{2304 * 4 + 4 + 4 * 7 + 7:,}"], err
+    assert code == 0 and out.splitlines()[1].split()[:2] == [
+        "little",
+        f"{2304 * 4 + 4 + 4 * 7 + 7:,}",
+    ], err
     code, out, err = fer("summary", "--config-dir", "mine", "model=compact_cnn", "match=little")
     assert code == 0 and "little with hidden layers of" in out, err
     code, _, err = fer("summary", "models=[little,dnn]")  # the folder of a call before is forgotten

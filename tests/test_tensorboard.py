@@ -6,7 +6,14 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[4]", "device=cpu", "train.epochs=2"]
+TINY = [
+    "data=demo",
+    "data.images=141",
+    "model=dnn",
+    "model.head=[4]",
+    "device=cpu",
+    "train.epochs=2",
+]
 
 
 def test_scalars_schedules_config_and_pictures_are_the_runs_own(fer):
@@ -25,10 +32,19 @@ def test_scalars_schedules_config_and_pictures_are_the_runs_own(fer):
         found = read.Scalars(tag)
         assert [event.step for event in found] == [1, 2, 3]
         assert [event.value for event in found] == pytest.approx(list(history[column]), rel=1e-4)
-    assert "report/confusion" in read.Tags()["images"] and "config/text_summary" in read.Tags()["tensors"]
+    assert (
+        "report/confusion" in read.Tags()["images"]
+        and "config/text_summary" in read.Tags()["tensors"]
+    )
 
 
-def test_a_missing_package_is_refused_before_any_work_with_the_command_that_installs_it(fer, tmp_path, monkeypatch):
+def test_a_missing_package_is_refused_before_any_work_with_the_command_that_installs_it(
+    fer, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     code, _, err = fer("train", *TINY, "tensorboard=true", "run=r")
-    assert code == 2 and "pip install 'fer-trainer[tensorboard]'" in err and not list(tmp_path.iterdir())
+    assert (
+        code == 2
+        and "pip install 'fer-trainer[tensorboard]'" in err
+        and not list(tmp_path.iterdir())
+    )

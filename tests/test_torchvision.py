@@ -43,7 +43,9 @@ def test_one_channel_in_seven_classes_out(name, size):
         model = classifier(name=name, size=size)
         assert model.training and model.size == size
         assert model(torch.zeros(2, 1, size, size)).shape == (2, 7)
-        theirs = torchvision.models.get_model(name, weights=None, num_classes=7, **OPTIONS.get(name, {}))
+        theirs = torchvision.models.get_model(
+            name, weights=None, num_classes=7, **OPTIONS.get(name, {})
+        )
     first = next(m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d)).weight
     count = sum(p.numel() for p in theirs.parameters()) - first.numel() * 2 // 3
     assert sum(p.numel() for p in model.parameters()) == count
@@ -56,7 +58,8 @@ OPTIONS = {
 }
 
 
-def test_regnets_are_built_too():  # torchvision reads numbers out of tensors: not on the meta device
+# Torchvision reads numbers out of tensors: not on the meta device.
+def test_regnets_are_built_too():
     assert classifier(name="regnet_y_400mf").eval()(torch.zeros(1, 1, 48, 48)).shape == (1, 7)
 
 
@@ -71,26 +74,43 @@ def test_a_gray_face_gives_what_its_three_copies_gave():
 
 def test_resnet18_has_the_cifar_stem_and_its_parameters(catalogue_model):
     model = catalogue_model("resnet18")
-    # Convolutions without bias, two numbers a channel in each BatchNorm. The same sum with 3 channels and 10 classes is
-    # the 11,173,962 known from CIFAR-10.
+    # Convolutions without bias, two numbers a channel in each BatchNorm. The same sum with 3
+    # channels and 10 classes is the 11,173,962 known from CIFAR-10.
     stem = 9 * 1 * 64 + 2 * 64
     stages = 4 * (9 * 64 * 64 + 2 * 64)
-    for width in (128, 256, 512):  # the first convolution and the shortcut's 1×1 come from half the channels
-        stages += 9 * width * width // 2 + 3 * 9 * width * width + width * width // 2 + 5 * 2 * width
+    for width in (
+        128,
+        256,
+        512,
+    ):  # the first convolution and the shortcut's 1×1 come from half the channels
+        stages += (
+            9 * width * width // 2 + 3 * 9 * width * width + width * width // 2 + 5 * 2 * width
+        )
     assert stem + stages + 512 * 7 + 7 == 11_171_271
     assert sum(p.numel() for p in model.parameters()) == 11_171_271
-    assert model.layer1(model.maxpool(model.conv1(torch.zeros(1, 1, 48, 48)))).shape == (1, 64, 48, 48)
+    assert model.layer1(model.maxpool(model.conv1(torch.zeros(1, 1, 48, 48)))).shape == (
+        1,
+        64,
+        48,
+        48,
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "resnet_18"}, "name=resnet_18: not one of torchvision's classifiers; nearest: resnet18"),
+        (
+            {"name": "resnet_18"},
+            "name=resnet_18: not one of torchvision's classifiers; nearest: resnet18",
+        ),
         ({"name": "fcn_resnet50"}, "not one of torchvision's classifiers; nearest: "),
         ({"name": "vit_b_32"}, "vit_b_32 cannot take 48×48; set model.size to a multiple of 32"),
         ({"name": "vit_h_14"}, "vit_h_14 cannot take 48×48; set model.size to a multiple of 14"),
         ({"name": "maxvit_t"}, "maxvit_t cannot take 48×48; set model.size to a multiple of 224"),
-        ({"name": "squeezenet1_1", "stem": "cifar"}, "stem=cifar: squeezenet1_1 .* set model.stem=imagenet"),
+        (
+            {"name": "squeezenet1_1", "stem": "cifar"},
+            "stem=cifar: squeezenet1_1 .* set model.stem=imagenet",
+        ),
     ],
 )
 def test_what_cannot_be_built_is_refused_in_words(options, words):
@@ -99,13 +119,15 @@ def test_what_cannot_be_built_is_refused_in_words(options, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "least", "reason"), [("inception_v3", 75, "Kernel size"), ("alexnet", 63, "Output size is too small")]
+    ("name", "least", "reason"),
+    [("inception_v3", 75, "Kernel size"), ("alexnet", 63, "Output size is too small")],
 )
 def test_the_size_that_a_refusal_names_is_the_least(name, least, reason):
     with torch.device("meta"):
         assert classifier(name=name, size=least).size == least
         with pytest.raises(
-            ValueError, match=f"{least - 1}×{least - 1}: .*{reason}.*; set model.size to {least} or more"
+            ValueError,
+            match=f"{least - 1}×{least - 1}: .*{reason}.*; set model.size to {least} or more",
         ):
             classifier(name=name, size=least - 1)
 
@@ -152,7 +174,10 @@ def test_weights_with_torchvisions_older_keys(saved, tmp_path):
     torch.save(old, tmp_path / "old.pth")
     ours = classifier(name=name, weights=str(tmp_path / "old.pth")).state_dict()
     wanted = theirs.state_dict()
-    assert all(ours[key].shape != wanted[key].shape or torch.equal(ours[key], wanted[key]) for key in wanted)
+    assert all(
+        ours[key].shape != wanted[key].shape or torch.equal(ours[key], wanted[key])
+        for key in wanted
+    )
 
 
 def filled(state: dict, value: float) -> dict:
@@ -161,21 +186,34 @@ def filled(state: dict, value: float) -> dict:
 
 def test_weights_of_auxiliary_classifiers_are_left_out(tmp_path):
     with torch.device("meta"):
-        theirs = torchvision.models.googlenet(weights=None, aux_logits=True, init_weights=False).state_dict()
+        theirs = torchvision.models.googlenet(
+            weights=None, aux_logits=True, init_weights=False
+        ).state_dict()
     torch.save(filled(theirs, 2.0), tmp_path / "theirs.pth")
     ours = classifier(name="googlenet", weights=str(tmp_path / "theirs.pth"))
     assert (ours.inception5b.branch1.conv.weight == 2).all() and (ours.conv1.conv.weight == 6).all()
 
 
 def test_position_embeddings_are_fitted_to_the_size(tmp_path):
-    small = {"patch_size": 32, "num_layers": 1, "num_heads": 1, "hidden_dim": 8, "mlp_dim": 8, "num_classes": 7}
-    theirs, ours = (torchvision.models.VisionTransformer(image_size=size, **small) for size in (224, 64))
+    small = {
+        "patch_size": 32,
+        "num_layers": 1,
+        "num_heads": 1,
+        "hidden_dim": 8,
+        "mlp_dim": 8,
+        "num_classes": 7,
+    }
+    theirs, ours = (
+        torchvision.models.VisionTransformer(image_size=size, **small) for size in (224, 64)
+    )
     torch.save(filled(theirs.state_dict(), 2.0), tmp_path / "theirs.pth")
     ours.conv_proj = torch.nn.Conv2d(1, 8, 32, 32)
     _load(ours, "vit", str(tmp_path / "theirs.pth"))
     assert ours.encoder.pos_embedding.shape == (1, 1 + 2 * 2, 8)
     for key, tensor in ours.state_dict().items():
-        torch.testing.assert_close(tensor, torch.full_like(tensor, 6.0 if key == "conv_proj.weight" else 2.0))
+        torch.testing.assert_close(
+            tensor, torch.full_like(tensor, 6.0 if key == "conv_proj.weight" else 2.0)
+        )
 
 
 @pytest.mark.parametrize(
@@ -191,10 +229,22 @@ def test_position_embeddings_are_fitted_to_the_size(tmp_path):
         ("squeezenet1_1", "cut", "cannot be loaded .damaged"),
         ("squeezenet1_1", {"model": {}}, "no state dict"),
         ("squeezenet1_1", [torch.zeros(1)], "no state dict"),
-        ("squeezenet1_1", {1: torch.zeros(1)}, "do not fit squeezenet1_1: 1 is .1,. instead of missing"),
-        ("squeezenet1_1", {}, "do not fit squeezenet1_1: classifier.1.bias is missing instead of .7,."),
+        (
+            "squeezenet1_1",
+            {1: torch.zeros(1)},
+            "do not fit squeezenet1_1: 1 is .1,. instead of missing",
+        ),
+        (
+            "squeezenet1_1",
+            {},
+            "do not fit squeezenet1_1: classifier.1.bias is missing instead of .7,.",
+        ),
         ("squeezenet1_0", "whole", r"do not fit squeezenet1_0: .* is .* instead of"),
-        ("squeezenet1_1", torchvision.models.SqueezeNet, "cannot be loaded .*more than weights and plain values"),
+        (
+            "squeezenet1_1",
+            torchvision.models.SqueezeNet,
+            "cannot be loaded .*more than weights and plain values",
+        ),
     ],
 )
 def test_files_that_do_not_fit_are_refused(tmp_path, name, contents, words):

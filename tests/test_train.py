@@ -1,4 +1,6 @@
-"""The trainer: order, losses, curves, and that an interrupted training goes on as if it had not been."""
+"""The trainer: order, losses, curves, and that an interrupted training goes on as if it had not
+been.
+"""
 
 import json
 import os
@@ -27,8 +29,16 @@ def trainer(compose):
     """A Trainer of a tiny network, with overrides as they are typed."""
 
     def make(*overrides):
-        tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8, dropout]", "train.batch_size=20"]
-        return Trainer(config.check("train", compose("train", *tiny, *overrides)), torch.device("cpu"))
+        tiny = [
+            "data=demo",
+            "data.images=141",
+            "model=dnn",
+            "model.head=[8, dropout]",
+            "train.batch_size=20",
+        ]
+        return Trainer(
+            config.check("train", compose("train", *tiny, *overrides)), torch.device("cpu")
+        )
 
     return make
 
@@ -53,28 +63,55 @@ def test_balanced_sampling_draws_each_class_alike(trainer):
 def test_class_weights_are_scikit_learns():
     labels = demo(images=141, limit=None, seed=0, normalize="dataset").splits["train"].labels
     ours = balanced_weights(F.one_hot(labels, 7).float())
-    assert ours.numpy() == pytest.approx(compute_class_weight("balanced", classes=np.arange(7), y=labels.numpy()))
+    assert ours.numpy() == pytest.approx(
+        compute_class_weight("balanced", classes=np.arange(7), y=labels.numpy())
+    )
     missing = F.one_hot(torch.tensor([0, 0, 3]), 7).float()
     assert balanced_weights(missing).tolist() == pytest.approx([3 / 14, 0, 0, 3 / 7, 0, 0, 0])
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
 def test_the_loss_is_torchs_cross_entropy(trainer, weights):
-    t = trainer("train.epochs=1", "optim=sgd", "optim.lr=1e-9", "train.batch_size=141", "model.dropout=0.0",
-                "augment=none", "train.label_smoothing=0.1", f"train.class_weights={weights}")  # fmt: skip
+    t = trainer(
+        "train.epochs=1",
+        "optim=sgd",
+        "optim.lr=1e-9",
+        "train.batch_size=141",
+        "model.dropout=0.0",
+        "augment=none",
+        "train.label_smoothing=0.1",
+        f"train.class_weights={weights}",
+    )
     logits = t.network.logits(t.images, 141)
     labels = t.targets.argmax(1)
-    loss = F.cross_entropy(logits, labels, weight=t.objective.class_weights, label_smoothing=0.1, reduction="sum") / 141
+    loss = (
+        F.cross_entropy(
+            logits, labels, weight=t.objective.class_weights, label_smoothing=0.1, reduction="sum"
+        )
+        / 141
+    )
     t.fit()
     assert t.history[0]["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
-    assert t.history[0]["train_accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert t.history[0]["train_accuracy"] == pytest.approx(
+        (logits.argmax(1) == labels).float().mean().item()
+    )
 
 
 def test_one_step_is_torchs(trainer):
-    t = trainer("train.epochs=1", "optim=sgd", "optim.lr=0.1", "train.batch_size=141", "augment=none",
-                "schedule=constant", "model.dropout=0.0", "train.precision=fp32")  # fmt: skip
+    t = trainer(
+        "train.epochs=1",
+        "optim=sgd",
+        "optim.lr=0.1",
+        "train.batch_size=141",
+        "augment=none",
+        "schedule=constant",
+        "model.dropout=0.0",
+        "train.precision=fp32",
+    )
     twin = trainer("model.dropout=0.0")
-    optimizer = torch.optim.SGD(twin.network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        twin.network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
     order = t.batches(0)[0]
     F.cross_entropy(twin.network(t.images[order]), t.targets[order].argmax(1)).backward()
     optimizer.step()
@@ -85,8 +122,14 @@ def test_one_step_is_torchs(trainer):
 
 def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
     step = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1], shape: step}"
-    t = trainer("train.epochs=3", f"++curves.dropout={step}", f"++curves.rotate={step}", f"++curves.crop={step}",
-                "augment.crop=40", "++model.size=40")  # fmt: skip
+    t = trainer(
+        "train.epochs=3",
+        f"++curves.dropout={step}",
+        f"++curves.rotate={step}",
+        f"++curves.crop={step}",
+        "augment.crop=40",
+        "++model.size=40",
+    )
     seen, learn = [], t.learn.learn
 
     def spy(*args):
@@ -96,7 +139,9 @@ def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
     t.learn.learn = spy
     amounts = []
     prepare = t.learn.prepare
-    t.learn.prepare = lambda batch, given, side: amounts.append(given) or prepare(batch, given, side)
+    t.learn.prepare = lambda batch, given, side: (
+        amounts.append(given) or prepare(batch, given, side)
+    )
     t.fit()
     assert seen == [0] * 2 * t.steps + [0.5] * t.steps
     assert [given.get("rotate") for given in amounts] == [None] * 2 * t.steps + [10] * t.steps
@@ -108,8 +153,13 @@ def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
 
 def test_images_grow_along_their_curve(trainer):
     knots = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0.5, 1], shape: step}"
-    t = trainer("train.epochs=3", "model=resnet_fast", "++model.features=[2, global_pool]", f"++curves.size={knots}",
-                "++model.head=[2]")  # fmt: skip
+    t = trainer(
+        "train.epochs=3",
+        "model=resnet_fast",
+        "++model.features=[2, global_pool]",
+        f"++curves.size={knots}",
+        "++model.head=[2]",
+    )
     sides, model = [], t.learn.parts.model
     t.learn.parts.model = lambda inputs: sides.append(inputs.shape[-1]) or model(inputs)
     t.fit()
@@ -140,7 +190,9 @@ def test_the_rate_follows_its_curve_step_by_step(trainer):
     t.learn.learn = spy
     t.fit()
     count = 2 * t.steps
-    assert rates == pytest.approx([0.05 * (1 + np.cos(np.pi * (i + 0.5) / count)) for i in range(count)])
+    assert rates == pytest.approx(
+        [0.05 * (1 + np.cos(np.pi * (i + 0.5) / count)) for i in range(count)]
+    )
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -158,12 +210,21 @@ def test_tencrop_accuracy_is_a_column(trainer):
     assert 0 <= t.history[0]["val_accuracy_tencrop"] <= 1
 
 
-ARGS = ["data=demo", "data.images=2000", "model=dnn", "model.head=[64, dropout]", "train.epochs=4", "device=cpu"]
+ARGS = [
+    "data=demo",
+    "data.images=2000",
+    "model=dnn",
+    "model.head=[64, dropout]",
+    "train.epochs=4",
+    "device=cpu",
+]
 
 
 def start(folder, *args):
     command = [sys.executable, "-m", "fer", "train", *args]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +249,16 @@ def assert_same(folder, torn):
     ours, theirs = (torch.load(folder / run / "last.pt") for run in (torn, "whole"))
     assert all(torch.equal(ours["model"][k], theirs["model"][k]) for k in theirs["model"])
     times = ["seconds", "images_per_second"]
-    ours, theirs = (pd.read_csv(folder / run / "history.csv").drop(columns=times) for run in (torn, "whole"))
+    ours, theirs = (
+        pd.read_csv(folder / run / "history.csv").drop(columns=times) for run in (torn, "whole")
+    )
     assert ours.equals(theirs)
 
 
 @pytest.mark.posix
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75), ("SIGKILL", -9)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75), ("SIGKILL", -9)]
+)
 def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
     folder, torn = whole[0], f"torn{name}"
     process = start(folder, *ARGS, f"run={torn}")
@@ -226,14 +291,19 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
 def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     folder = whole[0]
     killer = (
-        "import os, sys, torch, fer.cli, fer.train; saves = []; save = torch.save; fer.train.SAVE_PAUSE = 0\n"
+        "import os, sys, torch, fer.cli, fer.train; saves = []; save = torch.save; "
+        "fer.train.SAVE_PAUSE = 0\n"
         "def torn(contents, file):\n"
         "    saves.append(1)\n"
         "    if len(saves) < 4: return save(contents, file)\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
         "torch.save = torn; fer.cli.main(sys.argv[1:])"
     )
-    done = subprocess.run([sys.executable, "-c", killer, "train", *ARGS, "run=insave"], cwd=folder, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", killer, "train", *ARGS, "run=insave"],
+        cwd=folder,
+        capture_output=True,
+    )
     assert done.returncode == -9 and list((folder / "insave").glob(".*.tmp"))
     assert start(folder, "resume=insave").wait(60) == 0
     assert not list((folder / "insave").glob(".*.tmp"))
@@ -252,32 +322,48 @@ def test_copies_of_validation_faces_can_be_left_out_of_training(trainer, monkeyp
 
 
 def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
-    few = ["train.epochs=1", "optim=sgd", "optim.lr=1", "optim.momentum=0", "optim.nesterov=false",
-           "optim.weight_decay=0", "schedule=constant", "train.batch_size=141"]  # fmt: skip
+    few = [
+        "train.epochs=1",
+        "optim=sgd",
+        "optim.lr=1",
+        "optim.momentum=0",
+        "optim.nesterov=false",
+        "optim.weight_decay=0",
+        "schedule=constant",
+        "train.batch_size=141",
+    ]
     norms = {}
     for clip in ("null", "0.01"):
         t = trainer(*few, f"train.clip={clip}")
         before = torch.nn.utils.parameters_to_vector(t.network.parameters()).clone()
         t.fit()
-        norms[clip] = (torch.nn.utils.parameters_to_vector(t.network.parameters()) - before).norm().item()
+        norms[clip] = (
+            (torch.nn.utils.parameters_to_vector(t.network.parameters()) - before).norm().item()
+        )
     assert norms["null"] > 0.1 and norms["0.01"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
     t = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd")
     t.run, seen, step = tmp_path, [], t.optimizer.step
-    t.optimizer.step = lambda: (step(), seen.append([p.detach().clone() for p in t.network.parameters()]))
+    t.optimizer.step = lambda: (
+        step(),
+        seen.append([p.detach().clone() for p in t.network.parameters()]),
+    )
     t.fit()
     expected = seen[0]
     for weights in seen[1:]:
         expected = [0.9 * a + 0.1 * w for a, w in zip(expected, weights, strict=True)]
     for ours, theirs in zip(t.eval_network.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    accuracy = (t.eval_network.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
+    accuracy = (
+        (t.eval_network.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
+    )
     assert t.history[-1]["val_accuracy"] == pytest.approx(accuracy)
     again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd", f"resume={tmp_path}")
     assert all(
-        torch.equal(a, b) for a, b in zip(again.eval_network.parameters(), t.eval_network.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(again.eval_network.parameters(), t.eval_network.parameters(), strict=True)
     )
 
 
@@ -315,23 +401,40 @@ def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeyp
 
     t.learn.prepare = spoiled
     monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
-    with pytest.raises(UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"):
+    with pytest.raises(
+        UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"
+    ):
         t.fit()
     last = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert last["training"]["epoch"] == 1 and all(v.isfinite().all() for v in last["model"].values())
+    assert last["training"]["epoch"] == 1 and all(
+        v.isfinite().all() for v in last["model"].values()
+    )
 
 
 @pytest.mark.parametrize("batch", [20, 1000])
-def test_weights_that_are_not_finite_are_never_saved_or_called_best(trainer, tmp_path, batch, capsys):
+def test_weights_that_are_not_finite_are_never_saved_or_called_best(
+    trainer, tmp_path, batch, capsys
+):
     """With one step an epoch the loss before the update is finite."""
-    t = trainer("train.epochs=3", "optim=sgd", "optim.lr=1e30", "schedule=constant", f"train.batch_size={batch}",
-                "train.precision=fp32")  # fmt: skip
+    t = trainer(
+        "train.epochs=3",
+        "optim=sgd",
+        "optim.lr=1e30",
+        "schedule=constant",
+        f"train.batch_size={batch}",
+        "train.precision=fp32",
+    )
     t.run = tmp_path
-    with pytest.raises(UserError, match=r"epoch 1, step \d of \d: .* became NaN or infinite \(learning rate 1e\+30\)"):
+    with pytest.raises(
+        UserError,
+        match=r"epoch 1, step \d of \d: .* became NaN or infinite \(learning rate 1e\+30\)",
+    ):
         t.fit()
     assert not (tmp_path / "best.pt").exists() and "best" not in capsys.readouterr().out
     last = torch.load(tmp_path / "last.pt", weights_only=True)
-    assert last["training"]["epoch"] == 0 and all(v.isfinite().all() for v in last["model"].values())
+    assert last["training"]["epoch"] == 0 and all(
+        v.isfinite().all() for v in last["model"].values()
+    )
 
 
 def test_weights_that_validation_does_not_show_are_checked_too(trainer, tmp_path):
@@ -365,13 +468,17 @@ def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path)
 
 def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
     t = trainer("seed=7")
-    seeds = [seed for moment in t.moments() for seed in (moment.augmentation_seed, moment.network_seed)]
+    seeds = [
+        seed for moment in t.moments() for seed in (moment.augmentation_seed, moment.network_seed)
+    ]
     seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, 0))
     seeds.append(runtime.seed_of(runtime.Stream.WEIGHTS, 7))
     assert len(set(seeds)) == len(seeds) == 2 * t.steps + 2
 
 
-@pytest.mark.parametrize("warmup", [["schedule=cosine", "schedule.warmup=1"], ["++schedule.epochs=[0,1]"]])
+@pytest.mark.parametrize(
+    "warmup", [["schedule=cosine", "schedule.warmup=1"], ["++schedule.epochs=[0,1]"]]
+)
 def test_no_step_has_a_rate_of_zero(trainer, warmup):
     knots = ["schedule=knots", "schedule.values=[0,1]"] if "epochs" in warmup[0] else []
     t = trainer("train.epochs=2", *knots, *warmup)
@@ -386,9 +493,19 @@ def test_a_warm_up_longer_than_the_training_is_refused_of_every_curve(trainer):
 
 
 def test_what_is_likely_not_meant_is_told(fer):
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     code, out, err = fer("train", *tiny, "augment.crop=40", "run=a")
-    assert code == 0 and "augment.crop=40: crops are enlarged 1.2 times to the model's 48 pixels" in out, err
+    assert (
+        code == 0
+        and "augment.crop=40: crops are enlarged 1.2 times to the model's 48 pixels" in out
+    ), err
     code, out, err = fer("train", *tiny, "augment.crop=40", "++model.size=40", "run=b")
     assert code == 0 and "enlarged" not in out, err
 
@@ -422,7 +539,9 @@ def test_the_best_weights_are_those_of_their_epoch(trainer, tmp_path):
     validate = short.validate
     short.validate = lambda: (
         validate()
-        or seen.update({short.epoch: {name: w.clone() for name, w in short.network.model.state_dict().items()}})
+        or seen.update(
+            {short.epoch: {name: w.clone() for name, w in short.network.model.state_dict().items()}}
+        )
     )
     short.fit()
     for name, weights in seen[best["epoch"]].items():
@@ -472,7 +591,14 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    tiny = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "train.epochs=1", "device=cpu"]
+    tiny = [
+        "data=demo",
+        "data.images=141",
+        "model=dnn",
+        "model.head=[8]",
+        "train.epochs=1",
+        "device=cpu",
+    ]
     assert fer("train", *tiny, "run=r")[0] == 0
     for name, command in (
         ("fer.train.Trainer.take", ["train", *tiny, "run=s"]),  # moving the data
@@ -492,7 +618,9 @@ def test_a_deterministic_training_asks_torch_for_it(trainer):
     t = trainer("deterministic=true", "train.epochs=1")
     t.learn.learn = lambda *args: seen.append(torch.are_deterministic_algorithms_enabled())
     t.fit()
-    assert seen and all(seen) and not torch.are_deterministic_algorithms_enabled()  # as it was before
+    assert (
+        seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
+    )  # as it was before
 
 
 def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
@@ -502,7 +630,9 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "history.csv", "last.pt"]
     contents = torch.load(tmp_path / "best.pt", weights_only=True)
     found = contents["validation"]
-    assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(t.best["val_accuracy"])
+    assert (found["logits"].argmax(1) == found["labels"]).float().mean().item() == pytest.approx(
+        t.best["val_accuracy"]
+    )
     assert contents["classes"][1] == "disgust" and contents["normalization"]["kind"] == "dataset"
     assert "fer.models.convnet.ConvNet" in contents["config"]
 
@@ -517,8 +647,17 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     assert told[0].startswith("all validation faces are called happy") and told[1:3] == ["", ""]
     assert told[3].startswith("all validation faces are called angry")
     for seed in range(3):  # and the loop asks
-        args = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu", "train.epochs=1"]
-        code, out, _ = fer("train", *args, f"seed={seed}", f"run={seed}", "optim=sgd", "optim.lr=10")
+        args = [
+            "data=demo",
+            "data.images=141",
+            "model=dnn",
+            "model.head=[8]",
+            "device=cpu",
+            "train.epochs=1",
+        ]
+        code, out, _ = fer(
+            "train", *args, f"seed={seed}", f"run={seed}", "optim=sgd", "optim.lr=10"
+        )
         if code == 0:
             recalls = pd.read_csv(f"{seed}/history.csv").filter(like="val_recall_").to_numpy()[0]
             assert ("all validation faces are called" in out) == (sorted(recalls) == [0] * 6 + [1])

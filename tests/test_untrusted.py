@@ -1,5 +1,6 @@
-"""Files from others are data: configs, CSVs and images that lie, each refused in words or read right. No payload here
-does harm."""
+"""Files from others are data: configs, CSVs and images that lie, each refused in words or read
+right. No payload here does harm.
+"""
 
 import csv
 import io
@@ -18,7 +19,16 @@ from PIL import Image
 from fer import CLASSES, UserError
 from fer.data import readers
 
-TRAIN = ["train", "data=demo", "data.images=70", "model=dnn", "model.head=[1]", "train.epochs=1", "device=cpu", "run=r"]
+TRAIN = [
+    "train",
+    "data=demo",
+    "data.images=70",
+    "model=dnn",
+    "model.head=[1]",
+    "train.epochs=1",
+    "device=cpu",
+    "run=r",
+]
 FACES = np.random.default_rng(0).integers(0, 256, (4, 48, 48), dtype=np.uint8)
 FUZZ = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -46,30 +56,55 @@ CODE = "{_target_: os.mkdir, path: ran}"
     [
         (GLOBAL + f"hydra:\n  callbacks:\n    x: {CODE}\n", "x.yaml: refused"),
         (GLOBAL + f'"\\x68ydra":\n  callbacks:\n    x: {CODE}\n', "x.yaml: refused"),
-        (GLOBAL + 'hydra:\n  job_logging:\n    root: {handlers: [x]}\n    handlers: {x: {"()": os.mkdir, path: ran}}\n',
-         "x.yaml: refused"),
+        (
+            GLOBAL + 'hydra:\n  job_logging:\n    root: {handlers: [x]}\n    handlers: {x: {"()": '
+            "os.mkdir, path: ran}}\n",
+            "x.yaml: refused",
+        ),
         (f"# @package hydra.callbacks\nx: {CODE}\n", "x.yaml: refused"),
         (GLOBAL + "defaults:\n  - override /hydra/callbacks: own\n", "x.yaml: refused"),
         (GLOBAL + "defaults:\n  - /model@hydra.callbacks: own\n", "x.yaml: refused"),
         (GLOBAL + "defaults:\n  - ../../elsewhere\n", "x.yaml: refused"),
         (GLOBAL + "defaults:\n  - /${oc.decode:x}/callbacks: own\n", "x.yaml: refused"),
-        (GLOBAL + "a: &a [x, x]\n" + "".join(f"{c}: &{c} [{f'*{b}, ' * 9}]\n" for b, c in zip("abcdefgh", "bcdefghi",
-         strict=True)), "x.yaml: refused"),
+        (
+            GLOBAL
+            + "a: &a [x, x]\n"
+            + "".join(
+                f"{c}: &{c} [{f'*{b}, ' * 9}]\n"
+                for b, c in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "x.yaml: refused",
+        ),
         (GLOBAL + "name: ${oc.env:HOME}\n", "name: Unsupported interpolation type oc.env"),
-        (GLOBAL + "of: env\nname: ${oc.${of}:HOME}\n", "name: Unsupported interpolation type oc.env"),
+        (
+            GLOBAL + "of: env\nname: ${oc.${of}:HOME}\n",
+            "name: Unsupported interpolation type oc.env",
+        ),
         (GLOBAL + f"optim: {CODE}\n", "optim._target_=os.mkdir: refused"),
         (GLOBAL + f"curves:\n  dropout: {CODE}\n", "_target_=os.mkdir: refused"),
         (GLOBAL + "name: [${\n", "theirs: a file there is no YAML (while parsing"),
-        (GLOBAL + "name: !!python/object/apply:os.mkdir [ran]\n", "theirs: a file there is no YAML (could not"),
+        (
+            GLOBAL + "name: !!python/object/apply:os.mkdir [ran]\n",
+            "theirs: a file there is no YAML (could not",
+        ),
         (GLOBAL + "name: " + "[" * 50_000 + "\n", "x.yaml: refused"),
-        (GLOBAL + "name: " + "[" * 500 + "]" * 500 + "\n", "theirs: a file there is no YAML (maximum recursion"),
-        (GLOBAL + "# @package a b\nname: x\n", "theirs: a file there is no YAML (Too many components"),
+        (
+            GLOBAL + "name: " + "[" * 500 + "]" * 500 + "\n",
+            "theirs: a file there is no YAML (maximum recursion",
+        ),
+        (
+            GLOBAL + "# @package a b\nname: x\n",
+            "theirs: a file there is no YAML (Too many components",
+        ),
         ("5\n", "theirs: a file there is no YAML"),
         ("- a\n", "experiment"),
-        (GLOBAL + f"base: &base {{hydra: {{callbacks: {{x: {CODE}}}}}}}\n<<: *base\n", "x.yaml: refused"),
+        (
+            GLOBAL + f"base: &base {{hydra: {{callbacks: {{x: {CODE}}}}}}}\n<<: *base\n",
+            "x.yaml: refused",
+        ),
         (b"\xff\xfe\0", "theirs: a file there is no YAML ('utf-8' codec"),
     ],
-)  # fmt: skip
+)
 def test_a_config_from_others_chooses_values_and_does_nothing_else(fer, tmp_path, text, words):
     args = theirs(tmp_path, {"experiment/x.yaml": text, "model/own.yaml": f"x: {CODE}\n"})
     assert words in refused(fer, *TRAIN, *args, "experiment=x")
@@ -77,7 +112,10 @@ def test_a_config_from_others_chooses_values_and_does_nothing_else(fer, tmp_path
 
 
 def test_a_link_leads_out_of_no_config_folder(fer, tmp_path):
-    args = theirs(tmp_path, {"../elsewhere/x.yaml": GLOBAL + f"hydra:\n  callbacks:\n    x: {CODE}\n", "a/b.yaml": ""})
+    args = theirs(
+        tmp_path,
+        {"../elsewhere/x.yaml": GLOBAL + f"hydra:\n  callbacks:\n    x: {CODE}\n", "a/b.yaml": ""},
+    )
     (tmp_path / "theirs" / "experiment").symlink_to("../elsewhere")
     assert "theirs/experiment: refused" in refused(fer, *TRAIN, *args, "experiment=x")
     assert not (tmp_path / "ran").exists()
@@ -98,7 +136,10 @@ def test_a_link_leads_out_of_no_config_folder(fer, tmp_path):
         ("train.precision=\x9b2J", "\\x9b2J"),
         ("run=\udcff", "an argument holds bytes that are no text"),
         ("model.classes=5", "model.classes=5: the data has 7"),
-        ("model.head=[1000000000000000]", "model.head.0=1000000000000000: should be less than or equal to 65536"),
+        (
+            "model.head=[1000000000000000]",
+            "model.head.0=1000000000000000: should be less than or equal to 65536",
+        ),
     ],
 )
 def test_what_is_typed_reads_no_environment_and_runs_no_code(fer, tmp_path, override, words):
@@ -112,19 +153,33 @@ def test_a_name_does_not_lead_out_of_the_runs(fer, tmp_path):
 
 
 def test_a_path_may_look_like_an_interpolation(fer, tmp_path):
-    assert "${oc.env:HOME}/x.pt: no such checkpoint" in refused(fer, "predict", "ckpt=${oc.env:HOME}/x.pt")
+    assert "${oc.env:HOME}/x.pt: no such checkpoint" in refused(
+        fer, "predict", "ckpt=${oc.env:HOME}/x.pt"
+    )
 
 
 def test_an_error_is_one_line_and_with_fer_debug_its_traceback_too(fer, monkeypatch):
-    for args in (["predict", "ckpt=" + "x" * 5000], ["predict", "ckpt=/dev/null"], ["report", "run=/dev/null"],
-                 ["train", "resume=/dev/null"], ["train", "data.path=" + "x" * 5000], ["train", "data.path=/dev/null"],
-                 ["curves", "schedule=cosine", "out=no/where.png"], ["curves", "schedule=cosine", "out=x.exe"],
-                 ["summary", "models=[x]"]):  # fmt: skip
+    for args in (
+        ["predict", "ckpt=" + "x" * 5000],
+        ["predict", "ckpt=/dev/null"],
+        ["report", "run=/dev/null"],
+        ["train", "resume=/dev/null"],
+        ["train", "data.path=" + "x" * 5000],
+        ["train", "data.path=/dev/null"],
+        ["curves", "schedule=cosine", "out=no/where.png"],
+        ["curves", "schedule=cosine", "out=x.exe"],
+        ["summary", "models=[x]"],
+    ):
         refused(fer, *args)
     monkeypatch.setenv("FER_DEBUG", "1")
     code, _, err = fer("predict", "ckpt=nowhere")
-    assert code == 2 and "Traceback" in err and err.endswith("fer: nowhere: no such checkpoint; a run folder holds "
-                                                             "best.pt and last.pt\n")  # fmt: skip
+    assert (
+        code == 2
+        and "Traceback" in err
+        and err.endswith(
+            "fer: nowhere: no such checkpoint; a run folder holds best.pt and last.pt\n"
+        )
+    )
 
 
 def test_a_bug_shows_its_traceback(fer, monkeypatch):
@@ -172,7 +227,9 @@ GOOD = rows(f"0,{FACE}", f"1,{pixels(FACES[1])}")
         GOOD.replace("emotion,pixels", '"emotion","pixels"').encode("utf-8-sig"),
         GOOD.replace("\n1", "\n\n \n1").encode(),
         b"\n" + GOOD.encode().rstrip(b"\n"),
-        rows(f"0,=1+1,{FACE}", f"1,a\0b,{pixels(FACES[1])}", header="emotion,note,pixels").encode(),  # not looked at
+        rows(
+            f"0,=1+1,{FACE}", f"1,a\0b,{pixels(FACES[1])}", header="emotion,note,pixels"
+        ).encode(),  # not looked at
     ],
 )
 def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
@@ -237,14 +294,22 @@ def test_a_csv_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeyp
         file.truncate(1 << 40)
     monkeypatch.setattr(readers, "FileIO", None)
     monkeypatch.setattr(readers, "available_memory", lambda: 8e9)
-    with pytest.raises(UserError, match=r"fer2013.csv: is 1099.5 GB .* take 769.7 GB of memory, where 8.0 GB are free"):
+    with pytest.raises(
+        UserError,
+        match=r"fer2013.csv: is 1099.5 GB .* take 769.7 GB of memory, where 8.0 GB are free",
+    ):
         readers.read_csv(tmp_path / "fer2013.csv")
 
 
-@pytest.mark.parametrize(("limit", "expected"), [("max\n", 4e9), ("1000000000\n", 1e9), (None, 4e9)])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("max\n", 4e9), ("1000000000\n", 1e9), (None, 4e9)]
+)
 def test_the_memory_there_is_knows_a_containers_limit(monkeypatch, limit, expected):
     def read_text(self):
-        text = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    3906250 kB\n", "/sys/fs/cgroup/memory.max": limit}
+        text = {
+            "/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    3906250 kB\n",
+            "/sys/fs/cgroup/memory.max": limit,
+        }
         if text.get(str(self)) is None:
             raise FileNotFoundError
         return text[str(self)]
@@ -260,10 +325,14 @@ IDS = ["=cmd|' /C calc'!A1", "+1", "-1", "@SUM(1)", 'a"b', "a,b", "<b>", "é", "
 def test_ids_are_copied_as_they_are(fer, tmp_path, tiny):
     faces = [pixels(FACES[i % 4]) for i in range(len(IDS))]
     (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "train.csv").write_text(rows(*(f"{i % 7},{face}" for i, face in enumerate(faces * 2))))
+    (tmp_path / "d" / "train.csv").write_text(
+        rows(*(f"{i % 7},{face}" for i, face in enumerate(faces * 2)))
+    )
     with (tmp_path / "d" / "test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["id", "pixels"], *zip(IDS, faces, strict=True)])
-    code, _, err = fer("predict", f"ckpt={tiny()}", "data=fer2013", "data.path=d", "data.fraction=0.5")
+    code, _, err = fer(
+        "predict", f"ckpt={tiny()}", "data=fer2013", "data.path=d", "data.fraction=0.5"
+    )
     assert code == 0, err
     written = list(csv.reader(io.StringIO((tmp_path / "submission.csv").read_text())))
     assert [row[0] for row in written] == ["id", *IDS]
@@ -271,7 +340,9 @@ def test_ids_are_copied_as_they_are(fer, tmp_path, tiny):
 
 def png(width, height, depth=8, colour=0, data=b""):
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
@@ -298,17 +369,25 @@ GRADIENT = Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48
         (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "PNG"), FACES[0], 0),
         (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "TIFF"), FACES[0], 0),
         (saved(Image.fromarray(FACES[0].astype(np.uint16) * 257), "PPM"), FACES[0], 0),
-        (png(48, 48, 16, 2, b"".join(b"\0" + bytes(np.repeat(row, 6)) for row in FACES[0])), FACES[0], 0),  # 16-bit RGB
+        (
+            png(48, 48, 16, 2, b"".join(b"\0" + bytes(np.repeat(row, 6)) for row in FACES[0])),
+            FACES[0],
+            0,
+        ),  # 16-bit RGB
         (saved(GRAY.convert("CMYK"), "TIFF"), FACES[0], 0),
         (saved(GRADIENT.convert("CMYK"), "JPEG", quality=95), np.asarray(GRADIENT), 4),
         (saved(GRAY, "GIF", save_all=True, append_images=[GRAY.rotate(90)] * 9), FACES[0], 0),
-        (saved(GRAY, "WEBP", lossless=True, save_all=True, append_images=[GRAY.rotate(90)]), FACES[0], 1),
+        (
+            saved(GRAY, "WEBP", lossless=True, save_all=True, append_images=[GRAY.rotate(90)]),
+            FACES[0],
+            1,
+        ),
         (saved(GRAY, "PNG", save_all=True, append_images=[GRAY.rotate(90)]), FACES[0], 0),
         (saved(Image.new("L", (1, 1), 9), "PNG"), np.full((48, 48), 9), 0),
         (saved(Image.new("L", (7000, 7000), 9), "PNG"), np.full((48, 48), 9), 0),
         (saved(Image.new("1", (1, 4000), 1), "PNG"), np.full((48, 48), 255), 0),
     ],
-)  # fmt: skip
+)
 def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
     (tmp_path / "x.png").write_bytes(raw)
     read = readers.read_image(tmp_path / "x.png")
@@ -331,7 +410,10 @@ def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
         (saved(GRAY, "WEBP")[:-500], "not a readable image"),
         (saved(GRAY, "TIFF")[:-500], "not a readable image"),
         (saved(GRAY, "PPM")[:-500], "not a readable image"),
-        (saved(Image.fromarray(FACES[0].astype(np.float32)), "TIFF"), "mode F; save it with 8 or 16 bits"),
+        (
+            saved(Image.fromarray(FACES[0].astype(np.float32)), "TIFF"),
+            "mode F; save it with 8 or 16 bits",
+        ),
         (saved(GRAY, "EPS"), "not a readable image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a readable image"),
         (b"", "not a readable image"),
@@ -367,7 +449,10 @@ CHANGES = st.lists(
     max_size=5,
 )
 IMAGES = [saved(GRAY, kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")]
-IMAGES += [saved(GRAY, "TIFF", compression="tiff_lzw"), saved(Image.fromarray(FACES[0].astype(np.uint16)), "PNG")]
+IMAGES += [
+    saved(GRAY, "TIFF", compression="tiff_lzw"),
+    saved(Image.fromarray(FACES[0].astype(np.uint16)), "PNG"),
+]
 
 
 @settings(max_examples=200, **FUZZ)
@@ -393,7 +478,10 @@ def test_noise_and_changed_csvs_give_whole_faces_or_a_line(tmp_path, raw):
     except UserError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
     else:
-        assert table.images.shape == (len(table.labels), 48, 48) and set(table.labels) <= {-1, *range(7)}
+        assert table.images.shape == (len(table.labels), 48, 48) and set(table.labels) <= {
+            -1,
+            *range(7),
+        }
 
 
 @settings(max_examples=20, **FUZZ)

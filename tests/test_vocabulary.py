@@ -1,4 +1,6 @@
-"""A key that there is not is told with the one that was probably meant, in whatever group it stands."""
+"""A key that there is not is told with the one that was probably meant, in whatever group it
+stands.
+"""
 
 from pathlib import Path
 
@@ -24,7 +26,10 @@ from fer.cli import COMMANDS, main
         (["train", "--batch-size", "64"], "did you mean train.batch_size=64?"),
         (["predict", "--batch-size", "64"], "did you mean batch_size=64?"),
         (["train", "--verbose"], "--verbose: no such option; see fer train --help"),
-        (["train", "epochs"], "epochs: not of the form KEY=VALUE; did you mean train.epochs=VALUE?"),
+        (
+            ["train", "epochs"],
+            "epochs: not of the form KEY=VALUE; did you mean train.epochs=VALUE?",
+        ),
         (["train", "vgg13"], "did you mean model=vgg13?"),
         (["train", "fer2013.csv"], "did you mean data.path=fer2013.csv?"),
         (["train", "runs/x/last.pt"], "did you mean resume=runs/x/last.pt?"),
@@ -38,12 +43,24 @@ from fer.cli import COMMANDS, main
         (["train", "model=mine/model/little.yaml"], "did you mean --config-dir mine model=little?"),
         (["train", "model=little.yaml"], "--config-dir DIR model=little"),
         (["train", "model=runs/x/best.pt"], "did you mean start=runs/x/best.pt"),
-        (["train", "seed=1", "seed=2"], "seed: typed twice, seed=1 and seed=2; leave one of them out"),
+        (
+            ["train", "seed=1", "seed=2"],
+            "seed: typed twice, seed=1 and seed=2; leave one of them out",
+        ),
         (["train", "optim.lr=1", "++optim.lr=2"], "optim.lr: typed twice"),
         (["train", "-m", "model=dnn", "model=vgg13,vgg16"], "model: typed twice"),
-        (["train", "model.features=[64,pol]"], "model.features.1=pol: no such layer; did you mean pool? there are"),
-        (["train", "model.features=[{pol: 2}]"], "no such layer; there are pool, global_pool, norm,"),
-        (["train", "model.head=[64,drpout]"], "did you mean dropout? there are norm, dropout, {dropout: …}, a number"),
+        (
+            ["train", "model.features=[64,pol]"],
+            "model.features.1=pol: no such layer; did you mean pool? there are",
+        ),
+        (
+            ["train", "model.features=[{pol: 2}]"],
+            "no such layer; there are pool, global_pool, norm,",
+        ),
+        (
+            ["train", "model.head=[64,drpout]"],
+            "did you mean dropout? there are norm, dropout, {dropout: …}, a number",
+        ),
     ],
 )
 def test_what_was_meant(fer, capsys, args, words):

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 
 __version__ = "0.1.0"
 
-Normalization = Literal["none", "unit", "dataset", "image"]  # of a network's input; see models/network.py
+Normalization = Literal[
+    "none", "unit", "dataset", "image"
+]  # of a network's input; see models/network.py
 Format = Literal["fp32", "bf16", "fp16"]  # of numbers in forward passes
 Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see runtime.choose_format
 FilePath = Annotated[
@@ -26,21 +28,31 @@ def class_names(count: int) -> tuple[str, ...]:
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what was wrong, where, and what to do. Exit code 2."""
+    """Something the user can mend: one line that says what was wrong, where, and what to do. Exit
+    code 2.
+    """
 
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Within the context a package that cannot be imported is a UserError: `what` needs it, the extra `name` has it."""
+    """Within the context a package that cannot be imported is a UserError: `what` needs it, the
+    extra `name` has it.
+    """
     try:
         yield
     except ImportError:
-        raise UserError(f"{what}: a package is missing; pip install 'fer-trainer[{name}]'") from None
+        raise UserError(
+            f"{what}: a package is missing; pip install 'fer-trainer[{name}]'"
+        ) from None
 
 
 def in_processes() -> bool:
-    """Has torchrun started this process, and perhaps others? A cluster may set some of these names by itself."""
-    return all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    """Has torchrun started this process, and perhaps others? A cluster may set some of these names
+    by itself.
+    """
+    return all(
+        name in os.environ for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE")
+    )
 
 
 def config_dir() -> Path:
@@ -53,12 +65,17 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
     """Group → its configs, for the groups that the command's defaults list names."""
     import yaml
 
-    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text(encoding="utf-8"))["defaults"]
+    defaults = yaml.safe_load((config_dir() / f"{command}.yaml").read_text(encoding="utf-8"))[
+        "defaults"
+    ]
     if "train" in defaults:
         return choices("train", user_dir)
     groups = [group for entry in defaults if isinstance(entry, dict) for group in entry]
     roots = (config_dir(), Path(user_dir or config_dir()))
-    return {group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")}) for group in groups}
+    return {
+        group: sorted({file.stem for root in roots for file in (root / group).glob("*.yaml")})
+        for group in groups
+    }
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

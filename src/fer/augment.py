@@ -1,8 +1,10 @@
-"""Augmentation: batched tensor functions, and Augment, which draws their parameters and applies them.
+"""Augmentation: batched tensor functions, and Augment, which draws their parameters and applies
+them.
 
-The functions are pure: a batch N×1×H×W and one parameter an image, all on one device. Nothing reads a value back or
-branches on one, so the host never waits for a GPU. Flip, rotation, shift, zoom and crop are one affine map and one
-resample; flip and crop without the others move pixels and resample nothing. When they change is the curves' matter.
+The functions are pure: a batch N×1×H×W and one parameter an image, all on one device. Nothing reads
+a value back or branches on one, so the host never waits for a GPU. Flip, rotation, shift, zoom and
+crop are one affine map and one resample; flip and crop without the others move pixels and resample
+nothing. When they change is the curves' matter.
 """
 
 import functools
@@ -23,7 +25,18 @@ Share = Annotated[float, Ge(0), Le(1)]
 Number = float | Tensor  # a tensor of no dimensions, on the device
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
-STRENGTHS = ("crop", "flip", "rotate", "shift", "zoom", "erase", "brightness", "contrast", "mixup", "cutmix")
+STRENGTHS = (
+    "crop",
+    "flip",
+    "rotate",
+    "shift",
+    "zoom",
+    "erase",
+    "brightness",
+    "contrast",
+    "mixup",
+    "cutmix",
+)
 SHARES = ("crop", "mixup", "cutmix")  # of which a strength is not a factor, but a share by itself
 
 
@@ -36,23 +49,26 @@ def affine(
     size: tuple[int, int],
     fill: Fill,
 ) -> Tensor:
-    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted, read bilinearly; the result's size is
-    (h, w). torchvision's `affine` after `horizontal_flip`.
+    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted, read bilinearly; the
+    result's size is (h, w). torchvision's `affine` after `horizontal_flip`.
 
-    flip: N, bool, or None for none. degrees: N, clockwise. shift: N×2, pixels right and down. scale: N×2, along the
-    image's own x and y, above 1 enlarges.
+    flip: N, bool, or None for none. degrees: N, clockwise. shift: N×2, pixels right and down.
+    scale: N×2, along the image's own x and y, above 1 enlarges.
     """
     (height, width), (h, w) = images.shape[-2:], size
     cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
     if flip is not None:
         scale = torch.stack([scale[:, 0] * (1 - 2 * flip.float()), scale[:, 1]], dim=1)
-    # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1 to 1.
+    # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1
+    # to 1.
     inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale[:, :, None]
-    # No matrix product, which rounds by the size of the batch: a part of it is changed as the whole.
+    # No matrix product, which rounds by the size of the batch: a part of it is changed as the
+    # whole.
     back = -(inverse * shift[:, None, :]).sum(2, keepdim=True)
     theta = torch.cat([inverse, back], dim=2)
     theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)
-    # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes 2.6.
+    # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes
+    # 2.6.
     x = torch.arange(w, device=images.device) - (w - 1) / 2
     y = torch.arange(h, device=images.device) - (h - 1) / 2
     across, down = theta[:, :, :1] * x + theta[:, :, 2:], theta[:, :, 1:2] * y
@@ -69,23 +85,31 @@ def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
 def crop(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """N×1×size×size windows whose corners are at top and left (N, int64, pixels); exact."""
     span = torch.arange(size, device=images.device)
-    index = (top[:, None] + span)[:, :, None] * images.shape[-1] + (left[:, None] + span)[:, None, :]
+    index = (top[:, None] + span)[:, :, None] * images.shape[-1] + (left[:, None] + span)[
+        :, None, :
+    ]
     return images.flatten(1).gather(1, index.flatten(1)).view(-1, 1, size, size)
 
 
 def brightness(images: Tensor, delta: Tensor) -> Tensor:
-    """delta (N, grey levels) is added, within 0..255. torchvision's adjust_brightness multiplies instead."""
+    """delta (N, grey levels) is added, within 0..255. torchvision's adjust_brightness multiplies
+    instead.
+    """
     return (images + delta[:, None, None, None]).clamp_(0, 255)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Distance from each image's own mean × factor (N, from 0), within 0..255: torchvision's adjust_contrast."""
+    """Distance from each image's own mean × factor (N, from 0), within 0..255: torchvision's
+    adjust_contrast.
+    """
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + (images - mean) * factor[:, None, None, None]).clamp_(0, 255)
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Bool N×1×height×width, true inside boxes (N×4: top, left, bottom, right in pixels, the last two exclusive)."""
+    """Bool N×1×height×width, true inside boxes (N×4: top, left, bottom, right in pixels, the last
+    two exclusive).
+    """
     top, left, bottom, right = boxes[:, :, None].unbind(1)
     y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
@@ -97,27 +121,37 @@ def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
     return torch.where(inside(boxes, *images.shape[-2:]), value, images)
 
 
-def mixup(images: Tensor, targets: Tensor, lam: Tensor, others: Tensor, other_targets: Tensor) -> tuple[Tensor, Tensor]:
-    """lam (one number) of each image and target, the rest from its row of `others`: Zhang et al. 2018."""
+def mixup(
+    images: Tensor, targets: Tensor, lam: Tensor, others: Tensor, other_targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """lam (one number) of each image and target, the rest from its row of `others`: Zhang et al.
+    2018.
+    """
     return lam * images + (1 - lam) * others, lam * targets + (1 - lam) * other_targets
 
 
 def cutmix(
     images: Tensor, targets: Tensor, box: Tensor, others: Tensor, other_targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The box (4, see inside) of its row of `others`, and the box's share of that one's target: Yun et al. 2019."""
+    """The box (4, see inside) of its row of `others`, and the box's share of that one's target: Yun
+    et al. 2019.
+    """
     share = inside(box[None], *images.shape[-2:]).float().mean()
     return erase(images, box[None], others), (1 - share) * targets + share * other_targets
 
 
 def check_crop(images: Tensor, size: int) -> None:
     if size > min(images.shape[-2:]):
-        raise UserError(f"crop={size}: the images are only {images.shape[-2]}×{images.shape[-1]}; choose no more")
+        raise UserError(
+            f"crop={size}: the images are only {images.shape[-2]}×{images.shape[-1]}; choose no "
+            "more"
+        )
 
 
 def ten_crops(images: Tensor, size: int) -> Tensor:
-    """10×N×1×size×size: the corners, top left, top right, bottom left, bottom right, and the centre, then those of the
-    flipped images (Krizhevsky et al. 2012)."""
+    """10×N×1×size×size: the corners, top left, top right, bottom left, bottom right, and the
+    centre, then those of the flipped images (Krizhevsky et al. 2012).
+    """
     from torchvision.transforms.v2.functional import ten_crop  # takes a second to import
 
     check_crop(images, size)
@@ -125,7 +159,9 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
 
 
 class Draws:
-    """Random numbers for a batch of `count` images on `device`, from `generator` or else torch's global one."""
+    """Random numbers for a batch of `count` images on `device`, from `generator` or else torch's
+    global one.
+    """
 
     def __init__(self, count: int, device: torch.device, generator: torch.Generator | None = None):
         self.count, self.device, self.generator = count, device, generator
@@ -144,12 +180,16 @@ class Draws:
         return self.uniform() < probability
 
     def window(self, room: int, share: Number) -> Tensor:
-        """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share below 1."""
+        """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share
+        below 1.
+        """
         start = torch.randint(room + 1, (self.count,), device=self.device, generator=self.generator)
         return (room / 2 + (start - room / 2) * share).round().long()
 
     def permutation(self) -> Tensor:
-        """The positions 0 to N-1 in a random order. A sort of draws, since randperm may wait for a GPU."""
+        """The positions 0 to N-1 in a random order. A sort of draws, since randperm may wait for a
+        GPU.
+        """
         return self.uniform().argsort()
 
     def one(self, *shape: int) -> Tensor:
@@ -159,8 +199,8 @@ class Draws:
     def boxes(self, probability: Number, height: int, width: int) -> Tensor:
         """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published.
 
-        The paper draws again when a box is taller or wider than the image; here the ratio is drawn among those that
-        fit. probability: that an image has a box, and not an empty one.
+        The paper draws again when a box is taller or wider than the image; here the ratio is drawn
+        among those that fit. probability: that an image has a box, and not an empty one.
         """
         area = self.uniform(low=0.02, high=0.4)
         stretch = (-area.log()).clamp(max=-math.log(0.3)) * self.spread()
@@ -172,7 +212,9 @@ class Draws:
         return torch.stack([top, left, top + h, left + w], dim=1)
 
     def cutmix_box(self, lam: Tensor, height: int, width: int) -> Tensor:
-        """A box for cutmix, 4: 1 - lam (one number) of the area. Its centre is in the image; it may reach beyond."""
+        """A box for cutmix, 4: 1 - lam (one number) of the area. Its centre is in the image; it may
+        reach beyond.
+        """
         half = (1 - lam).sqrt() / 2
         y, x = self.one(2)
         y, x = (y * height).floor(), (x * width).floor()
@@ -180,7 +222,9 @@ class Draws:
         return torch.stack([y - up, x - along, y + up, x + along])
 
     def beta(self, alpha: float) -> Tensor:
-        """One draw of Beta(alpha, alpha), read off its quantiles: torch draws Gamma from its global generator only."""
+        """One draw of Beta(alpha, alpha), read off its quantiles: torch draws Gamma from its global
+        generator only.
+        """
         quantiles = beta_quantiles(alpha, self.device)
         place = self.one() * (len(quantiles) - 1)
         below = place.long().clamp(max=len(quantiles) - 2)
@@ -193,19 +237,23 @@ def beta_quantiles(alpha: float, device: torch.device, steps: int = 4096) -> Ten
     """Quantiles of Beta(alpha, alpha) at 0, 1/steps … 1, float32."""
     from scipy.special import betaincinv
 
-    return torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1))).float().to(device)
+    return (
+        torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1))).float().to(device)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of a batch, for each image its own, in the order of the arguments; the first six in one resample.
+    """Random changes of a batch, for each image its own, in the order of the arguments; the first
+    six in one resample.
 
-    flip, erase: probabilities, for each image. rotate: degrees, shift: share of the side, right or left and down or up,
-    zoom: share of the scale, on both axes the same or each its own; all three drawn evenly from ± their value. crop:
-    side of a window anywhere in the image, which is the result's size; None leaves the image whole. fill: what lies
-    beyond the edge, black, the edge's own pixels or the image mirrored. brightness: share of 255 that is added,
-    contrast: share of the factor, both drawn from ±. erase paints a box with noise. mixup, cutmix: alpha, 0 is off;
-    with both on, a coin gives every batch one of them.
+    flip, erase: probabilities, for each image. rotate: degrees, shift: share of the side, right or
+    left and down or up, zoom: share of the scale, on both axes the same or each its own; all three
+    drawn evenly from ± their value. crop: side of a window anywhere in the image, which is the
+    result's size; None leaves the image whole. fill: what lies beyond the edge, black, the edge's
+    own pixels or the image mirrored. brightness: share of 255 that is added, contrast: share of the
+    factor, both drawn from ±. erase paints a box with noise. mixup, cutmix: alpha, 0 is off; with
+    both on, a coin gives every batch one of them.
     """
 
     flip: Share
@@ -230,22 +278,24 @@ class Augment:
     ) -> tuple[Tensor, Tensor]:
         """The batch, changed: float32 N×1×h×w in 0..255, and its targets.
 
-        images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: see amounts. generator: on the
-        images' device; None draws from torch's global one.
+        images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: see amounts.
+        generator: on the images' device; None draws from torch's global one.
         """
         return self.apply(images, targets, self.amounts(strength), generator)
 
     def amounts(self, strength: Mapping[str, float] | None = None) -> dict[str, float]:
         """How much of each change is made, without those that are off.
 
-        strength: for any of STRENGTHS a factor from 0 to 1 of its value; of mixup and cutmix, the share of batches
-        mixed; of crop, how far windows lie from the centre.
+        strength: for any of STRENGTHS a factor from 0 to 1 of its value; of mixup and cutmix, the
+        share of batches mixed; of crop, how far windows lie from the centre.
         """
         factors = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
         amounts = {}
         for name, factor in factors.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
-                raise UserError(f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}")
+                raise UserError(
+                    f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}"
+                )
             value = getattr(self, name) or 0.0
             if name in SHARES and value:
                 value = 1.0
@@ -263,8 +313,9 @@ class Augment:
     ) -> tuple[Tensor, Tensor]:
         """The batch, changed by `amounts`, whose numbers may be tensors on the device.
 
-        part: the rows to return, of a batch that several processes share. The random numbers are those of the whole
-        batch, so that all processes together change it as one would; only the rows that are needed are resampled.
+        part: the rows to return, of a batch that several processes share. The random numbers are
+        those of the whole batch, so that all processes together change it as one would; only the
+        rows that are needed are resampled.
         """
         draws = Draws(len(images), images.device, generator)
         changes = self.draw(images, amounts, draws)
@@ -296,7 +347,9 @@ class Augment:
             images, targets = cutmix(images, targets, box, others, other_targets)
         return images, targets
 
-    def draw(self, images: Tensor, amounts: Mapping[str, Number], draws: Draws) -> dict[str, Tensor]:
+    def draw(
+        self, images: Tensor, amounts: Mapping[str, Number], draws: Draws
+    ) -> dict[str, Tensor]:
         """What changes each image, by name: a row an image."""
         height, width = images.shape[-2:]
         changes: dict[str, Tensor] = {}
@@ -341,10 +394,15 @@ class Augment:
         if "degrees" in changes:
             shift = changes["shift"]
             if size:  # a window off the centre is the image shifted the other way
-                offset = [changes["left"] - (width - size) / 2, changes["top"] - (height - size) / 2]
+                offset = [
+                    changes["left"] - (width - size) / 2,
+                    changes["top"] - (height - size) / 2,
+                ]
                 shift = shift - torch.stack(offset, dim=1)
             to = (size, size) if size else (height, width)
-            return affine(images.float(), flip, changes["degrees"], shift, changes["scale"], to, self.fill)
+            return affine(
+                images.float(), flip, changes["degrees"], shift, changes["scale"], to, self.fill
+            )
         if flip is not None:
             images = horizontal_flip(images, flip)
         if size:

@@ -1,5 +1,5 @@
-"""Checkpoints, best.pt and last.pt: written self-describing, read as what anyone may have sent. Knows configs, networks
-and the data that a config names; how the numbers came about stays out.
+"""Checkpoints, best.pt and last.pt: written self-describing, read as what anyone may have sent.
+Knows configs, networks and the data that a config names; how the numbers came about stays out.
 """
 
 import contextlib
@@ -28,7 +28,9 @@ MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on res
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a best.pt or last.pt holds, and the config that it carries, checked like one that was typed."""
+    """What a best.pt or last.pt holds, and the config that it carries, checked like one that was
+    typed.
+    """
 
     path: Path
     contents: dict
@@ -50,7 +52,9 @@ class Checkpoint:
         model = self.settings.model
         stored = sum(tensor.numel() for tensor in tensors_of(self.contents["model"]))
         if least_parameters(model) > stored:
-            raise UserError(f"{self.path}: its weights do not fit the model of its config; the file was changed")
+            raise UserError(
+                f"{self.path}: its weights do not fit the model of its config; the file was changed"
+            )
         with blame(self.path):  # model.weights is a file to start from; the weights are here now
             built = config.build("model", model | ({"weights": None} if "weights" in model else {}))
         load_weights(built, self.contents["model"], self.path)
@@ -60,16 +64,28 @@ class Checkpoint:
         return network.eval()
 
     def data(self, typed: dict | None = None, whole: bool = True, used_whole: bool = False) -> Data:
-        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count. `used_whole`: a
-        single file that is typed as data.path is not split, since nothing is trained on it."""
+        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count.
+        `used_whole`: a single file that is typed as data.path is not split, since nothing is
+        trained on it.
+        """
         if typed and "normalize" in typed and "_target_" not in typed:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
         if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
-            raise UserError("data.validation=test: is for trainings; leave it out, and name the split: split=test")
+            raise UserError(
+                "data.validation=test: is for trainings; leave it out, and name the split: "
+                "split=test"
+            )
         own = self.settings.data | ({"limit": None} if whole else {})
         node = config.check_node("data", config.overlay(own, typed or {}))
-        if used_whole and typed and node.get("split") is not None and typed.get("split", "auto") == "auto":
-            with contextlib.suppress(OSError, RuntimeError):  # what is wrong with the path is told below
+        if (
+            used_whole
+            and typed
+            and node.get("split") is not None
+            and typed.get("split", "auto") == "auto"
+        ):
+            with contextlib.suppress(
+                OSError, RuntimeError
+            ):  # what is wrong with the path is told below
                 if Path(typed.get("path") or "").expanduser().is_file():
                     data = config.build("data", node | {"split": "none"})
                     if data.only == "all":  # else its column Usage splits it
@@ -78,19 +94,26 @@ class Checkpoint:
 
 
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:
-    """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their best.pt, sweep folders for
-    those of all runs, patterns with *; none: the newest run's."""
+    """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their
+    best.pt, sweep folders for those of all runs, patterns with *; none: the newest run's.
+    """
     if named == []:
-        raise UserError("[]: names no checkpoint; name one, or leave the key out for the newest run's")
+        raise UserError(
+            "[]: names no checkpoint; name one, or leave the key out for the newest run's"
+        )
     found: list[Path] = []
     for name in named if isinstance(named, list) else [named or str(newest())]:
         pattern = "*" in name and not Path(name).exists()
         matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
         if not matches:
-            raise UserError(f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt")
+            raise UserError(
+                f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt"
+            )
         for place in map(Path, matches):
             own = place / "best.pt" if place.is_dir() else place
-            sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))  # 2 before 10
+            sweep = sorted(
+                place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path)
+            )  # 2 before 10
             if pattern and place.is_dir() and not own.is_file() and not sweep:
                 print(f"{place}: has no best.pt yet, left out")
                 continue
@@ -104,19 +127,27 @@ def find_checkpoint(named: str | None) -> Path:
     """The one checkpoint that `ckpt=` names."""
     first, *others = find_checkpoints(named)
     if others:
-        raise UserError(f"{named}: {1 + len(others)} checkpoints, {first} and others; name one of them")
+        raise UserError(
+            f"{named}: {1 + len(others)} checkpoints, {first} and others; name one of them"
+        )
     return first
 
 
 def existing(path: Path) -> Path:
     if not path.is_file():
         several = "; several are named as [a,b]" if "," in str(path) else ""
-        raise UserError(f"{path}: no such checkpoint; a run folder holds best.pt and last.pt{several}")
+        raise UserError(
+            f"{path}: no such checkpoint; a run folder holds best.pt and last.pt{several}"
+        )
     return path
 
 
-def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, **more: object) -> None:
-    """A self-describing checkpoint that torch.load(weights_only=True) reads: plain values and tensors only."""
+def save_checkpoint(
+    path: Path, settings: config.TrainConfig, network: Network, **more: object
+) -> None:
+    """A self-describing checkpoint that torch.load(weights_only=True) reads: plain values and
+    tensors only.
+    """
     contents = {
         "format": FORMAT,
         "version": __version__,
@@ -130,8 +161,9 @@ def save_checkpoint(path: Path, settings: config.TrainConfig, network: Network, 
 
 
 def rewrite_settings(path: Path, settings: config.TrainConfig) -> None:
-    """Give the checkpoint at `path` the settings with which its training goes on; one that is missing or damaged, which
-    the training can do without, stays as it is."""
+    """Give the checkpoint at `path` the settings with which its training goes on; one that is
+    missing or damaged, which the training can do without, stays as it is.
+    """
     new = {"config": config.dump(settings)}
     with contextlib.suppress(UserError):
         contents = load_checkpoint(path)
@@ -140,46 +172,69 @@ def rewrite_settings(path: Path, settings: config.TrainConfig) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """The contents of a checkpoint written by save_checkpoint, on the CPU. Raises UserError for anything else."""
+    """The contents of a checkpoint written by save_checkpoint, on the CPU. Raises UserError for
+    anything else.
+    """
     path = existing(Path(path))
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            bomb = sum(entry.file_size for entry in entries) > path.stat().st_size  # torch packs nothing
-            hollow = any(entry.external_attr & 0x10 for entry in entries)  # a folder: torch leaves its tensor unset
+            bomb = (
+                sum(entry.file_size for entry in entries) > path.stat().st_size
+            )  # torch packs nothing
+            hollow = any(
+                entry.external_attr & 0x10 for entry in entries
+            )  # a folder: torch leaves its tensor unset
             if bomb or hollow or archive.testzip():
                 raise zipfile.BadZipFile
         with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than weights and plain values; not loaded, it could run code") from None
+        raise UserError(
+            f"{path}: holds more than weights and plain values; not loaded, it could run code"
+        ) from None
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # zipfile and torch raise a dozen kinds
-        raise UserError(f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)") from None
+        raise UserError(
+            f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)"
+        ) from None
     contents = contents if isinstance(contents, dict) else {}
     if type(contents.get("format")) is int and contents["format"] > FORMAT:
-        raise UserError(f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; upgrade fer")
-    match {"validation": {"logits": torch.empty(0, 7), "labels": torch.empty(0)}} | contents:  # only best.pt has any
+        raise UserError(
+            f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; "
+            "upgrade fer"
+        )
+    match {
+        "validation": {"logits": torch.empty(0, 7), "labels": torch.empty(0)}
+    } | contents:  # only best.pt has any
         case {
             "format": int(),
             "config": str(),
             "classes": list(classes),
             "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
             "model": dict(),
-            "validation": {"logits": torch.Tensor(shape=(n, c)), "labels": torch.Tensor(shape=(m,)) as labels},
+            "validation": {
+                "logits": torch.Tensor(shape=(n, c)),
+                "labels": torch.Tensor(shape=(m,)) as labels,
+            },
         } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
             if not all(is_stored(tensor) for tensor in tensors_of(contents)):
                 raise UserError(
-                    f"{path}: damaged, a tensor is larger than what the file holds of it, or of another kind than ours"
+                    f"{path}: damaged, a tensor is larger than what the file holds of it, or of "
+                    "another kind than ours"
                 )
             if any(not bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
                 raise UserError(
-                    f"{path}: its weights hold NaN or infinity, so it can label nothing; take another checkpoint, or "
+                    f"{path}: its weights hold NaN or infinity, so it can label nothing; take "
+                    "another checkpoint, or "
                     "train again with a lower optim.lr"
                 )
             if classes not in (list(class_names(7)), list(class_names(8))):
-                raise UserError(f"{path}: trained for other classes than {', '.join(class_names(8))}; of no use here")
+                raise UserError(
+                    f"{path}: trained for other classes than {', '.join(class_names(8))}; of no "
+                    "use here"
+                )
             if n == 0 or (c == len(classes) and {*labels.tolist()} <= {*range(c)}):
                 return contents
     raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
@@ -198,15 +253,19 @@ def tensors_of(contents: object) -> Iterator[torch.Tensor]:
 
 
 def is_stored(tensor: torch.Tensor) -> bool:
-    """Is it a plain tensor whose every element the file holds? Strides of 0 repeat one 10^10 times, which fills the
-    memory when it is used; sparse and quantized tensors, and those without data, no checkpoint of ours has."""
+    """Is it a plain tensor whose every element the file holds? Strides of 0 repeat one 10^10 times,
+    which fills the memory when it is used; sparse and quantized tensors, and those without data, no
+    checkpoint of ours has.
+    """
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def least_parameters(node: dict) -> int:
-    """At least so many parameters has the network of a config, as far as its lists of layers tell; nothing is built."""
+    """At least so many parameters has the network of a config, as far as its lists of layers tell;
+    nothing is built.
+    """
     widths = []
     for layer in [*node.get("features", []), *node.get("head", [])]:
         if isinstance(layer, dict):
@@ -217,7 +276,10 @@ def least_parameters(node: dict) -> int:
 
 
 def load_weights(
-    model: nn.Module, weights: dict, path: str | Path, to: str = "the model of its config; the file was changed"
+    model: nn.Module,
+    weights: dict,
+    path: str | Path,
+    to: str = "the model of its config; the file was changed",
 ) -> None:
     try:
         model.load_state_dict(weights)
@@ -235,24 +297,37 @@ def blame(path: str | Path) -> Iterator[None]:
 
 
 def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
-    """The config of the run that `resume` names, the `typed` keys of `values` laid over it, and the contents of its
-    last.pt; what would make it another training is refused."""
+    """The config of the run that `resume` names, the `typed` keys of `values` laid over it, and the
+    contents of its last.pt; what would make it another training is refused.
+    """
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
-        raise UserError(f"resume={named}: a training goes on from its last.pt; take resume={named.parent}")
+        raise UserError(
+            f"resume={named}: a training goes on from its last.pt; take resume={named.parent}"
+        )
     folder = named.parent if named.is_file() else named
     contents = load_checkpoint(folder / "last.pt")
     if "training" not in contents:
-        raise UserError(f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train")
+        raise UserError(
+            f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train"
+        )
     if "run" in typed:
-        raise UserError("run: not together with resume, which goes on in its own folder; leave run= out")
+        raise UserError(
+            "run: not together with resume, which goes on in its own folder; leave run= out"
+        )
     saved = config.parse(contents["config"], str(folder / "last.pt"))
 
     def merged(keys: Iterable[str]) -> dict:
         keys = [key for key in keys if key not in ("resume", "run", "experiment")]
         return config.check("train", config.overlay(saved, config.pick(values, keys))).model_dump()
 
-    new = merged(values if "experiment" in typed else typed)  # an experiment says something of every key
-    if changed := [line for key, line in config.difference(merged(()), new).items() if key not in MAY_CHANGE]:
-        raise UserError(f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that")
+    new = merged(
+        values if "experiment" in typed else typed
+    )  # an experiment says something of every key
+    if changed := [
+        line for key, line in config.difference(merged(()), new).items() if key not in MAY_CHANGE
+    ]:
+        raise UserError(
+            f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that"
+        )
     return merged(typed) | {"run": None, "resume": str(folder)}, contents

@@ -1,5 +1,5 @@
-"""The command line: finds the command and words every refusal. Nothing heavy is imported before a command is known to
-run; then launch.py does the rest.
+"""The command line: finds the command and words every refusal. Nothing heavy is imported before a
+command is known to run; then launch.py does the rest.
 """
 
 import contextlib
@@ -52,7 +52,9 @@ Options:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal with all saved."""
+    """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal
+    with all saved.
+    """
     args = sys.argv[1:] if argv is None else argv
     sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
     output, errors = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
@@ -60,7 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         code = guarded(args)
         output.flush()
         if output.lost and code == 0:
-            print(f"fer: standard output cannot be written ({output.lost}); name a file or a pipe", file=sys.stderr)
+            print(
+                f"fer: standard output cannot be written ({output.lost}); name a file or a pipe",
+                file=sys.stderr,
+            )
             code = 2
         errors.flush()
     return code
@@ -76,7 +81,9 @@ def guarded(args: list[str]) -> int:
     except UserError as error:
         if os.environ.get("FER_DEBUG"):
             sys.excepthook(type(error), error, error.__traceback__)
-        words = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error))  # no terminal codes
+        words = "".join(
+            c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error)
+        )  # no terminal codes
         first = not in_processes() or os.environ["RANK"] == "0"
         if first or "another process" in words:  # of several processes one speaks
             print(f"fer: {words}", file=sys.stderr)
@@ -85,9 +92,16 @@ def guarded(args: list[str]) -> int:
 
 def run(command: str = "--help", *args: str) -> int:
     if any("\ud800" <= c <= "\udfff" for c in "".join([command, *args])):
-        raise UserError("an argument holds bytes that are no text; rename the file or folder that it names")
+        raise UserError(
+            "an argument holds bytes that are no text; rename the file or folder that it names"
+        )
     if command in ("-h", "--help", "help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())), end="")
+        print(
+            USAGE.format(
+                commands="\n".join(f"  {name:<9} {line}" for name, line in COMMANDS.items())
+            ),
+            end="",
+        )
     elif command == "--version":
         print(f"fer {__version__}")
     elif command in ("-sc", "--shell-completion"):
@@ -109,18 +123,25 @@ def run(command: str = "--help", *args: str) -> int:
 
 
 def warn_of_namesake() -> None:
-    """PyPI's package `fer` installs into the same folder as this one, so each may overwrite files of the other."""
+    """PyPI's package `fer` installs into the same folder as this one, so each may overwrite files
+    of the other.
+    """
     from importlib import metadata
 
     try:
         version = metadata.version("fer")
     except metadata.PackageNotFoundError:
         return
-    print(f"fer: PyPI's package fer {version} is installed too, in the same folder; {NAMESAKE}", file=sys.stderr)
+    print(
+        f"fer: PyPI's package fer {version} is installed too, in the same folder; {NAMESAKE}",
+        file=sys.stderr,
+    )
 
 
 def help_text(command: str) -> str:
-    """The command's root config, which documents itself: its heading, its groups, its keys with their comments."""
+    """The command's root config, which documents itself: its heading, its groups, its keys with
+    their comments.
+    """
     import re
     from textwrap import fill, indent
 

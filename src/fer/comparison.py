@@ -1,7 +1,8 @@
-"""fer report of several runs: one row and one curve a recipe, over its seeds, and what sets the recipes apart.
+"""fer report of several runs: one row and one curve a recipe, over its seeds, and what sets the
+recipes apart.
 
-A run is called by what was typed: `optim=adam`, or `vgg13` for `model=vgg13`. Knows run folders and pages; no network
-runs here.
+A run is called by what was typed: `optim=adam`, or `vgg13` for `model=vgg13`. Knows run folders and
+pages; no network runs here.
 """
 
 import textwrap
@@ -25,7 +26,17 @@ from fer.summary import aligned, build, totals
 
 NAME = 60  # characters at most of a recipe's name and of a value in a table
 # Keys that tell of no recipe: where a run lies, which of its seeds it is, and on what it ran.
-OF_A_RUN = {"run", "resume", "name", "seed", "device", "deterministic", "profile", "tensorboard", "data.path"}
+OF_A_RUN = {
+    "run",
+    "resume",
+    "name",
+    "seed",
+    "device",
+    "deterministic",
+    "profile",
+    "tensorboard",
+    "data.path",
+}
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,9 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
     runs = [Run.open(folder) for folder in folders]
     apart: tuple[str, ...] = ()
     if len({run.judges for run in runs}) > 1:
-        apart = ("Not all have the same validation faces and labels: their accuracies do not compare.",)
+        apart = (
+            "Not all have the same validation faces and labels: their accuracies do not compare.",
+        )
     recipes = group(runs)
     differing = differences(recipes)
     table = summed_up(recipes)
@@ -101,14 +114,22 @@ def compare(folders: list[Path], out: Path, kind: str) -> None:
     histories = {recipe.name: [run.history for run in recipe.runs] for recipe in recipes}
     rows = [list(table), *([*map(shown, table, row)] for row in table.itertuples(index=False))]
     spread = any(len(recipe.runs) > 1 for recipe in recipes)
-    band = ("Lines are means over the seeds, bands reach from the lowest to the highest.",) if spread else ()
+    band = (
+        ("Lines are means over the seeds, bands reach from the lowest to the highest.",)
+        if spread
+        else ()
+    )
     parts = [
         Part("Runs", table=rows),
         Part("Loss and accuracy", band, "curves", partial(plots.compare, histories)),
         *confusions_and_recalls(recipes),
         Part("Where their settings differ", table=differing),
     ]
-    title = f"{len(recipes)} recipes, {len(runs)} runs" if len(recipes) < len(runs) else f"{len(runs)} runs"
+    title = (
+        f"{len(recipes)} recipes, {len(runs)} runs"
+        if len(recipes) < len(runs)
+        else f"{len(runs)} runs"
+    )
     write_page(out, title, apart, parts, kind)
     for line in aligned([row[:TOLD] for row in rows]):
         print(line)
@@ -126,7 +147,9 @@ TOLD = 5  # columns of the table that a terminal has room for
 
 
 def group(runs: list[Run]) -> list[Recipe]:
-    """The runs by recipe, in the order of the first of each. Of two runs with one seed each stands alone."""
+    """The runs by recipe, in the order of the first of each. Of two runs with one seed each stands
+    alone.
+    """
     settings = [run.settings for run in runs]
     together = [[runs[i] for i in positions] for positions in config.over_seeds(settings)]
     grouped = {id(run) for own in together for run in own}
@@ -136,7 +159,9 @@ def group(runs: list[Run]) -> list[Recipe]:
 
 
 def summed_up(recipes: list[Recipe]) -> pd.DataFrame:
-    """A row a recipe: means over its seeds, and the deviation of the accuracy where there are several."""
+    """A row a recipe: means over its seeds, and the deviation of the accuracy where there are
+    several.
+    """
     rows = []
     for recipe in recipes:
         size = totals(build(recipe.runs[0].settings.model))
@@ -187,8 +212,9 @@ def each_run(recipes: list[Recipe]) -> pd.DataFrame:
 
 
 def confusions_and_recalls(recipes: list[Recipe]) -> list[Part]:
-    """What each recipe takes for what, and what it finds of each class, side by side; none where predictions are not
-    kept or classes differ."""
+    """What each recipe takes for what, and what it finds of each class, side by side; none where
+    predictions are not kept or classes differ.
+    """
     matrices = {recipe.name: recipe.confusion for recipe in recipes}
     known = {name: matrix for name, matrix in matrices.items() if matrix is not None}
     if len(known) < len(recipes) or len({matrix.shape for matrix in known.values()}) > 1:
@@ -196,13 +222,19 @@ def confusions_and_recalls(recipes: list[Recipe]) -> list[Part]:
     classes = class_names(len(next(iter(known.values()))))
     recalls = {name: metrics.per_class(matrix)[1] for name, matrix in known.items()}
     data = pd.DataFrame(recalls, index=pd.Index(classes, name="class")).T.rename_axis("run")
-    rows = [["run", *classes], *([name, *(f"{share:.0%}" for share in own)] for name, own in recalls.items())]
+    rows = [
+        ["run", *classes],
+        *([name, *(f"{share:.0%}" for share in own)] for name, own in recalls.items()),
+    ]
     counts = {name: matrix.numpy() for name, matrix in known.items()}
     return [
         Part("Confusion", (), "confusions", partial(plots.confusions, counts, classes)),
         Part(
             "Recall of each class",
-            ("The share of a class's validation faces that was labelled right, at the best epoch.",),
+            (
+                "The share of a class's validation faces that was labelled right, at the best "
+                "epoch.",
+            ),
             "recalls",
             partial(plots.recall_dots, recalls, classes),
             data.round(4).reset_index(),
@@ -214,8 +246,8 @@ def confusions_and_recalls(recipes: list[Recipe]) -> list[Part]:
 def differences(recipes: list[Recipe]) -> list[list[str]]:
     """A table of the settings in which recipes differ, its header first; long values are shortened.
 
-    Where the choice of a group differs, it is one column, by its name: keys that only one of the choices has say
-    nothing more.
+    Where the choice of a group differs, it is one column, by its name: keys that only one of the
+    choices has say nothing more.
     """
     flat = [flattened(recipe.runs[0]) for recipe in recipes]
     keys = list(dict.fromkeys(key for own in flat for key in own))
@@ -226,13 +258,17 @@ def differences(recipes: list[Recipe]) -> list[list[str]]:
         everywhere = all(key in own for own in flat)
         if differs and (everywhere or key.partition(".")[0] not in groups):
             listed.append(key)
-    rows = [[recipe.name, *(own.get(key, "–") for key in listed)] for recipe, own in zip(recipes, flat, strict=True)]
+    rows = [
+        [recipe.name, *(own.get(key, "–") for key in listed)]
+        for recipe, own in zip(recipes, flat, strict=True)
+    ]
     return [["run", *listed], *rows]
 
 
 def flattened(run: Run) -> dict[str, str]:
-    """Dotted key → value, as text, of all that makes the recipe; of each group also its choice, as it was typed, or
-    else what it makes."""
+    """Dotted key → value, as text, of all that makes the recipe; of each group also its choice, as
+    it was typed, or else what it makes.
+    """
     typed = dict(word.split("=", 1) for word in run.typed or [])
     found: dict[str, str] = {}
 
@@ -251,10 +287,13 @@ def flattened(run: Run) -> dict[str, str]:
 
 
 def names(recipes: list[list[Run]]) -> list[str]:
-    """What to call each recipe: the words that were typed for it and not for all, or else its run's name; more where
-    these do not tell them apart."""
+    """What to call each recipe: the words that were typed for it and not for all, or else its run's
+    name; more where these do not tell them apart.
+    """
     typed = [words(own[0]) for own in recipes]
-    common = set.intersection(*({*own} for own in typed if own is not None)) if any(typed) else set()
+    common = (
+        set.intersection(*({*own} for own in typed if own is not None)) if any(typed) else set()
+    )
     found = []
     for own, said in zip(recipes, typed, strict=True):
         name = own[0].settings.name
@@ -281,7 +320,9 @@ def names_the_run(word: str, settings: config.TrainConfig) -> bool:
 
 
 def told_apart(found: list[str], recipes: list[list[Run]]) -> list[str]:
-    """The names, those that stand several times with the settings in which their recipes differ, or else the folder."""
+    """The names, those that stand several times with the settings in which their recipes differ, or
+    else the folder.
+    """
     flat = [flattened(own[0]) for own in recipes]
     for more in ("settings", "folder"):
         times = Counter(found)
@@ -293,10 +334,18 @@ def told_apart(found: list[str], recipes: list[list[Run]]) -> list[str]:
                 longer[i] = f"{name} ({recipes[i][0].folder})"
                 continue
             others = [flat[j] for j in range(len(found)) if j != i and found[j] == name]
-            apart = {key: value for key, value in flat[i].items() if any(own.get(key) != value for own in others)}
+            apart = {
+                key: value
+                for key, value in flat[i].items()
+                if any(own.get(key) != value for own in others)
+            }
             if any(key.startswith(("model.", "curves.")) for key in apart) and len(apart) > 3:
-                apart = {key: value for key, value in apart.items() if not key.startswith("model.")} or apart
-            longer[i] = shortened(" ".join([name, *(f"{key}={value}" for key, value in apart.items())]))
+                apart = {
+                    key: value for key, value in apart.items() if not key.startswith("model.")
+                } or apart
+            longer[i] = shortened(
+                " ".join([name, *(f"{key}={value}" for key, value in apart.items())])
+            )
         found = longer
     return found
 

@@ -1,4 +1,5 @@
-"""Tab completion: what may follow in a command line, and the few lines with which bash, zsh and fish ask for it.
+"""Tab completion: what may follow in a command line, and the few lines with which bash, zsh and
+fish ask for it.
 
 Imports neither Hydra nor torch, which take seconds; a person who presses a key waits for 0.1 s.
 """
@@ -43,10 +44,14 @@ REMOVALS = {
 
 
 def run(commands: list[str], asked: str) -> None:
-    """Print what `fer -sc ASKED` asks for: a shell's script, or what may follow in the line $COMP_LINE."""
+    """Print what `fer -sc ASKED` asks for: a shell's script, or what may follow in the line
+    $COMP_LINE.
+    """
     action, _, shell = asked.partition("=")
     if action not in ("install", "uninstall", "query") or shell not in SCRIPTS:
-        raise UserError("-sc: should be install=bash, uninstall=bash or query=bash, or of zsh or fish")
+        raise UserError(
+            "-sc: should be install=bash, uninstall=bash or query=bash, or of zsh or fish"
+        )
     if action == "query":
         line = os.environ.get("COMP_LINE", "")
         for word in candidates(commands, line):
@@ -56,7 +61,9 @@ def run(commands: list[str], asked: str) -> None:
 
 
 def candidates(commands: list[str], line: str) -> list[str]:
-    """The words that the last word of `line` may become, as the shell takes them. A space ends one that is complete."""
+    """The words that the last word of `line` may become, as the shell takes them. A space ends one
+    that is complete.
+    """
     words, open_quote = split(line)
     word = words.pop()
     if len(words) < 2:
@@ -68,7 +75,9 @@ def candidates(commands: list[str], line: str) -> list[str]:
 
 
 def behind_equals(candidate: str, line: str) -> str:
-    """The part of a candidate that bash puts in the place of $FER_WORD, its last word: most bashes cut words at `=`."""
+    """The part of a candidate that bash puts in the place of $FER_WORD, its last word: most bashes
+    cut words at `=`.
+    """
     if "=" in os.environ.get("FER_WORD", "").rstrip("="):
         return candidate
     typed = split(line)[0][-1].count("=")
@@ -76,7 +85,9 @@ def behind_equals(candidate: str, line: str) -> str:
 
 
 def split(line: str) -> tuple[list[str], bool]:
-    """The words of a line that may end within one, the last of them empty after a space; is a quote open?"""
+    """The words of a line that may end within one, the last of them empty after a space; is a quote
+    open?
+    """
     for ending in ("", "'", '"'):
         try:
             words = shlex.split(f"{line}{ending}")
@@ -88,7 +99,9 @@ def split(line: str) -> tuple[list[str], bool]:
 
 
 def following(command: str, given: list[str], word: str, open_quote: bool) -> list[str]:
-    """Completions of `word` after the words `given`. Names of files are escaped, unless they stand in quotes."""
+    """Completions of `word` after the words `given`. Names of files are escaped, unless they stand
+    in quotes.
+    """
     user_dir = given[given.index("--config-dir") + 1] if "--config-dir" in given[:-1] else None
     if given and given[-1] == "--config-dir":
         return [path for path in paths(word, open_quote) if path.endswith("/")]
@@ -98,7 +111,9 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
     groups = choices(command, user_dir)
     key, equals, value = word.partition("=")
     if not equals:
-        chosen = {group: choice for group, choice in typed.items() if choice in groups.get(group, ())}
+        chosen = {
+            group: choice for group, choice in typed.items() if choice in groups.get(group, ())
+        }
         known = [name for name in vocabulary.keys(command, user_dir, chosen) if name not in typed]
         return [f"{name}=" for name in known if name.startswith(word)]
     before, value = re.fullmatch(r"(.*[\[,]|)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -106,7 +121,10 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
     if key in groups:
         return [f"{key}={before}{name}{end}" for name in groups[key] if name.startswith(value)]
     if key in PATHS:
-        return [f"{key}={before}{path}{'' if path.endswith('/') else end}" for path in paths(value, open_quote)]
+        return [
+            f"{key}={before}{path}{'' if path.endswith('/') else end}"
+            for path in paths(value, open_quote)
+        ]
     if isinstance(default(command, key), bool):
         return [f"{key}={answer} " for answer in ("true", "false") if answer.startswith(value)]
     return []
@@ -121,14 +139,19 @@ def default(command: str, key: str) -> object:
 
 
 def paths(start: str, open_quote: bool) -> list[str]:
-    """The files and folders whose path begins so, as the shell takes them; folders end in /. Hidden ones only where the
-    dot is typed."""
+    """The files and folders whose path begins so, as the shell takes them; folders end in /. Hidden
+    ones only where the dot is typed.
+    """
     folder, slash, name = start.rpartition("/")
     place = Path(f"{folder}{slash}" or ".").expanduser()
     try:
         entries = sorted(place.iterdir())
     except OSError:
         return []
-    shown = [entry for entry in entries if entry.name.startswith(name) and (name or not entry.name.startswith("."))]
+    shown = [
+        entry
+        for entry in entries
+        if entry.name.startswith(name) and (name or not entry.name.startswith("."))
+    ]
     found = [f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
     return found if open_quote else [SPECIAL.sub(r"\\\1", path) for path in found]

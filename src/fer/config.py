@@ -1,7 +1,8 @@
 """What a command may be told: schemas, checks that name the key and the remedy, and build().
 
-Types and limits stand here and in the signatures that `_target_` names; values stand in configs/. Only build() turns a
-`_target_` into an object. Knows Hydra's files, not its command line, which is launch.py's.
+Types and limits stand here and in the signatures that `_target_` names; values stand in configs/.
+Only build() turns a `_target_` into an object. Knows Hydra's files, not its command line, which is
+launch.py's.
 """
 
 import contextlib
@@ -40,11 +41,13 @@ LARGEST_FLOAT = 3.4028234663852886e38  # of float32
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
 Crop = Literal["face", "whole"]  # of a photo
-FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, a photo is searched at 2,400 pixels and more
+FaceShare = Annotated[
+    float, Field(ge=0.01, le=1)
+]  # below, a photo is searched at 2,400 pixels and more
 Typed = dict | None  # of `data` only what was typed; the rest comes from the checkpoint
 
-# Where the `_target_` of each group may point: this project's own code and torch's optimizers. What a run folder from
-# elsewhere names is code that someone else chose.
+# Where the `_target_` of each group may point: this project's own code and torch's optimizers. What
+# a run folder from elsewhere names is code that someone else chose.
 TARGETS = {
     "data": ("fer.data.",),
     "model": ("fer.models.",),
@@ -52,7 +55,13 @@ TARGETS = {
     "optim": ("torch.optim.", "fer.optim."),
     "schedule": ("fer.schedule.",),
 }
-MAKES = {"data": "splits", "model": "size", "augment": "zoom_axes", "optim": "param_groups", "schedule": "waits"}
+MAKES = {
+    "data": "splits",
+    "model": "size",
+    "augment": "zoom_axes",
+    "optim": "param_groups",
+    "schedule": "waits",
+}
 WORDS = {
     "Value error, ": "",
     "Input should be ": "should be ",
@@ -72,7 +81,9 @@ class UnknownKeyError(UserError):
         self.key = key
 
 
-LONGEST_CONFIG = 100_000  # characters; PyYAML takes half a minute for a megabyte, and a config of ours has 3,000
+LONGEST_CONFIG = (
+    100_000  # characters; PyYAML takes half a minute for a megabyte, and a config of ours has 3,000
+)
 
 
 class Strict(BaseModel):
@@ -173,7 +184,9 @@ class ReportConfig(Strict):
 
 class ExplainConfig(Strict):
     ckpt: FilePath | None
-    show: Annotated[list[Literal["saliency", "ideal_faces", "kernels", "filters"]], Field(min_length=1)]
+    show: Annotated[
+        list[Literal["saliency", "ideal_faces", "kernels", "filters"]], Field(min_length=1)
+    ]
     image: FilePath | list[int | str] | None
     crop: Crop
     smallest: FaceShare
@@ -214,14 +227,23 @@ class SummaryConfig(TrainConfig):
 
 
 COMMANDS: tuple[type[Strict], ...] = (
-    *(TrainConfig, CurvesConfig, SelftrainConfig, MislabelsConfig, PredictConfig, EvaluateConfig, ReportConfig),
+    *(
+        TrainConfig,
+        CurvesConfig,
+        SelftrainConfig,
+        MislabelsConfig,
+        PredictConfig,
+        EvaluateConfig,
+        ReportConfig,
+    ),
     *(ExplainConfig, InspectConfig, ExportConfig, DownloadConfig, SummaryConfig),
 )
 SCHEMAS = {schema.__name__.removesuffix("Config").lower(): schema for schema in COMMANDS}
 
 
 def check(command: str, values: dict) -> Any:
-    """The composed values as the command's schema, every `_target_` node completed by its signature's defaults.
+    """The composed values as the command's schema, every `_target_` node completed by its
+    signature's defaults.
 
     Raises UserError naming the key and the remedy.
     """
@@ -234,7 +256,11 @@ def check(command: str, values: dict) -> Any:
             raise UserError(f"{group}: no choice made; choose one: {group}=NAME")
     if isinstance(config, TrainConfig):
         check_training(config)
-    if isinstance(config, TrainConfig | SummaryConfig) and config.name == "torchvision" and "name" in config.model:
+    if (
+        isinstance(config, TrainConfig | SummaryConfig)
+        and config.name == "torchvision"
+        and "name" in config.model
+    ):
         config.name = config.model["name"]  # as its network is called
     return config
 
@@ -242,21 +268,34 @@ def check(command: str, values: dict) -> Any:
 def check_training(config: TrainConfig) -> None:
     """What a schema cannot say of one key alone."""
     curves = {name: node for name, node in config.curves.items() if node}
-    config.curves = {name: check_node("schedule", node, f"curves.{name}") for name, node in curves.items()}
+    config.curves = {
+        name: check_node("schedule", node, f"curves.{name}") for name, node in curves.items()
+    }
     epochs = config.train.epochs
-    nodes = {"schedule": config.schedule} | {f"curves.{name}": node for name, node in config.curves.items()}
+    nodes = {"schedule": config.schedule} | {
+        f"curves.{name}": node for name, node in config.curves.items()
+    }
     for key, node in nodes.items():
         warmup = (node or {}).get("warmup", 0)
         if warmup > epochs:
-            raise UserError(f"{key}.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or less")
+            raise UserError(
+                f"{key}.warmup={warmup}: longer than the training; set it to train.epochs={epochs} "
+                "or less"
+            )
     if not 0 < len(config.name) <= 100 or not config.name.isprintable():
-        raise UserError(f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed")
+        raise UserError(
+            f"name={config.name[:100]!r}: should be 1 to 100 characters that can be printed"
+        )
     if re.search(r"[/\\]", config.name) and not (config.run or config.resume):
-        raise UserError(f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run=")
+        raise UserError(
+            f"name={config.name}: would name a folder elsewhere; leave the slashes out, or set run="
+        )
     if "classes" in config.model:
         classes = config.data.get("classes", len(CLASSES))
         if config.model["classes"] not in (len(CLASSES), classes):
-            raise UserError(f"model.classes={config.model['classes']}: the data has {classes}; leave it out")
+            raise UserError(
+                f"model.classes={config.model['classes']}: the data has {classes}; leave it out"
+            )
         config.model["classes"] = classes
     for key in path_parameters("data", config.data):
         if place := config.data.get(key):
@@ -283,8 +322,10 @@ def path_key(annotation: Any) -> PathKey | None:
 
 
 def path_keys(command: str, group: str = "", user_dir: str | None = None) -> dict[str, PathKey]:
-    """The command's own keys that are paths, by their types in its schema, and those of `group`, by the signatures that
-    its configs name. A signature is only read, of targets that are this project's own."""
+    """The command's own keys that are paths, by their types in its schema, and those of `group`, by
+    the signatures that its configs name. A signature is only read, of targets that are this
+    project's own.
+    """
     found = {}
     for key, annotation in get_type_hints(SCHEMAS[command], include_extras=True).items():
         if own := path_key(annotation):
@@ -313,27 +354,38 @@ def path_parameters(group: str, node: dict) -> dict[str, PathKey]:
 
 
 def check_node(group: str, node: dict, key: str = "") -> dict:
-    """A `_target_` node with its keys checked against the target's signature and the defaults filled in. `key`: where
-    it stands, if not at `group`."""
+    """A `_target_` node with its keys checked against the target's signature and the defaults
+    filled in. `key`: where it stands, if not at `group`.
+    """
     key = key or group
     if "_target_" not in node:
         raise UserError(f"{key}: names no _target_; choose one")
     fn, given = target(group, node, key)
     parameters = dict(inspect.signature(fn, eval_str=True).parameters)
-    if group == "optim" and not parameters.pop("params", None):  # which the program gives, not the config
+    if group == "optim" and not parameters.pop(
+        "params", None
+    ):  # which the program gives, not the config
         raise UserError(f"{key}._target_={node['_target_']}: refused; it takes no params")
     empty = inspect.Parameter.empty
     fields: dict[str, Any] = {
-        name: (Any if p.annotation is empty else p.annotation, ... if p.default is empty else p.default)
+        name: (
+            Any if p.annotation is empty else p.annotation,
+            ... if p.default is empty else p.default,
+        )
         for name, p in parameters.items()
     }
-    checked = validate(create_model(fn.__name__, __base__=Strict, **fields), given, prefix=f"{key}.").model_dump()
-    return {"_target_": node["_target_"]} | json.loads(json.dumps(checked))  # tuples become lists, as YAML has them
+    checked = validate(
+        create_model(fn.__name__, __base__=Strict, **fields), given, prefix=f"{key}."
+    ).model_dump()
+    return {"_target_": node["_target_"]} | json.loads(
+        json.dumps(checked)
+    )  # tuples become lists, as YAML has them
 
 
 def target(group: str, node: dict, key: str) -> tuple[Any, dict]:
-    """The class or function that a node's `_target_` names, refused unless it is one of the group's own, and what the
-    node gives it."""
+    """The class or function that a node's `_target_` names, refused unless it is one of the group's
+    own, and what the node gives it.
+    """
     path, own = node["_target_"], TARGETS[group]
     if not isinstance(path, str) or not path.startswith(own):
         raise UserError(f"{key}._target_={path}: refused; this project's own start with {own[0]}")
@@ -343,20 +395,26 @@ def target(group: str, node: dict, key: str) -> tuple[Any, dict]:
     except (ImportError, AttributeError):
         raise UserError(f"{key}._target_={path}: there is no such class or function") from None
     if not callable(fn) or name.startswith("_") or not f"{fn.__module__}.".startswith(own):
-        raise UserError(f"{key}._target_={path}: refused; it is not one of this project's {group} targets")
+        raise UserError(
+            f"{key}._target_={path}: refused; it is not one of this project's {group} targets"
+        )
     return fn, {name: value for name, value in node.items() if name != "_target_"}
 
 
 def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
-    """The object that a checked node describes. Values that the target itself refuses raise UserError, named after
-    `key`, where the node stands, or else the group."""
+    """The object that a checked node describes. Values that the target itself refuses raise
+    UserError, named after `key`, where the node stands, or else the group.
+    """
     key = key or group
     fn, given = target(group, node, key)
     try:
         made = fn(**given, **provided)
     except NotImplementedError:  # a RuntimeError, of torch's meta device
         raise
-    except (ValueError, RuntimeError) as error:  # torch refuses sizes and memory with a RuntimeError
+    except (
+        ValueError,
+        RuntimeError,
+    ) as error:  # torch refuses sizes and memory with a RuntimeError
         raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
     if not hasattr(made, MAKES[group]):
         raise UserError(f"{key}._target_={node['_target_']}: refused; it makes no {group}")
@@ -376,8 +434,12 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
     refuse_layer(schema, where, value, prefix)
     if first["type"] == "missing":
         raise UserError(f"{prefix}{where or first['loc'][-1]}: a value is missing")
-    wrong = [error["msg"] for place, _, error in found if place == where and error["type"] != "missing"]
-    wrong = [words for words in wrong if "an instance of" not in words] or wrong  # no typed value is a Tensor
+    wrong = [
+        error["msg"] for place, _, error in found if place == where and error["type"] != "missing"
+    ]
+    wrong = [
+        words for words in wrong if "an instance of" not in words
+    ] or wrong  # no typed value is a Tensor
     said = " or ".join(dict.fromkeys(wrong))
     for pydantics, ours in WORDS.items():
         said = said.replace(pydantics, ours)
@@ -385,23 +447,31 @@ def validate(schema: type[BaseModel], values: dict, prefix: str = "") -> Any:
 
 
 def computable(values: Any, where: str) -> None:
-    """Refuse numbers that the machine does not have: floats that are not finite in float32, integers of more than 64
-    bits. `where`: the key, of a mapping or list with a dot behind it."""
+    """Refuse numbers that the machine does not have: floats that are not finite in float32,
+    integers of more than 64 bits. `where`: the key, of a mapping or list with a dot behind it.
+    """
     if isinstance(values, dict | list | tuple):
         for key, value in values.items() if isinstance(values, dict) else enumerate(values):
             inside = "." if isinstance(value, dict | list | tuple) else ""
             computable(value, f"{where}{key}{inside}")
     elif isinstance(values, float) and not abs(values) <= LARGEST_FLOAT:  # NaN too
-        raise UserError(f"{where}={values:g}: should be a finite float32, up to {LARGEST_FLOAT:.2g}")
+        raise UserError(
+            f"{where}={values:g}: should be a finite float32, up to {LARGEST_FLOAT:.2g}"
+        )
     elif isinstance(values, int) and abs(values) >= 2**63:
-        raise UserError(f"{where}={values:.3g}: more than 64 bits hold; should be below {2**63:.2g}")
+        raise UserError(
+            f"{where}={values:.3g}: more than 64 bits hold; should be below {2**63:.2g}"
+        )
 
 
 def refuse_layer(schema: type[BaseModel], where: str, value: Any, prefix: str) -> None:
-    """Refuse a `value` in a list of layers, `where` is features.3 say, with the layers that may stand there. Returns
-    where no layers stand, and for a number."""
+    """Refuse a `value` in a list of layers, `where` is features.3 say, with the layers that may
+    stand there. Returns where no layers stand, and for a number.
+    """
     name = where.partition(".")[0]
-    words, mappings = layers(schema.model_fields[name].annotation) if name in schema.model_fields else ([], {})
+    words, mappings = (
+        layers(schema.model_fields[name].annotation) if name in schema.model_fields else ([], {})
+    )
     if not mappings or not isinstance(value, str | dict):
         return
     lead = next((key for key in mappings if key in value), None)
@@ -417,7 +487,9 @@ def refuse_layer(schema: type[BaseModel], where: str, value: Any, prefix: str) -
 
 
 def layers(annotation: Any) -> tuple[list[str], dict[str, Any]]:
-    """The words of a list of layers, and the types of its mappings by their first key; none, of another list."""
+    """The words of a list of layers, and the types of its mappings by their first key; none, of
+    another list.
+    """
     words: dict[str, None] = {}
     mappings: dict[str, Any] = {}
     waiting = list(get_args(annotation)) if get_origin(annotation) is list else []
@@ -433,23 +505,33 @@ def layers(annotation: Any) -> tuple[list[str], dict[str, Any]]:
 
 
 def known(schema: type[BaseModel], values: dict, prefix: str) -> None:
-    """Refuse a key that the schema does not have, with the nearest that stands beside it or in a schema within."""
+    """Refuse a key that the schema does not have, with the nearest that stands beside it or in a
+    schema within.
+    """
     fields = schema.model_fields
-    within: dict[str, Any] = {name: f.annotation for name, f in fields.items() if hasattr(f.annotation, "model_fields")}
+    within: dict[str, Any] = {
+        name: f.annotation for name, f in fields.items() if hasattr(f.annotation, "model_fields")
+    }
     for key in values:
         if key not in fields:
-            inside = [f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields]
+            inside = [
+                f"{name}.{key}" for name, inner in within.items() if key in inner.model_fields
+            ]
             near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.7) or inside
             if near:
                 raise UserError(f"{prefix}{key}: no such key; did you mean {prefix}{near[0]}?")
-            raise UnknownKeyError(f"{prefix}{key}", f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}")
+            raise UnknownKeyError(
+                f"{prefix}{key}", f"{prefix.rstrip('.') or 'this command'} has {', '.join(fields)}"
+            )
     for name, inner in within.items():
         if isinstance(values.get(name), dict):
             known(inner, values[name], f"{prefix}{name}.")
 
 
 def locate(values: Any, loc: tuple) -> tuple[str, Any]:
-    """The part of a pydantic location that is a path into `values` (the rest names union members), and its value."""
+    """The part of a pydantic location that is a path into `values` (the rest names union members),
+    and its value.
+    """
     path = []
     for part in loc:
         try:
@@ -461,7 +543,9 @@ def locate(values: Any, loc: tuple) -> tuple[str, Any]:
 
 
 def overlay(base: Any, top: Any) -> Any:
-    """`base` with the values of `top` laid over it, key by key; a `_target_` in `top` replaces the whole node."""
+    """`base` with the values of `top` laid over it, key by key; a `_target_` in `top` replaces the
+    whole node.
+    """
     if not isinstance(base, dict) or not isinstance(top, dict) or "_target_" in top:
         return top
     return base | {key: overlay(base.get(key), value) for key, value in top.items()}
@@ -485,7 +569,9 @@ def dump(config: BaseModel) -> str:
 
 
 def over_seeds(settings: list[TrainConfig]) -> list[list[int]]:
-    """Positions of trainings that differ in nothing but the seed, one a seed: a list for each recipe with several."""
+    """Positions of trainings that differ in nothing but the seed, one a seed: a list for each
+    recipe with several.
+    """
     groups: dict[str, dict[int, int]] = {}
     for position, own in enumerate(settings):
         recipe = dump(own.model_copy(update={"seed": 0, "run": None, "resume": None}))
@@ -494,8 +580,9 @@ def over_seeds(settings: list[TrainConfig]) -> list[list[int]]:
 
 
 def parse(text: str, where: str) -> dict:
-    """The plain values of a saved training config; nothing in it is interpolated or executed. Keys that came after it
-    have their default."""
+    """The plain values of a saved training config; nothing in it is interpolated or executed. Keys
+    that came after it have their default.
+    """
     try:
         if bloated(text):
             raise ValueError("it unfolds to more than a config")
@@ -522,14 +609,18 @@ def check_numbers(values: Any) -> None:
 
 
 def bloated(text: str) -> bool:
-    """Would the YAML take minutes to read, for its brackets, or gigabytes, for aliases of lists of aliases?"""
+    """Would the YAML take minutes to read, for its brackets, or gigabytes, for aliases of lists of
+    aliases?
+    """
     if len(text) > LONGEST_CONFIG or len(re.findall(r"[\[{]", text)) > 1000:
         return True
     return "*" in text and sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > 9
 
 
 def group_nodes(group: str) -> dict[str, dict]:
-    """The nodes of a group's configs by name: the program's own and, over them, those of --config-dir."""
+    """The nodes of a group's configs by name: the program's own and, over them, those of
+    --config-dir.
+    """
     folders = [config_dir()]
     if HydraConfig.initialized():
         sources = HydraConfig.get().runtime.config_sources
@@ -552,19 +643,27 @@ def blame_yaml(file: Path) -> Iterator[None]:
 
 
 def vet(folder: Path) -> None:
-    """Refuse configs from others that would do more than choose values: Hydra's own settings can run code, a defaults
-    list or a link can leave the folder."""
+    """Refuse configs from others that would do more than choose values: Hydra's own settings can
+    run code, a defaults list or a link can leave the folder.
+    """
     for file in sorted(folder.rglob("*")):
         text, values, doubtful = "", None, file.is_symlink() and file.is_dir()
-        with contextlib.suppress(Exception):  # what is no YAML, Hydra will refuse too, where it is chosen
+        with contextlib.suppress(
+            Exception
+        ):  # what is no YAML, Hydra will refuse too, where it is chosen
             text = file.read_text(encoding="utf-8") if file.suffix == ".yaml" else ""
             doubtful |= bloated(text)
-            values = OmegaConf.to_container(OmegaConf.load(file), resolve=False) if text and not doubtful else None
+            values = (
+                OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+                if text and not doubtful
+                else None
+            )
         values = values if isinstance(values, dict) else {}
         places = str([*re.findall(r"@package.*", text), values.get("defaults")])
         if doubtful or "hydra" in values or re.search(r"hydra|\.\.|\$", places):
             raise UserError(
-                f"{file}: refused; it sets Hydra's own keys, has .. or $ in its defaults, links to a folder or unfolds "
+                f"{file}: refused; it sets Hydra's own keys, has .. or $ in its defaults, links to "
+                "a folder or unfolds "
                 "to more than a config; type the keys, or move it away"
             )
 
@@ -574,6 +673,8 @@ def difference(old: Any, new: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(old, dict) and isinstance(new, dict):
         found: dict[str, str] = {}
         for key in old | new:
-            found |= difference(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key))
+            found |= difference(
+                old.get(key), new.get(key), f"{prefix}.{key}" if prefix else str(key)
+            )
         return found
     return {} if old == new else {prefix: f"{prefix}: {old} → {new}"}

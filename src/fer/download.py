@@ -1,4 +1,6 @@
-"""fer download: FER2013 from Kaggle, through the user's own account. Knows nothing of what the files hold."""
+"""fer download: FER2013 from Kaggle, through the user's own account. Knows nothing of what the
+files hold.
+"""
 
 import re
 import shutil
@@ -9,7 +11,8 @@ from fer.run import make_folder
 
 COMPETITION = "challenges-in-representation-learning-facial-expression-recognition-challenge"
 ACCOUNT = (
-    "make a token at kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or put its kaggle.json into ~/.kaggle"
+    "make a token at kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or put its "
+    "kaggle.json into ~/.kaggle"
 )
 
 
@@ -27,12 +30,18 @@ def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
         raise UserError(f"download: Kaggle does not know you; {ACCOUNT}") from None
     except KaggleApiHTTPError as error:
         rules = f"accept the rules at kaggle.com/c/{COMPETITION} first, and " if competition else ""
-        raise UserError(f"download: Kaggle refused ({str(error).splitlines()[0][:100]}); {rules}{ACCOUNT}") from None
+        raise UserError(
+            f"download: Kaggle refused ({str(error).splitlines()[0][:100]}); {rules}{ACCOUNT}"
+        ) from None
     except OSError as error:
-        raise UserError(f"download: Kaggle cannot be reached ({type(error).__name__}); try again later") from None
+        raise UserError(
+            f"download: Kaggle cannot be reached ({type(error).__name__}); try again later"
+        ) from None
     out = make_folder(Path(cfg.out))
     names = sorted(entry.name for entry in found.iterdir())
     if there := [name for name in names if (out / name).exists()]:
-        raise UserError(f"{out / there[0]}: exists already; move it away, or choose another folder with out=")
+        raise UserError(
+            f"{out / there[0]}: exists already; move it away, or choose another folder with out="
+        )
     shutil.copytree(found, out, dirs_exist_ok=True)
     print(f"{', '.join(names)} in {out}\nnext:\n  fer inspect data.path={out}")

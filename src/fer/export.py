@@ -1,5 +1,7 @@
-"""fer export: a checkpoint in, a file for other programs out: ONNX or torch.export, normalization included, checked
-against PyTorch before it is written. Knows the run folder and the network; nothing else of the package needs it."""
+"""fer export: a checkpoint in, a file for other programs out: ONNX or torch.export, normalization
+included, checked against PyTorch before it is written. Knows the run folder and the network;
+nothing else of the package needs it.
+"""
 
 import contextlib
 import io
@@ -25,7 +27,9 @@ from fer.run import spare_runs
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
-EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)  # of one face, a dynamic batch would be taken for a constant
+EXAMPLE = torch.zeros(
+    2, 1, SIZE, SIZE
+)  # of one face, a dynamic batch would be taken for a constant
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -35,10 +39,15 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     if cfg.out and realpath(cfg.out) == realpath(path):
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
     spare_runs(cfg.out)
-    network = checkpoint.network(torch.device("cpu")).requires_grad_(False).to(memory_format=torch.contiguous_format)
+    network = (
+        checkpoint.network(torch.device("cpu"))
+        .requires_grad_(False)
+        .to(memory_format=torch.contiguous_format)
+    )
     notes = {
         "classes": json.dumps(checkpoint.classes),
-        "input": f"faces: float32, N×1×{SIZE}×{SIZE}, gray values 0 (black) to 255 (white), cropped as FER2013's faces",
+        "input": f"faces: float32, N×1×{SIZE}×{SIZE}, gray values 0 (black) to 255 (white), "
+        "cropped as FER2013's faces",
         "output": "logits: float32, N×classes; softmax makes probabilities of them",
         "fer": __version__,
         "val_accuracy": str(checkpoint.contents.get("val_accuracy", "")),
@@ -48,7 +57,10 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
         source = "validation faces"
     except UserError:  # the data is not at hand
         generator = torch.Generator().manual_seed(0)
-        found, source = torch.randint(0, 256, (4 * BATCH, 1, SIZE, SIZE), generator=generator), "random images"
+        found, source = (
+            torch.randint(0, 256, (4 * BATCH, 1, SIZE, SIZE), generator=generator),
+            "random images",
+        )
     faces = found[: 4 * BATCH].float()
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     with quiet():
@@ -58,14 +70,23 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     off = max((ours - theirs).abs().max().item() for ours, theirs in parts)
     other = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
     if not off <= TOLERANCE:
-        raise UserError(f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other format=")
+        raise UserError(
+            f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other "
+            "format="
+        )
     out = Path(cfg.out or path.with_name(name))
     write(out, lambda file: file.write(exported))
-    print(f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} of {len(faces)} "
-          f"{source} labelled otherwise")  # fmt: skip
+    print(
+        f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} "
+        f"of {len(faces)} "
+        f"{source} labelled otherwise"
+    )
     if cfg.format == "onnx":
         ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])
-        print(f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of {len(faces[:BATCH])}, fp32, this CPU")
+        print(
+            f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of "
+            f"{len(faces[:BATCH])}, fp32, this CPU"
+        )
 
 
 def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
@@ -74,18 +95,29 @@ def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tens
         import onnx  # noqa: F401
         import onnxruntime
         import onnxscript  # noqa: F401
-    program = torch.onnx.export(network, (EXAMPLE,), dynamo=True, verbose=False, dynamic_shapes=DYNAMIC,
-                                input_names=["faces"], output_names=["logits"])  # fmt: skip
+    program = torch.onnx.export(
+        network,
+        (EXAMPLE,),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=DYNAMIC,
+        input_names=["faces"],
+        output_names=["logits"],
+    )
     assert program  # None is of the older exporter
     program.model.metadata_props.update(notes)
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # where this machine keeps its sources
     made = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
-    return made, lambda faces: torch.from_numpy(session.run(None, {"faces": np.ascontiguousarray(faces)})[0])
+    return made, lambda faces: torch.from_numpy(
+        session.run(None, {"faces": np.ascontiguousarray(faces)})[0]
+    )
 
 
-def torch_export(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
+def torch_export(
+    network: Network, notes: dict[str, str]
+) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The file's bytes, and what torch makes of them; the notes are its extra file notes.json."""
     program, file = torch.export.export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC), io.BytesIO()
     torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})

@@ -13,10 +13,12 @@ from fer import UserError
 
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
-    """Call `save` with a binary file that becomes `path` when all of it is on the disk; on failure nothing changes.
+    """Call `save` with a binary file that becomes `path` when all of it is on the disk; on failure
+    nothing changes.
 
-    A symbolic link is followed, and its target replaced. A pipe and a character device are written to as they are.
-    Raises UserError for anything else that stands there, and when the system refuses.
+    A symbolic link is followed, and its target replaced. A pipe and a character device are written
+    to as they are. Raises UserError for anything else that stands there, and when the system
+    refuses.
     """
     target = Path(os.path.realpath(path))
     with written(path):
@@ -43,7 +45,9 @@ def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
         with contextlib.suppress(OSError):  # the folder may be gone too
             beside.unlink()
         raise
-    with contextlib.suppress(OSError):  # not every system opens or flushes folders, where the new name stands
+    with contextlib.suppress(
+        OSError
+    ):  # not every system opens or flushes folders, where the new name stands
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -74,10 +78,15 @@ def written(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error, RuntimeError) else error  # torch.save hides a full disk
+        cause = (
+            error.__context__ if isinstance(error, RuntimeError) else error
+        )  # torch.save hides a full disk
         if not isinstance(cause, OSError):
             raise
-        why = f"({cause.strerror or cause}), what was there is kept; make room or choose another place"
+        why = (
+            f"({cause.strerror or cause}), what was there is kept; make room or choose another "
+            "place"
+        )
         raise UserError(f"{path}: cannot be written {why}") from None
 
 

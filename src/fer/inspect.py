@@ -1,7 +1,9 @@
-"""fer inspect: data in; counts, mean faces, samples, gray values, blank faces and copies within and across splits out.
+"""fer inspect: data in; counts, mean faces, samples, gray values, blank faces and copies within and
+across splits out.
 
-Looked at are the splits that have labels and are not shut. Of the others only the size is told: a copy of one of their
-faces among labelled ones would give its answer away. Knows of no run and no network.
+Looked at are the splits that have labels and are not shut. Of the others only the size is told: a
+copy of one of their faces among labelled ones would give its answer away. Knows of no run and no
+network.
 """
 
 from collections.abc import Sequence
@@ -19,7 +21,9 @@ from fer.data.faces import SIZE, Data, Faces
 from fer.progress import Steps
 from fer.run import make_folder, write_text
 
-BLANK = 5  # gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a dark face
+# Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
+# dark face.
+BLANK = 5
 GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 
@@ -50,15 +54,23 @@ def write_results(
     counts = count(faces, ["split", "label"])
     write_text(out / "counts.csv", counts.round(4).to_csv())
     blank = faces[faces["deviation"] < BLANK]
-    write_text(out / "blank.csv", blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]))
+    write_text(
+        out / "blank.csv",
+        blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]),
+    )
     copies = faces[faces.duplicated("group", keep=False)].sort_values("group", kind="stable")
     table = copies.assign(group=copies["group"].rank(method="dense").astype(int))
-    write_text(out / "duplicates.csv", table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]))
+    write_text(
+        out / "duplicates.csv",
+        table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]),
+    )
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
     classes = faces.groupby("label", observed=True).indices
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
-    means = 255 * (means - means.min()) / max(np.ptp(means), 1)  # of little contrast as they are; all stretched alike
+    means = (
+        255 * (means - means.min()) / max(np.ptp(means), 1)
+    )  # of little contrast as they are; all stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
     samples = [generator.permutation(rows)[: cfg.samples].tolist() for rows in classes.values()]
     groups = disputed(copies)
@@ -68,35 +80,54 @@ def write_results(
         plots.class_counts(sizes, names, out / f"counts.{suffix}"),
         plots.faces(means, captions, out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
-        plots.gray_values({n: split.images.numpy() for n, split in splits.items()}, faces, out / f"pixels.{suffix}"),
+        plots.gray_values(
+            {n: split.images.numpy() for n, split in splits.items()},
+            faces,
+            out / f"pixels.{suffix}",
+        ),
         draw_rows(images, faces, groups, out / f"duplicates.{suffix}"),
     ]
 
 
 def choose(data: Data) -> dict[str, Faces]:
-    """The splits that may be looked at, each under its first name; prints what becomes of the others."""
+    """The splits that may be looked at, each under its first name; prints what becomes of the
+    others.
+    """
     chosen: dict[str, Faces] = {}
     for name, faces in data.splits.items():
         if name in data.shut or not faces.labelled:
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
             print(f"{name}: {len(faces):,} faces, not looked at: it {why}")
-        elif not any(faces is other for other in chosen.values()):  # PublicTest validates under two names
+        elif not any(
+            faces is other for other in chosen.values()
+        ):  # PublicTest validates under two names
             chosen[name] = faces
     return chosen
 
 
-def describe(splits: dict[str, Faces], images: Tensor, classes: Sequence[str], near: float | None) -> pd.DataFrame:
-    """A row a face, of all splits: split, id, label; mean and deviation of its gray values; `same` and `group`, the
-    first row equal to it and the first of its group of copies; kind, `exact` where another row equals it, else `near`.
+def describe(
+    splits: dict[str, Faces], images: Tensor, classes: Sequence[str], near: float | None
+) -> pd.DataFrame:
+    """A row a face, of all splits: split, id, label; mean and deviation of its gray values; `same`
+    and `group`, the first row equal to it and the first of its group of copies; kind, `exact` where
+    another row equals it, else `near`.
     """
     same = exact_copies(images)
     distinct = np.flatnonzero(same == np.arange(len(same)))
-    pairs = np.empty((0, 2), np.int64) if near is None else distinct[near_copies(images[distinct], near)]
-    parts = np.array_split(images.numpy(), len(images) // BLOCK + 1)  # whole, the deviation would take 600 MB
+    pairs = (
+        np.empty((0, 2), np.int64)
+        if near is None
+        else distinct[near_copies(images[distinct], near)]
+    )
+    parts = np.array_split(
+        images.numpy(), len(images) // BLOCK + 1
+    )  # whole, the deviation would take 600 MB
     labels = torch.cat([split.labels for split in splits.values()])
     return pd.DataFrame(
         {
-            "split": pd.Categorical([name for name, split in splits.items() for _ in split.ids], list(splits)),
+            "split": pd.Categorical(
+                [name for name, split in splits.items() for _ in split.ids], list(splits)
+            ),
             "id": [name for split in splits.values() for name in split.ids],
             "label": pd.Categorical.from_codes(labels, list(classes)),
             "mean": np.concatenate([part.mean((1, 2, 3)) for part in parts]),
@@ -109,22 +140,35 @@ def describe(splits: dict[str, Faces], images: Tensor, classes: Sequence[str], n
 
 
 def count(faces: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """A row for each value of the columns `by`: faces, blank ones, and mean and deviation of all their gray values."""
-    columns = faces.assign(blank=faces["deviation"] < BLANK, square=faces["deviation"] ** 2 + faces["mean"] ** 2)
-    sums = {"faces": ("id", "size"), "blank": ("blank", "sum"), "mean": ("mean", "mean"), "square": ("square", "mean")}
+    """A row for each value of the columns `by`: faces, blank ones, and mean and deviation of all
+    their gray values.
+    """
+    columns = faces.assign(
+        blank=faces["deviation"] < BLANK, square=faces["deviation"] ** 2 + faces["mean"] ** 2
+    )
+    sums = {
+        "faces": ("id", "size"),
+        "blank": ("blank", "sum"),
+        "mean": ("mean", "mean"),
+        "square": ("square", "mean"),
+    }
     found = columns.groupby(by, observed=False).agg(**sums)
     return found.assign(deviation=(found.pop("square") - found["mean"] ** 2).clip(0) ** 0.5)
 
 
 def disputed(copies: pd.DataFrame) -> list[list[int]]:
-    """The groups whose labels conflict, as positions: first one face of each label, then the others."""
+    """The groups whose labels conflict, as positions: first one face of each label, then the
+    others.
+    """
     copies = copies[copies.groupby("group")["label"].transform("nunique") > 1]
     turn = copies.groupby(["group", "label"], observed=True).cumcount().sort_values(kind="stable")
     return [rows.tolist() for rows in turn.groupby(copies["group"]).groups.values()]
 
 
 def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], path: Path) -> Path:
-    """A picture with each of `rows`, lists of positions, in a row of its own, white where it ends early."""
+    """A picture with each of `rows`, lists of positions, in a row of its own, white where it ends
+    early.
+    """
     columns = max(map(len, rows), default=1)
     cells = [i for row in rows for i in [*row, *[-1] * (columns - len(row))]]
     white = np.full((1, SIZE, SIZE), 255)
@@ -137,7 +181,10 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
     """The findings in words."""
     splits = count(faces, ["split"])
-    lines = ["{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row) for row in splits.itertuples()]
+    lines = [
+        "{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row)
+        for row in splits.itertuples()
+    ]
     for kind, key in (("exact", "same"), ("exact and near", "group"))[: 2 if near else 1]:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
@@ -151,8 +198,9 @@ def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
 
 
 def leaked(faces: pd.DataFrame, key: str, earlier: str, later: str) -> tuple[int, int]:
-    """How many faces of `later` have copies (rows with the same `key`) in `earlier`, and how many of these have none
-    with their own label."""
+    """How many faces of `later` have copies (rows with the same `key`) in `earlier`, and how many
+    of these have none with their own label.
+    """
     there, here = (faces.loc[faces["split"] == name, [key, "label"]] for name in (earlier, later))
     here = here[here[key].isin(there[key])]
     return len(here), len(here) - len(here.merge(there.drop_duplicates()))

@@ -1,5 +1,5 @@
-"""How a command starts: Hydra composes its config, once or for each choice of a sweep, and what Hydra refuses is told
-in our words. Knows Hydra and the names of commands; what they do stays out.
+"""How a command starts: Hydra composes its config, once or for each choice of a sweep, and what
+Hydra refuses is told in our words. Knows Hydra and the names of commands; what they do stays out.
 """
 
 import contextlib
@@ -30,13 +30,17 @@ from fer.runtime import Interrupted, is_out_of_memory
 
 
 def launch(command: str, args: list[str]) -> int:
-    """Compose the command's config with Hydra and run it, once or, with -m, once for each of a sweep's choices."""
+    """Compose the command's config with Hydra and run it, once or, with -m, once for each of a
+    sweep's choices.
+    """
     options = parse(command, args)
     groups = choices(command, options.config_dir)
     if options.shell_completion:
         raise UserError(f"fer -sc comes before the command; see fer {command} --help")
     refuse_twice(options.overrides)
-    options.overrides = [rewrite(command, groups, override, options) for override in options.overrides]
+    options.overrides = [
+        rewrite(command, groups, override, options) for override in options.overrides
+    ]
     failures: list[Exception] = []  # kept until the sweep's other jobs are done
     sweeps: set[Path] = set()
     own = os.getpid()
@@ -49,7 +53,9 @@ def launch(command: str, args: list[str]) -> int:
                 sweeps.add(Path(settings.sweep.dir))
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
-            run = import_module(f"fer.{command}").run  # train checks by itself: resume= lays these values over others
+            run = import_module(
+                f"fer.{command}"
+            ).run  # train checks by itself: resume= lays these values over others
             if command == "train":
                 return run(values, typed)
             return run(config.check(command, values), list(typed))
@@ -57,7 +63,9 @@ def launch(command: str, args: list[str]) -> int:
             if not is_out_of_memory(error):
                 raise
             batch = "train.batch_size" if "train" in values else "batch_size"
-            refused: Exception = UserError(f"out of memory; take a smaller {batch} or model, or device=cpu")
+            refused: Exception = UserError(
+                f"out of memory; take a smaller {batch} or model, or device=cpu"
+            )
             failures.append(of_job(refused, options.overrides))
         except (UserError, OmegaConfBaseException, OSError) as error:
             refused = worded(better_key(error, command, options.config_dir))
@@ -80,7 +88,9 @@ def launch(command: str, args: list[str]) -> int:
             raise
         raise refusal from error
     finally:
-        for sweep in sweeps:  # made before the first job is checked: if all were refused, it holds nothing
+        for (
+            sweep
+        ) in sweeps:  # made before the first job is checked: if all were refused, it holds nothing
             if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
                 shutil.rmtree(sweep)
                 with contextlib.suppress(OSError):  # runs/ holds other runs
@@ -94,8 +104,9 @@ def launch(command: str, args: list[str]) -> int:
 
 
 def call(command: str, overrides: list[str]) -> None:
-    """Run the command once for a program of which this process is: its Hydra, its logging and its environment stay as
-    they are. Raises Interrupted after a signal."""
+    """Run the command once for a program of which this process is: its Hydra, its logging and its
+    environment stay as they are. Raises Interrupted after a signal.
+    """
     options = Namespace(config_dir=None, multirun=False)
     groups = choices(command)
     try:
@@ -116,7 +127,11 @@ def call(command: str, overrides: list[str]) -> None:
 @contextlib.contextmanager
 def hydra_set_aside() -> Iterator[None]:
     """Within the context Hydra is unused; after it all is as it was."""
-    app, settings, base = GlobalHydra.instance(), HydraConfig.instance(), version.VersionBase.instance()
+    app, settings, base = (
+        GlobalHydra.instance(),
+        HydraConfig.instance(),
+        version.VersionBase.instance(),
+    )
     kept = app.hydra, settings.cfg, base.version_base
     app.clear()
     try:
@@ -139,11 +154,15 @@ def environment_closed() -> Iterator[None]:
 
 
 def of_job(error: Exception, overrides: list[str]) -> Exception:
-    """In a sweep, a refusal with the number of its job and the choices that are the job's own, not all jobs'."""
+    """In a sweep, a refusal with the number of its job and the choices that are the job's own, not
+    all jobs'.
+    """
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN or not isinstance(error, UserError):
         return error
-    chosen = [override.lstrip("+") for override in settings.overrides.task if override not in overrides]
+    chosen = [
+        override.lstrip("+") for override in settings.overrides.task if override not in overrides
+    ]
     job = f"job {settings.job.num} ({', '.join(chosen)})" if chosen else f"job {settings.job.num}"
     return UserError(f"{job}: {error}").with_traceback(error.__traceback__)
 
@@ -171,7 +190,9 @@ def parse(command: str, args: list[str]) -> Namespace:
 
 
 def option_meant(command: str, word: str, args: list[str]) -> str:
-    """What to type in the place of an option that there is not: `--epochs 5` of other programs is train.epochs=5."""
+    """What to type in the place of an option that there is not: `--epochs 5` of other programs is
+    train.epochs=5.
+    """
     name, equals, value = word.lstrip("-").partition("=")
     following = args[args.index(word) + 1 :]
     if not equals and following and "=" not in following[0] and not following[0].startswith("-"):
@@ -188,12 +209,16 @@ def refuse_twice(overrides: list[str]) -> None:
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         if key in first:
-            raise UserError(f"{key}: typed twice, {first[key]} and {override}; leave one of them out")
+            raise UserError(
+                f"{key}: typed twice, {first[key]} and {override}; leave one of them out"
+            )
         first[key] = override
 
 
 def better_key(error: Exception, command: str, user_dir: str | None) -> Exception:
-    """A key that there is not, told with the one that was probably meant, which may stand in another group."""
+    """A key that there is not, told with the one that was probably meant, which may stand in
+    another group.
+    """
     if not isinstance(error, config.UnknownKeyError):
         return error
     meant = vocabulary.meant(command, error.key, user_dir)
@@ -201,7 +226,9 @@ def better_key(error: Exception, command: str, user_dir: str | None) -> Exceptio
 
 
 def rewrite(command: str, groups: dict[str, list[str]], override: str, options: Namespace) -> str:
-    """An override as Hydra should see it: paths quoted, keys let through to our own check, which knows better words."""
+    """An override as Hydra should see it: paths quoted, keys let through to our own check, which
+    knows better words.
+    """
     key, equals, value = override.partition("=")
     key = key.lstrip("+")
     group = key.partition(".")[0]
@@ -217,7 +244,9 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, options: 
             instead = vocabulary.meant_choice(command, key, choice)
             if choice not in groups[key] and instead:
                 raise UserError(f"{key}={choice}: no such choice; {instead}")
-            if choice not in groups[key] and re.fullmatch(r"[\w-]*", choice):  # else Hydra's grammar
+            if choice not in groups[key] and re.fullmatch(
+                r"[\w-]*", choice
+            ):  # else Hydra's grammar
                 raise UserError(f"{key}={choice}: no such choice; {nearest(choice, groups[key])}")
         return f"{key}={value}"
     if group not in groups and (config_dir() / group).is_dir():
@@ -233,12 +262,14 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, options: 
 
 
 def quoted(path: str) -> str:
-    """Any text as one of Hydra's quoted strings, `${` included, which OmegaConf would interpolate."""
+    """Any text as one of Hydra's quoted strings, in which OmegaConf interpolates nothing."""
     text = path.replace("${", "\\${").replace("'", "\\'")
     return f"'{text}\\'" if text.endswith("\\") else f"'{text}'"
 
 
-def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def settle(
+    command: str, groups: dict[str, list[str]], composed: DictConfig
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed values, and of each key that was typed the words, in a sweep those of this job.
 
     An experiment pins keys; a group that is typed beside it counts whole.
@@ -248,29 +279,38 @@ def settle(command: str, groups: dict[str, list[str]], composed: DictConfig) -> 
     typed = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
     if "experiment" in typed.values():
         others = [override for override, key in typed.items() if key != "experiment"]
-        plain = GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
+        plain = (
+            GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
+        )
         whole = {*typed.values()} & {*groups} - {"experiment"}
         values |= {group: OmegaConf.to_container(plain[group]) for group in whole}
     return values, {key: override.lstrip("+") for override, key in typed.items()}
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
-    """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own folder of configs may
-    make Hydra raise anything."""
+    """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own
+    folder of configs may make Hydra raise anything.
+    """
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return UserError(f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}")
+        return UserError(
+            f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}"
+        )
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override.lstrip('+')}: not a value ({line}); quote it")
     if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):
-        return UserError(f"{several[1]}: several values; add -m to try each, or write a list as [a,b]")
+        return UserError(
+            f"{several[1]}: several values; add -m to try each, or write a list as [a,b]"
+        )
     if isinstance(error, HydraException | OmegaConfBaseException):
         key = getattr(cause, "full_key", None)  # of a value that OmegaConf cannot resolve
         return UserError(f"{key}: {line}" if key else line)
     if user_dir and not isinstance(error, UserError):
-        return UserError(f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})")
+        return UserError(
+            f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})"
+        )
     if isinstance(error, OSError):  # a disk or a name
         said = f"{error.filename or 'output'}: {error.strerror or error}"
         return UserError(said).with_traceback(error.__traceback__)

@@ -1,4 +1,6 @@
-"""Optimizers that torch lacks, which see parameters only; torch's own are named by their `_target_`."""
+"""Optimizers that torch lacks, which see parameters only; torch's own are named by their
+`_target_`.
+"""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -12,7 +14,9 @@ from torch.optim.swa_utils import AveragedModel
 from fer.runtime import has_fused_kernels, number_format
 
 Rate = Annotated[float, Gt(0)]
-LARGEST = 512  # shorter side of a matrix: to orthogonalize 4096×4096 takes 2 TFLOP, a step of vgg13 on 128 faces 0.4
+# Shorter side of a matrix: to orthogonalize 4096×4096 takes 2 TFLOP, a step of vgg13 on 128 faces
+# 0.4.
+LARGEST = 512
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 # Newton-Schulz iteration x ← a x + b (x xᵀ) x + c (x xᵀ)² x, coefficients of Jordan et al. 2024.
@@ -20,10 +24,11 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def skip_dynamo() -> None:
-    """Keep torch's optimizers from importing torch._dynamo, which takes a second or two, at their first call.
+    """Keep torch's optimizers from importing torch._dynamo, which takes a second or two, at their
+    first call.
 
-    They import it to stay out of compiled graphs, which no optimizer is part of here. The step of torch's own
-    optimizers imports it all the same.
+    They import it to stay out of compiled graphs, which no optimizer is part of here. The step of
+    torch's own optimizers imports it all the same.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
         plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
@@ -35,15 +40,16 @@ skip_dynamo()
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal (Jordan et al. 2024) for the inner layers; AdamW for everything else.
+    """Momentum made orthogonal (Jordan et al. 2024) for the inner layers; AdamW for everything
+    else.
 
-    A convolution's weights count as a matrix of filters × the rest. AdamW takes the first and the last layer, dense
-    layers with more than 512 units on either side, depthwise kernels, biases, norms and PReLU's slopes.
-    torch.optim.Muon takes 2-D parameters only.
+    A convolution's weights count as a matrix of filters × the rest. AdamW takes the first and the
+    last layer, dense layers with more than 512 units on either side, depthwise kernels, biases,
+    norms and PReLU's slopes. torch.optim.Muon takes 2-D parameters only.
 
-    lr: of the matrices, whose change has singular values near 1. adam_lr: of all other parameters. Both follow the
-    schedule. weight_decay: decoupled, on the layers' weights. iterations: of Newton-Schulz, fewer are faster and less
-    exact.
+    lr: of the matrices, whose change has singular values near 1. adam_lr: of all other parameters.
+    Both follow the schedule. weight_decay: decoupled, on the layers' weights. iterations: of
+    Newton-Schulz, fewer are faster and less exact.
     """
 
     capturable = True  # in a CUDA graph, with rates that are tensors
@@ -141,7 +147,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(weights: Tensor) -> bool:
-    """Is a layer's weight worth orthogonalizing? Not a depthwise kernel, nor a matrix that takes too long."""
+    """Is a layer's weight worth orthogonalizing? Not a depthwise kernel, nor a matrix that takes
+    too long.
+    """
     depthwise = weights.ndim == 4 and weights.shape[1] == 1
     return not depthwise and min(weights.flatten(1).shape) <= LARGEST
 
@@ -158,14 +166,18 @@ def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
 class Workspace:
     """Memory for the changes of k parameters of one shape, taken once and used at every step.
 
-    stack: float32 k×m×n, the changes as matrices. changes: views of it with the parameters' own shape and strides, so
-    that one kernel moves them all. In the layout channels_last the columns are in another order, which changes nothing.
+    stack: float32 k×m×n, the changes as matrices. changes: views of it with the parameters' own
+    shape and strides, so that one kernel moves them all. In the layout channels_last the columns
+    are in another order, which changes nothing.
     """
 
     def __init__(self, params: list[Tensor]):
         matrix = params[0].flatten(1)
         self.stack = torch.empty(len(params), *matrix.shape, device=matrix.device)
-        self.changes = [change.as_strided(p.shape, p.stride()) for change, p in zip(self.stack, params, strict=True)]
+        self.changes = [
+            change.as_strided(p.shape, p.stride())
+            for change, p in zip(self.stack, params, strict=True)
+        ]
         self.tall = matrix.shape[0] > matrix.shape[1]
         stack = self.stack.mT if self.tall else self.stack
         rows, columns = stack.shape[1:]
@@ -178,7 +190,9 @@ class Workspace:
             self.iteration = NewtonSchulz(stack, torch.float32)
 
     def orthogonalize(self, iterations: int) -> None:
-        """Replace each matrix U S Vᵀ of the stack by nearly U Vᵀ: after 5 iterations, singular values of 0.7 to 1.2."""
+        """Replace each matrix U S Vᵀ of the stack by nearly U Vᵀ: after 5 iterations, singular
+        values of 0.7 to 1.2.
+        """
         self.iteration(self.stack.mT if self.tall else self.stack, iterations)
 
 
@@ -207,7 +221,8 @@ class NewtonSchulz:
 class GramNewtonSchulz:
     """The same in fp32 on the m×m matrix x xᵀ alone: each iterate is a polynomial of it, times x.
 
-    The wide matrix is multiplied twice, not ten times: 256×4608 took 13 ms instead of 35 on 2 cores.
+    The wide matrix is multiplied twice, not ten times: 256×4608 took 13 ms instead of 35 on 2
+    cores.
     """
 
     def __init__(self, stack: Tensor):
@@ -239,7 +254,8 @@ class GramNewtonSchulz:
 
 
 class Average(AveragedModel):
-    """Exponential moving average of a model's weights and buffers: `decay` of itself, the rest of the model.
+    """Exponential moving average of a model's weights and buffers: `decay` of itself, the rest of
+    the model.
 
     torch's own asks the device how often it was updated, and so cannot be captured in a CUDA graph.
     """
@@ -258,7 +274,9 @@ class Average(AveragedModel):
             self.begun = True
         else:
             floats = [a for a in averaged if a.is_floating_point()]
-            torch._foreach_lerp_(floats, [c for c in current if c.is_floating_point()], 1 - self.decay)
+            torch._foreach_lerp_(
+                floats, [c for c in current if c.is_floating_point()], 1 - self.decay
+            )
             counts = [a for a in averaged if not a.is_floating_point()]
             if counts:  # how many batches BatchNorm has seen
                 torch._foreach_copy_(counts, [c for c in current if not c.is_floating_point()])

@@ -1,5 +1,6 @@
-"""Faces in photos, for fer predict input= and fer explain image=: found by scikit-image's cascade and cropped as
-FER2013's, or taken whole; named and drawn. What labels them is handed in; of networks and checkpoints it knows nothing.
+"""Faces in photos, for fer predict input= and fer explain image=: found by scikit-image's cascade
+and cropped as FER2013's, or taken whole; named and drawn. What labels them is handed in; of
+networks and checkpoints it knows nothing.
 """
 
 from collections import Counter, defaultdict
@@ -21,12 +22,18 @@ from fer.data.readers import image_files, opened
 from fer.files import write
 from fer.run import make_folder, tell_if_replaced, write_csv
 
-SEARCHED = 640  # pixels of a photo's longer side that are searched, more where smaller faces are looked for
+# Pixels of a photo's longer side that are searched, more where smaller faces are looked for.
+SEARCHED = 640
 WINDOW = 24  # pixels of the cascade's own window: no smaller face is found
-SHARE = WINDOW / SEARCHED  # of the photo's longer side: the smallest face, unless another is asked for
-MARGIN = 0.1  # of the shorter side, added by repeating the edge: faces that fill a photo are found only so
+SHARE = (
+    WINDOW / SEARCHED
+)  # of the photo's longer side: the smallest face, unless another is asked for
+# Of the shorter side, added by repeating the edge: faces that fill a photo are found only so.
+MARGIN = 0.1
 VOTES = 16  # windows that must agree on a face
-DETAIL = 7.0  # gray levels: deviation from the local mean. 999 of 1,000 FER2013 faces have 8.6; smooth shades, on which
+# Gray levels: deviation from the local mean. 999 of 1,000 FER2013 faces have 8.6; smooth shades, on
+# which.
+DETAIL = 7.0
 # the cascade sees faces too, have 6 or fewer
 TOLD = 10  # faces: of more, the table is read
 Box = tuple[int, int, int]  # x, y and side of a square, in pixels
@@ -34,7 +41,9 @@ Box = tuple[int, int, int]  # x, y and side of a square, in pixels
 
 @dataclass(frozen=True)
 class Found:
-    """A face of a photo: where it is, in pixels of the upright photo, and what is in there, uint8 1×48×48."""
+    """A face of a photo: where it is, in pixels of the upright photo, and what is in there, uint8
+    1×48×48.
+    """
 
     file: Path
     x: int
@@ -60,17 +69,29 @@ def run(
     classes: list[str],
     label: Callable[[Faces], torch.Tensor],
 ) -> None:
-    """Find the faces in the photos at `place`, have them labelled, write `out` and a picture for each photo with faces.
+    """Find the faces in the photos at `place`, have them labelled, write `out` and a picture for
+    each photo with faces.
 
     crop, smallest: as for find_in. typed: the keys given on the command line.
     """
-    if other := {key.split(".")[0] for key in typed} & {"split", "sample", "columns", "probs", "data"}:
-        raise UserError(f"{min(other)}: does not go with input, whose faces are of no split; leave one of the two out")
+    if other := {key.split(".")[0] for key in typed} & {
+        "split",
+        "sample",
+        "columns",
+        "probs",
+        "data",
+    }:
+        raise UserError(
+            f"{min(other)}: does not go with input, whose faces are of no split; leave one of the "
+            "two out"
+        )
     files = image_files(place) if place.is_dir() else [place]
     if not files:
         raise UserError(f"input={place}: no images in this folder; name another, or a photo")
     folder = out.with_name(f"{out.stem}_photos")
-    if realpath(out) in [realpath(file) for file in files] or realpath(folder) == realpath(files[0].parent):
+    if realpath(out) in [realpath(file) for file in files] or realpath(folder) == realpath(
+        files[0].parent
+    ):
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
     found = find_in(files, crop, smallest)
     header = ["file", "x", "y", "width", "height", "label", *classes]
@@ -96,30 +117,41 @@ def run(
         make_folder(folder)
     for file in texts.keys() & boxed:
         name = file.stem if stems[file.stem] == 1 else file.name
-        write(folder / f"{name}.png", partial(draw(read_photo(file), texts[file]).save, format="PNG"))
+        write(
+            folder / f"{name}.png", partial(draw(read_photo(file), texts[file]).save, format="PNG")
+        )
     written = f"{out}, {folder}" if boxed else f"{out}"
-    print(f"{len(rows)} face{'s' * (len(rows) > 1)} in {len(texts)} of {len(files)} photos labelled: {written}")
+    print(
+        f"{len(rows)} face{'s' * (len(rows) > 1)} in {len(texts)} of {len(files)} photos labelled: "
+        f"{written}"
+    )
 
 
 def find_in(files: list[Path], crop: str, smallest: float) -> list[Found]:
     """The faces of all photos, in order; prints how each photo without any was searched.
 
-    crop: `face` looks for the faces that are at least `smallest` of the photo's longer side, and takes a picture of
-    48×48 pixels, the size of FER2013's faces, as one; `whole` takes every picture as one.
+    crop: `face` looks for the faces that are at least `smallest` of the photo's longer side, and
+    takes a picture of 48×48 pixels, the size of FER2013's faces, as one; `whole` takes every
+    picture as one.
     """
     found, taken, detector = [], 0, None
     for file in files:
         photo = read_photo(file).convert("L")
         if crop == "whole" or photo.size == (SIZE, SIZE):
             face = photo.resize((SIZE, SIZE), Image.Resampling.BILINEAR)
-            found.append(Found(file, 0, 0, *photo.size, torch.from_numpy(np.array(face))[None], True))
+            found.append(
+                Found(file, 0, 0, *photo.size, torch.from_numpy(np.array(face))[None], True)
+            )
             taken += 1
             continue
         detector = detector or cascade()
         faces = find_faces(photo, detector, smallest)
         found += [Found(file, x, y, side, side, pixels, False) for (x, y, side), pixels in faces]
         if not faces:
-            print(f"{readable(file)}: no face found of {smallest_side(photo, smallest)} pixels or more")
+            print(
+                f"{readable(file)}: no face found of {smallest_side(photo, smallest)} pixels or "
+                "more"
+            )
     if taken and crop == "face":
         several = f"{taken} pictures" if taken > 1 else "one picture"
         print(f"{several} of {SIZE}×{SIZE} pixels taken whole, as faces that are cropped already")
@@ -135,7 +167,8 @@ def remedy(smallest: float) -> str:
     """What to do where no face was found."""
     smaller = f"smallest={max(smallest / 2, 0.01):g}, or " if smallest > 0.01 else ""
     return (
-        f"faces are found from the front, upright, and from smallest={smallest:g} of the photo's longer side on; "
+        f"faces are found from the front, upright, and from smallest={smallest:g} of the photo's "
+        "longer side on; "
         f"try {smaller}crop=whole for pictures that are one face each"
     )
 
@@ -155,19 +188,24 @@ def cascade() -> Any:
 def read_photo(file: Path) -> Image.Image:
     """The first frame, upright as its EXIF says, in RGB."""
     if not file.is_file():
-        raise UserError(f"{readable(file)}: no such file or folder; name a photo or a folder of photos")
+        raise UserError(
+            f"{readable(file)}: no such file or folder; name a photo or a folder of photos"
+        )
     with opened(file, "make it smaller") as image:
         if image.mode.startswith(("I", "F")):
             raise UserError(f"{readable(file)}: pixels of mode {image.mode}; save it with 8 bits")
         return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def find_faces(photo: Image.Image, detector: Any, smallest: float = SHARE) -> list[tuple[Box, torch.Tensor]]:
-    """The upright faces of a gray photo from left to right: boxes, and what is in them, uint8 1×48×48, as tight as
-    FER2013's faces. smallest: side of the smallest, as a share of the photo's longer side.
+def find_faces(
+    photo: Image.Image, detector: Any, smallest: float = SHARE
+) -> list[tuple[Box, torch.Tensor]]:
+    """The upright faces of a gray photo from left to right: boxes, and what is in them, uint8
+    1×48×48, as tight as FER2013's faces. smallest: side of the smallest, as a share of the photo's
+    longer side.
 
-    The cascade sees faces in much else, but there its windows differ between a photo and its mirror image: a face is
-    where VOTES of them agree.
+    The cascade sees faces in much else, but there its windows differ between a photo and its mirror
+    image: a face is where VOTES of them agree.
     """
     longer = max(photo.size)
     scale = min(1, max(SEARCHED, WINDOW / smallest) / longer)
@@ -177,7 +215,9 @@ def find_faces(photo: Image.Image, detector: Any, smallest: float = SHARE) -> li
     if min(height, width) < least:
         return []
     margin = round(MARGIN * min(width, height))
-    small = np.pad(np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR)), margin, mode="edge")
+    small = np.pad(
+        np.asarray(photo.resize((width, height), Image.Resampling.BILINEAR)), margin, mode="edge"
+    )
     how = {
         "scale_factor": 1.1,
         "step_ratio": 1,
@@ -195,8 +235,12 @@ def find_faces(photo: Image.Image, detector: Any, smallest: float = SHARE) -> li
     for box in agreed(windows):
         left, top, whole = (box / scale).round().astype(int).tolist()
         whole = min(whole, *photo.size)
-        left, top = (min(max(at, 0), room - whole) for at, room in zip((left, top), photo.size, strict=True))
-        face = photo.crop((left, top, left + whole, top + whole)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        left, top = (
+            min(max(at, 0), room - whole) for at, room in zip((left, top), photo.size, strict=True)
+        )
+        face = photo.crop((left, top, left + whole, top + whole)).resize(
+            (SIZE, SIZE), Image.Resampling.BILINEAR
+        )
         pixels = torch.from_numpy(np.array(face))[None]
         if detail(pixels[None].float(), 7).std() >= DETAIL:
             found.append(((left, top, whole), pixels))
@@ -204,8 +248,9 @@ def find_faces(photo: Image.Image, detector: Any, smallest: float = SHARE) -> li
 
 
 def agreed(windows: np.ndarray) -> list[np.ndarray]:
-    """The median x, y and side of each group of at least VOTES windows, M×3, about one face; of groups that overlap by
-    much, the one with most votes."""
+    """The median x, y and side of each group of at least VOTES windows, M×3, about one face; of
+    groups that overlap by much, the one with most votes.
+    """
     x, y, side = windows.T
     apart = np.hypot(*(np.subtract.outer(v, v) for v in (x + side / 2, y + side / 2)))
     near = apart < 0.15 * np.add.outer(side, side)
@@ -216,7 +261,10 @@ def agreed(windows: np.ndarray) -> list[np.ndarray]:
         group = agree[votes.argmax()].copy()
         agree[group], agree[:, group] = False, False
         box = np.median(windows[group], 0)
-        if all(np.abs(box[:2] + box[2] / 2 - b[:2] - b[2] / 2).max() > (box[2] + b[2]) / 3 for b in boxes):
+        if all(
+            np.abs(box[:2] + box[2] / 2 - b[:2] - b[2] / 2).max() > (box[2] + b[2]) / 3
+            for b in boxes
+        ):
             boxes.append(box)
     return boxes
 
@@ -231,7 +279,10 @@ def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]])
         x, y, width, height = (times * number for number in box)
         pen.rectangle((x, y, x + width, y + height), outline="#E69F00", width=max(2, size // 8))
         wide, high = pen.textlength(text, font) + size // 2, round(size * 1.3)
-        left, top = max(0, min(x, photo.width - wide)), y - high if y >= high else min(y + height, photo.height - high)
+        left, top = (
+            max(0, min(x, photo.width - wide)),
+            y - high if y >= high else min(y + height, photo.height - high),
+        )
         pen.rectangle((left, top, left + wide, top + high), fill="#E69F00")
         pen.text((left + wide / 2, top + high / 2), text, "black", font, anchor="mm")
     return photo

@@ -1,6 +1,8 @@
-"""What a person sees of a training: a bar on a terminal, a warning that it will be long, a line an epoch.
+"""What a person sees of a training: a bar on a terminal, a warning that it will be long, a line an
+epoch.
 
-All of it fits a terminal of 80 columns. Knows numbers and the terminal; neither networks nor the run folder.
+All of it fits a terminal of 80 columns. Knows numbers and the terminal; neither networks nor the
+run folder.
 """
 
 import sys
@@ -18,8 +20,8 @@ class Progress(tqdm):
     """An epoch's bar, where `shown` on a terminal, with the time that is left of the training.
 
     faces: of the whole epoch; done: before a resume. epoch_seconds: how long an earlier epoch took,
-    validation included; None: this epoch's own speed predicts the others. A `with` takes the bar off
-    the screen however the epoch ends.
+    validation included; None: this epoch's own speed predicts the others. A `with` takes the bar
+    off the screen however the epoch ends.
     """
 
     def __init__(
@@ -53,13 +55,18 @@ class Progress(tqdm):
     def said(self, loss: float, accuracy: float, elapsed: float) -> str:
         """What stands behind the bar, `elapsed` seconds after the epoch began or was resumed."""
         rate = max(self.n - self.initial, 1) / max(elapsed, 1e-9)
-        left = seconds_left(self.total - self.n, rate, self.total, self.epochs_after, self.epoch_seconds)
+        left = seconds_left(
+            self.total - self.n, rate, self.total, self.epochs_after, self.epoch_seconds
+        )
         return f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f}/s, about {lasting(left)} left"
 
 
-def seconds_left(faces: int, rate: float, total: int, epochs: int, epoch_seconds: float | None) -> float:
-    """Until the training ends: `faces` of this epoch at `rate` a second, then so many whole `epochs`
-    of `total` faces, which take `epoch_seconds` each where that is known."""
+def seconds_left(
+    faces: int, rate: float, total: int, epochs: int, epoch_seconds: float | None
+) -> float:
+    """Until the training ends: `faces` of this epoch at `rate` a second, then so many whole
+    `epochs` of `total` faces, which take `epoch_seconds` each where that is known.
+    """
     return max(faces, 0) / rate + epochs * (epoch_seconds or total / rate)
 
 
@@ -82,7 +89,8 @@ def warn_if_long(faces: int, rate: float, device: torch.device) -> None:
     if seconds > HOUR:
         faster = "a CUDA GPU, " if device.type == "cpu" else ""
         tqdm.write(
-            f"this will take up to {lasting(seconds)} ({rate:.0f} images/s on {device.type}); faster:\n"
+            f"this will take up to {lasting(seconds)} ({rate:.0f} images/s on {device.type}); "
+            "faster:\n"
             f"  {faster}a smaller model=, fewer train.epochs, data.limit=N",
             file=sys.stderr,
         )
@@ -99,10 +107,11 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
 
 
 def one_class_lines(name: str, rate: float) -> str:
-    """That all validation faces are called `name`, with the usual reasons. rate: the learning rate."""
+    """All validation faces are predicted as `name`: why that may be. rate: the learning rate."""
     return (
         f"all validation faces are called {name}: nothing is learned so far. Usual reasons:\n"
-        f"  the learning rate is too high for this network ({rate:.2g}): optim.lr={rate / 10:.1g},\n"
+        f"  the learning rate is too high for this network ({rate:.2g}): "
+        f"optim.lr={rate / 10:.1g},\n"
         "    schedule.warmup=1 or train.clip=1\n"
         "  a deep network without normalization: optim=muon, or a model= with BatchNorm\n"
         "  too few steps so far: a smaller train.batch_size, or wait for some epochs"
@@ -110,11 +119,17 @@ def one_class_lines(name: str, rate: float) -> str:
 
 
 class Steps(tqdm):
-    """A bar on a terminal over the steps of a command, each named while it runs; lines are written above it."""
+    """A bar on a terminal over the steps of a command, each named while it runs; lines are written
+    above it.
+    """
 
     def __init__(self, total: int):
         super().__init__(
-            total=total, bar_format=f"{BAR} {{n}}/{{total}} {{desc}}", ncols=COLUMNS - 1, leave=False, disable=None
+            total=total,
+            bar_format=f"{BAR} {{n}}/{{total}} {{desc}}",
+            ncols=COLUMNS - 1,
+            leave=False,
+            disable=None,
         )
         self.begun = False
 

@@ -1,4 +1,5 @@
-"""The run folder, the contract between commands: config.yaml, environment.yaml, history.csv, best.pt, last.pt, report/.
+"""The run folder, the contract between commands: config.yaml, environment.yaml, history.csv,
+best.pt, last.pt, report/.
 
 What is in a checkpoint stays out; how files are written, files.py knows.
 """
@@ -28,14 +29,29 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")  # what a training writes
-TIMES = ("epoch", "seconds", "images_per_second")  # columns of history.csv that tell of no quantity of the training
+FILES = (
+    "config.yaml",
+    "environment.yaml",
+    "history.csv",
+    "best.pt",
+    "last.pt",
+)  # what a training writes
+TIMES = (
+    "epoch",
+    "seconds",
+    "images_per_second",
+)  # columns of history.csv that tell of no quantity of the training
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
 LOOKS = "evaluations.csv"  # fer evaluate's record of PrivateTest, which the report tells
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    write_text(path, pd.DataFrame(rows, columns=list(header), dtype=object).to_csv(index=False, lineterminator="\n"))
+    write_text(
+        path,
+        pd.DataFrame(rows, columns=list(header), dtype=object).to_csv(
+            index=False, lineterminator="\n"
+        ),
+    )
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
@@ -46,7 +62,9 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report needs."""
+    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report
+    needs.
+    """
     path = folder / "history.csv"
     try:
         history = pd.read_csv(path)
@@ -54,11 +72,20 @@ def read_history(folder: Path) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     numbers = history.select_dtypes("number")
     if (numbers.abs() > LARGEST).any(axis=None):
-        raise UserError(f"{path}: holds numbers beyond {LARGEST:g}; it is not the history of this run")
-    needed = {*TIMES, "lr", *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy"))}
+        raise UserError(
+            f"{path}: holds numbers beyond {LARGEST:g}; it is not the history of this run"
+        )
+    needed = {
+        *TIMES,
+        "lr",
+        *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy")),
+    }
     needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
     if missing := needed - {*history.select_dtypes("number")}:
-        raise UserError(f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of this run")
+        raise UserError(
+            f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of "
+            "this run"
+        )
     return history
 
 
@@ -70,7 +97,7 @@ def spare_runs(*paths: str | Path | None) -> None:
 
 
 def tell_if_replaced(path: Path) -> None:
-    """Say so where a file, or a folder of pictures, of an earlier command is about to be replaced."""
+    """Print a line if a file or a folder of pictures is about to be replaced."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
         print(f"{path}: replaces what was written there on {made}; out= names another place")
@@ -86,17 +113,24 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def create(path: str | None, name: str) -> Path:
-    """A new, empty run folder; `path` None chooses runs/<date>_<time>_<name>. An existing run is refused."""
+    """A new, empty run folder; `path` None chooses runs/<date>_<time>_<name>. An existing run is
+    refused.
+    """
     stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     for folder in map(Path, [path] if path else numbered):
-        with told(f"run={folder}: cannot be made", "choose another place"), contextlib.suppress(FileExistsError):
+        with (
+            told(f"run={folder}: cannot be made", "choose another place"),
+            contextlib.suppress(FileExistsError),
+        ):
             folder.mkdir(parents=True)
             return folder
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
     resume = (
-        f", or go on with it: fer train resume={shlex.quote(str(folder))}" if (folder / "last.pt").is_file() else ""
+        f", or go on with it: fer train resume={shlex.quote(str(folder))}"
+        if (folder / "last.pt").is_file()
+        else ""
     )
     raise UserError(f"run={path}: exists already; choose another name{resume}")
 
@@ -110,30 +144,40 @@ def make_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Within the context no other process trains in `folder`, and what a killed save left there is gone. The kernel
-    lets go of the lock when its process ends, in whatever way."""
+    """Within the context no other process trains in `folder`, and what a killed save left there is
+    gone. The kernel lets go of the lock when its process ends, in whatever way.
+    """
     with contextlib.ExitStack() as held:
         with told(f"run folder {folder}: cannot be written in", "name another"):
             file = held.enter_context(Path(folder, ".lock").open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for stale in [path for name in (*FILES, LOOKS) for path in Path(folder).glob(f".{name}.*.tmp")]:
+            for stale in [
+                path for name in (*FILES, LOOKS) for path in Path(folder).glob(f".{name}.*.tmp")
+            ]:
                 stale.unlink()
         except BlockingIOError:
-            raise UserError(f"run folder {folder}: another training writes there; name another, or wait") from None
+            raise UserError(
+                f"run folder {folder}: another training writes there; name another, or wait"
+            ) from None
         except (AttributeError, OSError):  # Windows, or a file system without locks
             pass
         yield
 
 
-def write_environment(folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any]) -> None:
-    """Add to environment.yaml, a document for each start, what the training rests on besides its config.
+def write_environment(
+    folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any]
+) -> None:
+    """Add to environment.yaml, a document for each start, what the training rests on besides its
+    config.
 
-    typed: the words of the command line, of a sweep those of this job. machine: device, number format and the like, see
-    runtime.describe.
+    typed: the words of the command line, of a sweep those of this job. machine: device, number
+    format and the like, see runtime.describe.
     """
     path, processor = folder / "environment.yaml", Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
+    names = (
+        re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
+    )
     values = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
@@ -150,16 +194,30 @@ def write_environment(folder: Path, data_hash: str, typed: list[str], machine: d
         "data_sha256": data_hash or None,  # drawn faces have none
     }
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_text(path, f"{earlier}---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}")
+    write_text(
+        path,
+        f"{earlier}---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}",
+    )
 
 
 def typed_words(folder: Path) -> list[str] | None:
-    """What was typed when the run in `folder` began, as KEY=VALUE; None where that is not known, as of a sweep's job
-    from before it was written down."""
+    """What was typed when the run in `folder` began, as KEY=VALUE; None where that is not known, as
+    of a sweep's job from before it was written down.
+    """
     try:
-        started = next(yaml.safe_load_all((folder / "environment.yaml").read_text(encoding="utf-8")))
+        started = next(
+            yaml.safe_load_all((folder / "environment.yaml").read_text(encoding="utf-8"))
+        )
         command = shlex.split(str(started["command"]))
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError, StopIteration):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        RecursionError,
+        yaml.YAMLError,
+        StopIteration,
+    ):
         return None
     typed = started.get("typed")
     if typed is None and "train" in command and not {"-m", "--multirun"} & {*command}:
@@ -170,10 +228,21 @@ def typed_words(folder: Path) -> list[str] | None:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of the checkout at `root`, ending in -dirty where its files differ; None without a checkout."""
-    command = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}", "describe", "--always", "--dirty"]
+    """The commit of the checkout at `root`, ending in -dirty where its files differ; None without a
+    checkout.
+    """
+    command = [
+        "git",
+        f"--git-dir={root / '.git'}",
+        f"--work-tree={root}",
+        "describe",
+        "--always",
+        "--dirty",
+    ]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run([*command, "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True)
+        done = subprocess.run(
+            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True
+        )
         return done.stdout.strip()
     return None
 
@@ -183,5 +252,7 @@ def newest() -> Path:
     runs = Path("runs")
     found = [*runs.glob("*/best.pt"), *runs.glob("*/*/best.pt")]
     if not found:
-        raise UserError(f"no run with a best.pt under {runs.absolute()}; train one first: fer train data=demo")
+        raise UserError(
+            f"no run with a best.pt under {runs.absolute()}; train one first: fer train data=demo"
+        )
     return max(found, key=lambda path: path.stat().st_mtime)

@@ -1,4 +1,5 @@
-"""The machine: device, number format, randomness, memory, the processes that torchrun starts, and signals.
+"""The machine: device, number format, randomness, memory, the processes that torchrun starts, and
+signals.
 
 Knows torch, and nothing of configs, data or networks.
 """
@@ -27,14 +28,19 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 from fer import Format, Precision, UserError, in_processes
 
 OUT_OF_MEMORY = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid buffer size"
+    r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid "
+    r"buffer size"
 )
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+]
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `device=` names: cpu, cuda, cuda:N or mps; auto takes CUDA, then MPS, then the CPU."""
+    """The device that `device=` names: cpu, cuda, cuda:N or mps; auto takes CUDA, then MPS, then
+    the CPU.
+    """
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -49,12 +55,16 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cpu")
     if kind == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError(f"device=mps: torch {torch.__version__} finds none; use device=auto or device=cpu")
+            raise UserError(
+                f"device=mps: torch {torch.__version__} finds none; use device=auto or device=cpu"
+            )
         if reason := mps_lacks():
             raise UserError(f"device=mps: {reason}; upgrade torch or use device=cpu")
         return torch.device("mps")
     if not torch.cuda.is_available():
-        raise UserError(f"device={name}: torch {torch.__version__} finds none; use device=auto or device=cpu")
+        raise UserError(
+            f"device={name}: torch {torch.__version__} finds none; use device=auto or device=cpu"
+        )
     index = int(number or (os.environ["LOCAL_RANK"] if in_processes() else 0))
     count = torch.cuda.device_count()
     if index >= count:
@@ -76,16 +86,26 @@ def say_once(line: str) -> None:
 
 
 def computes_in(device: torch.device, number_format: Format) -> bool:
-    """Does the device have instructions for the format? What it lacks it emulates, many times more slowly."""
+    """Does the device have instructions for the format? What it lacks it emulates, many times more
+    slowly.
+    """
     if number_format == "fp32":
         return True
-    if device.type == "cuda":  # is_bf16_supported() counts emulation too, and cuDNN has no bf16 below 8.0
+    if (
+        device.type == "cuda"
+    ):  # is_bf16_supported() counts emulation too, and cuDNN has no bf16 below 8.0
         capability = torch.cuda.get_device_capability(device)
         if number_format == "bf16":
             return capability >= (8, 0)
-        return capability >= (7, 0) or capability == (6, 0)  # GTX 10xx, 6.1: at 1/64 of the speed of fp32
+        return capability >= (7, 0) or capability == (
+            6,
+            0,
+        )  # GTX 10xx, 6.1: at 1/64 of the speed of fp32
     if device.type == "cpu":
-        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):  # also by ATEN_CPU_CAPABILITY
+        if torch.backends.cpu.get_cpu_capability() in (
+            "DEFAULT",
+            "AVX2",
+        ):  # also by ATEN_CPU_CAPABILITY
             return False
         instructions = ("avx512_bf16", "amx_tile") if number_format == "bf16" else ("amx_fp16",)
         # torch tells of them in no public function
@@ -96,7 +116,8 @@ def computes_in(device: torch.device, number_format: Format) -> bool:
 def number_format(device: torch.device) -> Format:
     """What the device computes in when nobody asks for another format.
 
-    CPU: bf16 with AVX512-BF16 or AMX, else fp32. CUDA: bf16 from capability 8.0 (Ampere) on, below it fp16.
+    CPU: bf16 with AVX512-BF16 or AMX, else fp32. CUDA: bf16 from capability 8.0 (Ampere) on, below
+    it fp16.
     MPS: fp32, since nothing else was measured there.
     """
     if device.type in ("cpu", "cuda") and computes_in(device, "bf16"):
@@ -107,13 +128,16 @@ def number_format(device: torch.device) -> Format:
 
 
 def choose_format(device: torch.device, precision: Precision = "auto") -> Format:
-    """The format that `precision` asks for; a line on standard error where the device only emulates it."""
+    """The format that `precision` asks for; a line on standard error where the device only emulates
+    it.
+    """
     natural = number_format(device)
     if precision == "auto":
         return natural
     if not computes_in(device, precision):
         say_once(
-            f"train.precision={precision}: this {device.type} device only emulates {precision}, which is slow; "
+            f"train.precision={precision}: this {device.type} device only emulates {precision}, "
+            "which is slow; "
             f"train.precision=auto takes {natural}"
         )
     return precision
@@ -141,10 +165,12 @@ class Stream(enum.IntEnum):
 
 
 def seed_of(stream: Stream, seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> int:
-    """The seed of a stream at a place in training, below 2^63. Two places never share one by construction.
+    """The seed of a stream at a place in training, below 2^63. Two places never share one by
+    construction.
 
-    A step's randomness depends on its place alone, so a resumed training draws what it would have drawn. `seed` comes
-    last, since SeedSequence reads a large number as several and pads with zeros.
+    A step's randomness depends on its place alone, so a resumed training draws what it would have
+    drawn. `seed` comes last, since SeedSequence reads a large number as several and pads with
+    zeros.
     """
     place = (int(stream), epoch, step, rank, seed)
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
@@ -161,11 +187,12 @@ def seed_device(device: torch.device, number: int) -> None:
 
 @contextlib.contextmanager
 def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """Within the context torch may choose the fastest kernels, or only those that give the same result every time.
+    """Within the context torch may choose the fastest kernels, or only those that give the same
+    result every time.
 
-    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise fp32 products on CUDA may use TF32.
-    cuDNN does not try its algorithms out: on an H200 four networks were as fast without, and each new shape of the
-    images took it 5 seconds and more.
+    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise fp32 products on
+    CUDA may use TF32. cuDNN does not try its algorithms out: on an H200 four networks were as fast
+    without, and each new shape of the images took it 5 seconds and more.
     """
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -173,7 +200,9 @@ def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
     matmul_precision = torch.get_float32_matmul_precision()
     try:
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+            os.environ.setdefault(
+                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+            )  # cuBLAS reads it when it starts
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         elif device.type == "cuda":
@@ -188,8 +217,9 @@ def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def profile(path: Path) -> Iterator[Callable[[], None]]:
-    """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto; call what it yields after
-    each step. The first five are left out, since they may compile or capture."""
+    """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto; call
+    what it yields after each step. The first five are left out, since they may compile or capture.
+    """
     from torch.profiler import ProfilerActivity, schedule
 
     activities = [ProfilerActivity.CPU]
@@ -235,7 +265,9 @@ def driver_version() -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did memory run out, on a GPU, on MPS or in the machine? Only CUDA has an exception of its own for it."""
+    """Did memory run out, on a GPU, on MPS or in the machine? Only CUDA has an exception of its own
+    for it.
+    """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
@@ -243,32 +275,42 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_named(device: torch.device, batch: str) -> Iterator[None]:
-    """Within the context memory that runs out is a UserError that names `batch`, a key and its value."""
+    """Within the context memory that runs out is a UserError that names `batch`, a key and its
+    value.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory on {device.type} at {batch}; halve it, take a smaller model, or free the device's memory"
+            f"out of memory on {device.type} at {batch}; halve it, take a smaller model, or free "
+            "the device's memory"
         ) from None
 
 
 def join_processes(device: torch.device) -> tuple[int, int]:
-    """The rank of this process and how many there are, joined where torchrun started several; 0, 1 otherwise."""
+    """The rank of this process and how many there are, joined where torchrun started several; 0, 1
+    otherwise.
+    """
     if not in_processes():
         return 0, 1
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if not dist.is_initialized():  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
+    if (
+        not dist.is_initialized()
+    ):  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT
+        )
     return dist.get_rank(), dist.get_world_size()
 
 
 @contextlib.contextmanager
 def processes_left() -> Iterator[None]:
-    """After the context the connections that join_processes opened, if any, are closed: once all processes are done,
-    or at once where this one fails."""
+    """After the context the connections that join_processes opened, if any, are closed: once all
+    processes are done, or at once where this one fails.
+    """
     try:
         yield
         if dist.is_initialized():
@@ -279,7 +321,7 @@ def processes_left() -> Iterator[None]:
 
 
 def over_processes(values: Tensor, how: str) -> Tensor:
-    """`values` joined element by element over the processes, in all of them: "sum", "min" or "max"."""
+    """`values` reduced elementwise over all processes, by "sum", "min" or "max"."""
     if dist.is_initialized():
         values = values.clone()
         dist.all_reduce(values, getattr(dist.ReduceOp, how.upper()))
@@ -292,7 +334,9 @@ def others_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistBackendError and what gloo raises
-        if not dist.is_initialized() or not re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)):
+        if not dist.is_initialized() or not re.search(
+            r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)
+        ):
             raise
         raise UserError(
             "another process of this training has ended; see what it said, then go on with resume="
@@ -300,13 +344,16 @@ def others_named() -> Iterator[None]:
 
 
 class Signals:
-    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted in `caught`, 0
-    until then; a second one acts as usual."""
+    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted
+    in `caught`, 0 until then; a second one acts as usual.
+    """
 
     caught = 0
 
     def __enter__(self) -> "Signals":
-        in_main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+        in_main = (
+            threading.current_thread() is threading.main_thread()
+        )  # no other may handle signals
         numbers = SIGNALS if in_main else []
         self.previous = {number: signal.signal(number, self._note) for number in numbers}
         return self
@@ -321,7 +368,9 @@ class Signals:
 
 
 class Interrupted(BaseException):
-    """A signal ended the command after everything so far was saved; `code` is the exit code. It ends a sweep too."""
+    """A signal ended the command after everything so far was saved; `code` is the exit code. It
+    ends a sweep too.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

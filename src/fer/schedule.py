@@ -1,9 +1,9 @@
 """Curves over training: pure functions of time and of the validation history so far.
 
-A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity that it drives: the
-learning rate, dropout's rate, the size of an augmentation.
-epoch: time in epochs since the start, a fraction inside an epoch (2.5 = halfway through the third). epochs: the planned
-length. history: validation accuracies in 0..1, one an epoch, as far as known.
+A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity that it
+drives: the learning rate, dropout's rate, the size of an augmentation.
+epoch: time in epochs since the start, a fraction inside an epoch (2.5 = halfway through the third).
+epochs: the planned length. history: validation accuracies in 0..1, one an epoch, as far as known.
 """
 
 import math
@@ -22,7 +22,9 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """warmup: epochs in which the factor rises linearly from 0 to the curve. waits: whether it looks at history."""
+    """warmup: epochs in which the factor rises linearly from 0 to the curve. waits: whether it
+    looks at history.
+    """
 
     waits: ClassVar[bool] = False
     warmup: Epochs = 0
@@ -53,7 +55,9 @@ class Step(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Curve):
-    """Half a cosine from 1 to `final` between the warm-up and the end (Loshchilov & Hutter 2017, without restarts)."""
+    """Half a cosine from 1 to `final` between the warm-up and the end (Loshchilov & Hutter 2017,
+    without restarts).
+    """
 
     final: Share
 
@@ -64,7 +68,9 @@ class Cosine(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Curve):
-    """Up from `start` to 1 in the first `rise` of the time, then down to `final`, half cosines both (Smith 2018)."""
+    """Up from `start` to 1 in the first `rise` of the time, then down to `final`, half cosines both
+    (Smith 2018).
+    """
 
     rise: Annotated[float, Gt(0), Lt(1)]
     start: Share
@@ -72,12 +78,18 @@ class OneCycle(Curve):
 
     def at(self, epoch, epochs, history):
         done = min(epoch / epochs, 1)
-        low, part = (self.start, done / self.rise) if done < self.rise else (self.final, (1 - done) / (1 - self.rise))
+        low, part = (
+            (self.start, done / self.rise)
+            if done < self.rise
+            else (self.final, (1 - done) / (1 - self.rise))
+        )
         return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
 
 
 def stalls(history: Sequence[float], patience: int, threshold: float = 0) -> int:
-    """How often the accuracy has not risen by more than `threshold` for more than `patience` epochs."""
+    """How often the accuracy has not risen by more than `threshold` for more than `patience`
+    epochs.
+    """
     count, best, bad = 0, -math.inf, 0
     for accuracy in history:
         best, bad = (accuracy, 0) if accuracy > best + threshold else (best, bad + 1)
@@ -88,7 +100,9 @@ def stalls(history: Sequence[float], patience: int, threshold: float = 0) -> int
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Curve):
-    """× factor whenever validation accuracy has not risen by more than `threshold` for more than `patience` epochs."""
+    """× factor whenever validation accuracy has not risen by more than `threshold` for more than
+    `patience` epochs.
+    """
 
     waits: ClassVar[bool] = True
     factor: Annotated[float, Gt(0), Lt(1)]
@@ -103,14 +117,20 @@ class Plateau(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Knots(Curve):
-    """Through (epochs[i], values[i]): along straight lines, or (shape step) values[i] from epochs[i] on."""
+    """Through (epochs[i], values[i]): along straight lines, or (shape step) values[i] from
+    epochs[i] on.
+    """
 
     epochs: list[Epochs]
     values: list[Annotated[float, Ge(0), Le(1)]]
     shape: Literal["linear", "step"] = "linear"
 
     def __post_init__(self):
-        if not self.epochs or len(self.epochs) != len(self.values) or any(a >= b for a, b in pairwise(self.epochs)):
+        if (
+            not self.epochs
+            or len(self.epochs) != len(self.values)
+            or any(a >= b for a, b in pairwise(self.epochs))
+        ):
             raise ValueError("knots need as many values as epochs, and epochs that rise")
 
     def at(self, epoch, epochs, history):
@@ -121,7 +141,9 @@ class Knots(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class AfterPlateau(Curve):
-    """`before` until validation accuracy has not risen for more than `patience` epochs, from then on `after`."""
+    """`before` until validation accuracy has not risen for more than `patience` epochs, from then
+    on `after`.
+    """
 
     waits: ClassVar[bool] = True
     before: Annotated[float, Ge(0), Le(1)]

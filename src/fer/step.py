@@ -1,7 +1,7 @@
 """One training step: a batch is augmented, the network learns from it, and what it did is noted.
 
-Step runs it as written. CapturedStep does the same on one CUDA GPU by replaying CUDA graphs: small networks otherwise
-wait for the host to launch some 300 kernels a step.
+Step runs it as written. CapturedStep does the same on one CUDA GPU by replaying CUDA graphs: small
+networks otherwise wait for the host to launch some 300 kernels a step.
 """
 
 import contextlib
@@ -26,8 +26,9 @@ from fer.runtime import autocast, seed_device
 class Moment:
     """What is particular to one step of an epoch.
 
-    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of dropout's. side: of the
-    images, in pixels. amounts: of augmentation, see Augment.amounts. seeds: for augmentation and for the network.
+    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of
+    dropout's. side: of the images, in pixels. amounts: of augmentation, see Augment.amounts. seeds:
+    for augmentation and for the network.
     """
 
     step: int
@@ -43,10 +44,12 @@ class Moment:
 class Parts:
     """What a step works on and with.
 
-    images: uint8 N×1×H×W, targets: float N×C, both on the device. dropouts: the layers whose rate a curve drives.
-    model: the network's model, wrapped where several processes train it. compiled: the same by torch.compile, if that
-    is asked for. average: of the weights, if one is kept.
-    clip: the largest norm of the gradient, if any. rank, world: of this process, and how many there are.
+    images: uint8 N×1×H×W, targets: float N×C, both on the device. dropouts: the layers whose rate a
+    curve drives.
+    model: the network's model, wrapped where several processes train it. compiled: the same by
+    torch.compile, if that is asked for. average: of the weights, if one is kept.
+    clip: the largest norm of the gradient, if any. rank, world: of this process, and how many there
+    are.
     """
 
     device: torch.device
@@ -71,8 +74,8 @@ class Parts:
 class Step:
     """A step, run as it is written.
 
-    record: float32 steps×2 on the device, the sum of the losses and the number of right answers of each step of the
-    epoch; a process's own, of several.
+    record: float32 steps×2 on the device, the sum of the losses and the number of right answers of
+    each step of the epoch; a process's own, of several.
     """
 
     def __init__(self, parts: Parts, steps: int):
@@ -99,7 +102,9 @@ class Step:
         seed_device(self.parts.device, moment.network_seed)
         self.learn(inputs, targets, len(batch))
 
-    def prepare(self, batch: Tensor, amounts: Mapping[str, Number], side: int) -> tuple[Tensor, Tensor]:
+    def prepare(
+        self, batch: Tensor, amounts: Mapping[str, Number], side: int
+    ) -> tuple[Tensor, Tensor]:
         """The model's input and the targets: this process's part of the batch, augmented."""
         p = self.parts
         images = p.images.index_select(0, batch)
@@ -109,7 +114,9 @@ class Step:
         return p.network.prepare(images, side), targets
 
     def learn(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
-        """Forward, backward and update. batch_size: of the whole batch, of which several processes have a part each."""
+        """Forward, backward and update. batch_size: of the whole batch, of which several processes
+        have a part each.
+        """
         p = self.parts
         # Another shape would be compiled anew.
         model = p.compiled if p.compiled and len(inputs) == p.batch_size else p.model
@@ -133,7 +140,9 @@ class Step:
         p.scaler.step(p.optimizer)
         p.scaler.update()
         if p.average:
-            skipped = scale is not None and p.scaler.get_scale() < scale  # the gradient did not fit into fp16
+            skipped = (
+                scale is not None and p.scaler.get_scale() < scale
+            )  # the gradient did not fit into fp16
             if not skipped:
                 p.average.update_parameters(p.network.model)
 
@@ -144,11 +153,13 @@ class Step:
 
 
 class CapturedStep(Step):
-    """The same step as two CUDA graphs, replayed side by side: the next batch is prepared while this one is learned.
+    """The same step as two CUDA graphs, replayed side by side: the next batch is prepared while
+    this one is learned.
 
-    A graph's kernels read their arguments from fixed places in memory. So what changes from step to step is copied
-    there before a replay: positions of the faces, amounts of augmentation, learning rates, dropout. Whatever decides
-    which kernels run is part of the graph's key. A batch of another size, the last of an epoch, runs as written.
+    A graph's kernels read their arguments from fixed places in memory. So what changes from step to
+    step is copied there before a replay: positions of the faces, amounts of augmentation, learning
+    rates, dropout. Whatever decides which kernels run is part of the graph's key. A batch of
+    another size, the last of an epoch, runs as written.
     """
 
     def __init__(self, parts: Parts, steps: int):
@@ -161,7 +172,9 @@ class CapturedStep(Step):
         self.batch = torch.zeros(parts.batch_size, dtype=torch.int64, device=device)
         self.amounts = torch.zeros(len(STRENGTHS), device=device)
         self.numbers = torch.zeros(len(self.initial_rates) + len(parts.dropouts), device=device)
-        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}  # by side, what the captured graph learns from
+        self.inputs: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # by side, what the captured graph learns from
         self.fed: tuple[Tensor, Tensor] | None = None
 
     @contextlib.contextmanager
@@ -177,7 +190,9 @@ class CapturedStep(Step):
         self.number_rows = torch.tensor(numbers).pin_memory()
         for group, number in zip(self.parts.optimizer.param_groups, self.numbers, strict=False):
             group["lr"] = number
-        for dropout, number in zip(self.parts.dropouts, self.numbers[len(self.initial_rates) :], strict=True):
+        for dropout, number in zip(
+            self.parts.dropouts, self.numbers[len(self.initial_rates) :], strict=True
+        ):
             dropout.rate = number
         self.position.fill_(start)
         outside = torch.cuda.current_stream(self.parts.device)
@@ -206,7 +221,10 @@ class CapturedStep(Step):
             self.taken.record(self.main)
             return
         if moment.side not in self.inputs:
-            self.inputs[moment.side] = (torch.empty_like(self.fed[0]), torch.empty_like(self.fed[1]))
+            self.inputs[moment.side] = (
+                torch.empty_like(self.fed[0]),
+                torch.empty_like(self.fed[1]),
+            )
         inputs, targets = self.inputs[moment.side]
         inputs.copy_(self.fed[0])
         targets.copy_(self.fed[1])
@@ -229,8 +247,9 @@ class CapturedStep(Step):
 class Graphs:
     """Functions without arguments, captured into CUDA graphs that share their memory.
 
-    The first call for a key runs the function as it is, so that libraries load and optimizers make their state; the
-    second captures it. generator: one that the functions draw from besides the device's default one.
+    The first call for a key runs the function as it is, so that libraries load and optimizers make
+    their state; the second captures it. generator: one that the functions draw from besides the
+    device's default one.
     """
 
     def __init__(self, generator: torch.Generator):
@@ -250,7 +269,9 @@ class Graphs:
         graph.replay()
         return result
 
-    def capture(self, kind: str, function: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+    def capture(
+        self, kind: str, function: Callable[[], object]
+    ) -> tuple[torch.cuda.CUDAGraph, object]:
         # Graphs of one kind never run at the same time, so they may share a pool.
         if kind not in self.pools:
             self.pools[kind] = torch.cuda.graph_pool_handle()
@@ -261,10 +282,16 @@ class Graphs:
         return graph, result
 
 
-def can_capture(device: torch.device, world: int, computed_in: Format, optimizer: torch.optim.Optimizer) -> bool:
-    """Can steps be captured? Not on a CPU or MPS, with several processes, or with an optimizer that waits for the host.
-    fp16 neither: its scaler decides on the host whether a step counts."""
-    return device.type == "cuda" and world == 1 and computed_in != "fp16" and takes_tensors(optimizer)
+def can_capture(
+    device: torch.device, world: int, computed_in: Format, optimizer: torch.optim.Optimizer
+) -> bool:
+    """Can steps be captured? Not on a CPU or MPS, with several processes, or with an optimizer that
+    waits for the host.
+    fp16 neither: its scaler decides on the host whether a step counts.
+    """
+    return (
+        device.type == "cuda" and world == 1 and computed_in != "fp16" and takes_tensors(optimizer)
+    )
 
 
 def takes_tensors(optimizer: torch.optim.Optimizer) -> bool:

@@ -10,10 +10,10 @@ KEPT = "\n\t\r"  # of the characters that cannot be printed
 class Output:
     """A text stream that always takes what is written.
 
-    Where the reader has gone (fer … | head), the stream is closed or the disk is full, the rest goes nowhere: a
-    training does not end for want of a reader. `lost` then says why, unless the reader chose to go. What the terminal
-    has no letter for becomes a question mark. clean: show control characters as their codes, since names of files may
-    hold some.
+    Where the reader has gone (fer … | head), the stream is closed or the disk is full, the rest
+    goes nowhere: a training does not end for want of a reader. `lost` then says why, unless the
+    reader chose to go. What the terminal has no letter for becomes a question mark. clean: show
+    control characters as their codes, since names of files may hold some.
     """
 
     def __init__(self, stream: TextIO | None, clean: bool):

@@ -1,8 +1,9 @@
 """fer summary: a network's layers, how each output size comes about, and what the whole amounts to.
 
-Multiply-adds are those of convolutions and dense layers, counted where such a layer runs: output elements × kernel
-elements × input channels / groups, for one face. Everything else counts 0: norms, pools, activations, biases, and what
-a network computes outside its layers, as the attention of transformers. No weights, run or data are needed.
+Multiply-adds are those of convolutions and dense layers, counted where such a layer runs: output
+elements × kernel elements × input channels / groups, for one face. Everything else counts 0: norms,
+pools, activations, biases, and what a network computes outside its layers, as the attention of
+transformers. No weights, run or data are needed.
 """
 
 import copy
@@ -40,7 +41,9 @@ class Layer:
 
 def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
     if cfg.models and (cfg.match or any(key.split(".")[0] == "model" for key in typed)):
-        raise UserError(f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out")
+        raise UserError(
+            f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out"
+        )
     nodes = config.group_nodes("model")
     if cfg.models:
         if unknown := [name for name in cfg.models if name not in nodes]:
@@ -49,14 +52,18 @@ def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
     elif cfg.match:
         dense = [name for name, node in nodes.items() if node.get("features") == []]
         if cfg.match not in dense:
-            raise UserError(f"match={cfg.match}: not a network of dense layers; {nearest(cfg.match, dense)}")
+            raise UserError(
+                f"match={cfg.match}: not a network of dense layers; {nearest(cfg.match, dense)}"
+            )
         match(cfg.name, build(cfg.model), cfg.match, nodes[cfg.match])
     else:
         print(table_text(cfg.name, build(cfg.model)))
 
 
 def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
-    """Print at which one width of all hidden layers the network `dense` comes nearest to the model's parameters."""
+    """Print at which one width of all hidden layers the network `dense` comes nearest to the
+    model's parameters.
+    """
     wanted = count(model.parameters())
 
     def head(width: int) -> list:
@@ -70,15 +77,22 @@ def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
     width = min(max(above - 1, 1), above, key=lambda width: abs(size(width) - wanted))
     print(side_by_side({name: model, dense: build(node | {"head": head(width)})}), end="\n\n")
     off = 100 * (size(width) / wanted - 1)
-    print(f"{dense} with hidden layers of {width}: {size(width):,} parameters, {off:+.2f} % of {name}'s")
+    print(
+        f"{dense} with hidden layers of {width}: {size(width):,} parameters, {off:+.2f} % of "
+        f"{name}'s"
+    )
     if abs(off) > 5:
         print("no width comes within 5 %; this is the nearest")
-    text = yaml.safe_dump(head(width), default_flow_style=True, width=999).strip().replace(", ", ",")
+    text = (
+        yaml.safe_dump(head(width), default_flow_style=True, width=999).strip().replace(", ", ",")
+    )
     print(f"  fer train model={dense} 'model.head={text}'")
 
 
 def build(node: dict) -> nn.Module:
-    """A network of shapes without numbers, which takes milliseconds and no memory, nor the file of its weights."""
+    """A network of shapes without numbers, which takes milliseconds and no memory, nor the file of
+    its weights.
+    """
     checked = config.check_node("model", node | ({"weights": None} if "weights" in node else {}))
     try:
         with torch.device("meta"):
@@ -110,13 +124,16 @@ def multiply_adds(model: nn.Module, side: int) -> int:
 
 @torch.no_grad()
 def layers(model: nn.Module) -> list[Layer]:
-    """The layers in the order in which they run on one face. Parameters of a layer that runs twice count once; those
-    of no layer that runs come last."""
+    """The layers in the order in which they run on one face. Parameters of a layer that runs twice
+    count once; those of no layer that runs come last.
+    """
     shapes: Any = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
     unseen = set(shapes.parameters())
-    padded: dict[torch.Tensor, tuple] = {}  # what a padding of its own put out: the size it was given, and its sides
+    padded: dict[
+        torch.Tensor, tuple
+    ] = {}  # what a padding of its own put out: the size it was given, and its sides
 
     def note(module: Any, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
         if module not in names:
@@ -129,7 +146,10 @@ def layers(model: nn.Module) -> list[Layer]:
             row.multiply_adds = out.numel() * module.weight[0].numel()
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
             sides = [(padding, padding) for padding in pair(module.padding)]
-            row.kernel, row.stride = by(pair(module.kernel_size)), by(dict.fromkeys(pair(module.stride)))
+            row.kernel, row.stride = (
+                by(pair(module.kernel_size)),
+                by(dict.fromkeys(pair(module.stride))),
+            )
             size, outer = padded.get(given[0], (given[0].shape[-2:], [(0, 0), (0, 0)]))
             row.formula = formula(module, size, outer, out.shape[-2:])
         elif isinstance(module, nn.ZeroPad2d):
@@ -147,12 +167,18 @@ def layers(model: nn.Module) -> list[Layer]:
     return rows
 
 
-def formula(module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]) -> str:
-    """floor((W + 2P − k) / s) + 1 with its numbers, for both axes where they differ; `outer` padding counts as P."""
+def formula(
+    module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]
+) -> str:
+    """floor((W + 2P − k) / s) + 1 with its numbers, for both axes where they differ; `outer`
+    padding counts as P.
+    """
     options = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
     rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
     texts = []
-    for w, (before, after), to, k, s, p, d in zip(size, outer, out, *map(pair, options), strict=True):
+    for w, (before, after), to, k, s, p, d in zip(
+        size, outer, out, *map(pair, options), strict=True
+    ):
         total = f"2·{before + p}" if before == after else f"{before + p} + {after + p}"
         texts.append(f"{rounding}(({w} + {total} − {d * (k - 1) + 1}) / {s}) + 1 = {to}")
     return ", ".join(dict.fromkeys(texts))
@@ -163,9 +189,13 @@ def pair(value: Any) -> tuple:
 
 
 def totals(model: nn.Module) -> dict[str, int]:
-    """Running statistics are BatchNorm's mean and variance, which Keras counts among the parameters."""
+    """Running statistics are BatchNorm's mean and variance, which Keras counts among the
+    parameters.
+    """
     parameters = count(model.parameters())
-    running = count(b for key, b in model.named_buffers() if key.endswith(("running_mean", "running_var")))
+    running = count(
+        b for key, b in model.named_buffers() if key.endswith(("running_mean", "running_var"))
+    )
     return {
         "parameters": parameters,
         "trainable": count(p for p in model.parameters() if p.requires_grad),
@@ -179,16 +209,31 @@ def table_text(name: str, model: nn.Module) -> str:
     cells, formulas = [HEADER], []
     for r in layers(model):
         short = r.name if len(r.name) <= 36 else "…" + r.name[-35:]
-        row = [short, r.kind, r.kernel, r.stride, r.padding, by(r.output), f"{r.parameters:,}", f"{r.multiply_adds:,}"]
+        row = [
+            short,
+            r.kind,
+            r.kernel,
+            r.stride,
+            r.padding,
+            by(r.output),
+            f"{r.parameters:,}",
+            f"{r.multiply_adds:,}",
+        ]
         cells.append(row)
         if r.formula:
             formulas.append([f"  {short}", r.formula])
     parts = [f"{name}, input 1×{model.size}×{model.size}", "", *aligned(cells, left=2), ""]
     if formulas:
-        parts += ["Output sizes, floor((W + 2P − k) / s) + 1 along each axis:", *aligned(formulas, left=2), ""]
+        parts += [
+            "Output sizes, floor((W + 2P − k) / s) + 1 along each axis:",
+            *aligned(formulas, left=2),
+            "",
+        ]
     parts += aligned([[key, f"{n:,}"] for key, n in totals(model).items()])
     if cells[-1][0] == OUTSIDE:
-        parts.append(f"multiply-adds {OUTSIDE.strip('()')}, those of attention say, are not counted")
+        parts.append(
+            f"multiply-adds {OUTSIDE.strip('()')}, those of attention say, are not counted"
+        )
     return "\n".join(parts)
 
 
@@ -208,4 +253,7 @@ def aligned(rows: list[list[str]], left: int = 1) -> list[str]:
     """Rows as lines of equal columns, the first `left` of them flush left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     pads = [str.ljust] * left + [str.rjust] * (len(widths) - left)
-    return ["  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,5 +1,7 @@
-"""TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures, in a run folder's
-tensorboard/. Rows and pictures come in as they are; how they are made is not known here."""
+"""TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures,
+in a run folder's tensorboard/. Rows and pictures come in as they are; how they are made is not
+known here.
+"""
 
 import re
 from pathlib import Path
@@ -26,7 +28,9 @@ def open_writer(run: Path, epoch: int | None = None) -> Any:
 
 
 def note(writer: Any, row: dict[str, Any]) -> None:
-    """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as schedule/lr."""
+    """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as
+    schedule/lr.
+    """
     for name, value in row.items():
         tag = re.sub(r"^(train|val)_(.+)", r"\2/\1", name.replace("val_recall_", "recall/"))
         if tag == name and name not in ("seconds", "images_per_second"):
@@ -42,4 +46,6 @@ def show(run: Path, pictures: list[Path]) -> None:
         with open_writer(run) as writer:
             for path in pictures:
                 with Image.open(path) as image:
-                    writer.add_image(f"report/{path.stem}", np.asarray(image.convert("RGB")), dataformats="HWC")
+                    writer.add_image(
+                        f"report/{path.stem}", np.asarray(image.convert("RGB")), dataformats="HWC"
+                    )

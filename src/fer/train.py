@@ -1,6 +1,7 @@
 """fer train: the training loop, what a resume needs, and how a training begins and ends.
 
-A step is step.py's; what a person sees, progress.py's; files, run.py's; processes and signals, runtime.py's.
+A step is step.py's; what a person sees, progress.py's; files, run.py's; processes and signals,
+runtime.py's.
 """
 
 import contextlib
@@ -22,7 +23,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer import UserError, config, metrics, runtime, tensorboard
 from fer.augment import SHARES, STRENGTHS, Augment, check_crop
-from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, resumed, rewrite_settings, save_checkpoint
+from fer.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    load_weights,
+    resumed,
+    rewrite_settings,
+    save_checkpoint,
+)
 from fer.data.faces import Data
 from fer.models.layers import schedule_dropout
 from fer.models.network import Network, Normalize
@@ -45,7 +53,8 @@ EVAL_BATCH = 512  # faces
 class Trainer:
     """One training, begun, or continued where cfg.resume names its folder.
 
-    What changes while it runs: the weights, the optimizer, the history; and within an epoch step, seconds and record.
+    What changes while it runs: the weights, the optimizer, the history; and within an epoch step,
+    seconds and record.
     """
 
     def __init__(
@@ -55,7 +64,9 @@ class Trainer:
         data: Data | None = None,
         saved: dict | None = None,
     ):
-        """data: in place of the config's. saved: the contents of the last.pt of cfg.resume, if they were read."""
+        """data: in place of the config's. saved: the contents of the last.pt of cfg.resume, if they
+        were read.
+        """
         self.cfg, self.device = cfg, device
         self.run: Path | None = None  # without a run folder nothing is written or printed
         self.writer: Any = None  # of TensorBoard
@@ -75,10 +86,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
         self.curves = build_curves(cfg, self.augment, model)
         dropouts = schedule_dropout(model) if "dropout" in self.curves else []
-        normalize = self.take(data or config.build("data", cfg.data))  # last: what is quick to refuse has been checked
+        normalize = self.take(
+            data or config.build("data", cfg.data)
+        )  # last: what is quick to refuse has been checked
         self.network = Network(model, normalize)
         self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
-        self.eval_network = Network(self.average.module, normalize) if self.average else self.network
+        self.eval_network = (
+            Network(self.average.module, normalize) if self.average else self.network
+        )
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
         self.steps = len(self.batches(0))
@@ -101,7 +116,9 @@ class Trainer:
             rank=self.rank,
             world=self.world,
         )
-        captured = cfg.train.cuda_graphs and can_capture(device, self.world, self.computed_in, self.optimizer)
+        captured = cfg.train.cuda_graphs and can_capture(
+            device, self.world, self.computed_in, self.optimizer
+        )
         self.learn = CapturedStep(parts, self.steps) if captured else Step(parts, self.steps)
         self.saved = time.perf_counter()  # when last.pt was
         self.saved_once = False
@@ -113,19 +130,24 @@ class Trainer:
             self.load(saved or load_checkpoint(path), path)
 
     def take(self, data: Data) -> Normalize:
-        """Put the faces to train and to validate on onto the device; returns their normalization."""
+        """Move training and validation faces to the device; returns their normalization."""
         faces, held_out = data.open("train"), data.open("validation")
         if self.cfg.train.copies == "drop":
             faces = faces.take(~faces.among(held_out))
         if len(faces) < 2 or not len(held_out):
-            raise UserError(f"{len(faces)} faces to train and {len(held_out)} to validate on are too few")
+            raise UserError(
+                f"{len(faces)} faces to train and {len(held_out)} to validate on are too few"
+            )
         if self.augment.crop:
             check_crop(faces.images, self.augment.crop)
         targets = faces.targets
         if targets is None:
             targets = F.one_hot(faces.labels, len(data.classes)).float()
         self.images, self.targets = faces.images.to(self.device), targets.to(self.device)
-        self.val_images, self.val_labels = held_out.images.to(self.device), held_out.labels.to(self.device)
+        self.val_images, self.val_labels = (
+            held_out.images.to(self.device),
+            held_out.labels.to(self.device),
+        )
         self.data_hash, self.val_hash, self.classes = data.hash, held_out.hash, data.classes
         self.unlabelled, self.sample, self.absent = data.unlabelled, data.sample, data.absent
         digest = hashlib.sha256(held_out.labels.numpy().data)
@@ -151,12 +173,16 @@ class Trainer:
     @property
     def best(self) -> dict[str, Any]:
         """The row of the most accurate epoch, the earlier of equals."""
-        return max(self.history, key=itemgetter("val_accuracy"), default={"epoch": 0, "val_accuracy": -1.0})
+        return max(
+            self.history, key=itemgetter("val_accuracy"), default={"epoch": 0, "val_accuracy": -1.0}
+        )
 
     @property
     def done(self) -> bool:
         planned, patience = self.cfg.train.epochs, self.cfg.train.patience
-        return self.epoch >= planned or (patience is not None and self.epoch - self.best["epoch"] >= patience)
+        return self.epoch >= planned or (
+            patience is not None and self.epoch - self.best["epoch"] >= patience
+        )
 
     def start_epoch(self) -> None:
         self.step = 0
@@ -164,7 +190,9 @@ class Trainer:
         self.learn.record.zero_()
 
     def fit(self) -> None:
-        """Train to the last epoch or until patience ends. Raises Interrupted after a signal, everything saved."""
+        """Train to the last epoch or until patience ends. Raises Interrupted after a signal,
+        everything saved.
+        """
         with runtime.kernels(self.device, self.cfg.deterministic), Signals() as signals:
             self.save()  # from here on a killed run can be resumed
             while not self.done:
@@ -193,15 +221,19 @@ class Trainer:
                 self.after_step(signals)
 
     def tracer(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """With profile=true, of the second epoch (the first, if it is the only one), a trace of ten steps."""
+        """With profile=true, of the second epoch (the first, if it is the only one), a trace of ten
+        steps.
+        """
         traced = min(1, self.cfg.train.epochs - 1)
         if not (self.cfg.profile and self.run and self.epoch == traced):
             return contextlib.nullcontext(lambda: None)
         return runtime.profile(self.run / "trace.json")
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
-        """An epoch's positions, on the device, in an order that depends on (seed, epoch) alone. A last batch of one, or
-        of fewer than two a process, joins the batch before it: BatchNorm cannot learn from one face."""
+        """An epoch's positions, on the device, in an order that depends on (seed, epoch) alone. A
+        last batch of one, or of fewer than two a process, joins the batch before it: BatchNorm
+        cannot learn from one face.
+        """
         generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, self.cfg.seed, epoch))
         count, size = len(self.images), self.cfg.train.batch_size
         if self.cfg.train.sampling == "balanced":
@@ -217,10 +249,15 @@ class Trainer:
         return order.to(self.device, non_blocking=True).split(sizes)
 
     def factors(self, step: int) -> dict[str, float]:
-        """Every curve's factor in the middle of a step of this epoch: at its start a warm-up has a rate of 0."""
+        """Every curve's factor in the middle of a step of this epoch: at its start a warm-up has a
+        rate of 0.
+        """
         accuracies = [row["val_accuracy"] for row in self.history]
         middle = self.epoch + (step + 0.5) / self.steps
-        return {name: curve(middle, self.cfg.train.epochs, accuracies) for name, (curve, _) in self.curves.items()}
+        return {
+            name: curve(middle, self.cfg.train.epochs, accuracies)
+            for name, (curve, _) in self.curves.items()
+        }
 
     def moments(self) -> list[Moment]:
         """What is particular to each step of the coming epoch."""
@@ -228,7 +265,11 @@ class Trainer:
 
     def moment(self, step: int) -> Moment:
         strengths = self.factors(step)
-        rate, dropout, size = strengths.pop("lr"), strengths.pop("dropout", 1.0), strengths.pop("size", 1.0)
+        rate, dropout, size = (
+            strengths.pop("lr"),
+            strengths.pop("dropout", 1.0),
+            strengths.pop("size", 1.0),
+        )
         side = self.network.model.size
         if size != 1:  # shrunk to multiples of 4, for two poolings at least
             side = max(round(size * side / 4), 1) * 4
@@ -239,7 +280,9 @@ class Trainer:
             dropout=dropout,
             side=side,
             amounts=self.augment.amounts(strengths),
-            augmentation_seed=seed_of(Stream.AUGMENTATION, *place),  # all processes draw alike for the whole batch
+            augmentation_seed=seed_of(
+                Stream.AUGMENTATION, *place
+            ),  # all processes draw alike for the whole batch
             network_seed=seed_of(Stream.NETWORK, *place, self.rank),
         )
 
@@ -250,7 +293,9 @@ class Trainer:
         return loss / faces, right / faces
 
     def after_step(self, signals: Signals) -> None:
-        """Warn of a long training, save every few minutes, end after a signal; several processes do so together."""
+        """Warn of a long training, save every few minutes, end after a signal; several processes do
+        so together.
+        """
         if self.run and self.epoch == 0 and self.step == min(20, self.steps):
             self.means()  # waits until the steps are done
             faces = min(self.step * self.cfg.train.batch_size, len(self.images))
@@ -299,7 +344,11 @@ class Trainer:
     def tell_one_class(self, logits: Tensor) -> None:
         """Say so, and why that may be, when all validation faces begin to be given one class."""
         given = logits.argmax(1).unique().tolist()
-        one = self.classes[given[0]] if len(given) == 1 and len(self.val_labels.unique()) > 1 else None
+        one = (
+            self.classes[given[0]]
+            if len(given) == 1 and len(self.val_labels.unique()) > 1
+            else None
+        )
         if one and one != self.one_class:
             print(one_class_lines(one, self.rate(self.steps - 1)), flush=True)
         self.one_class = one
@@ -311,12 +360,20 @@ class Trainer:
             "epoch": row["epoch"],
             "val_accuracy": row["val_accuracy"],
             "model": {name: tensor.detach().clone() for name, tensor in weights.items()},
-            "validation": {"logits": logits.cpu(), "labels": self.val_labels.cpu(), "images": self.val_hash},
+            "validation": {
+                "logits": logits.cpu(),
+                "labels": self.val_labels.cpu(),
+                "images": self.val_hash,
+            },
         }
 
     def measure(self) -> tuple[dict[str, Any], Tensor]:
-        """The epoch's row of the history, curves as at its last step, and the logits of the validation faces."""
-        loss, right = self.read_record().sum(0).tolist()  # waits for the device, so the clock counts its work
+        """The epoch's row of the history, curves as at its last step, and the logits of the
+        validation faces.
+        """
+        loss, right = (
+            self.read_record().sum(0).tolist()
+        )  # waits for the device, so the clock counts its work
         training_seconds = self.watch.seconds
         self.work.seconds += training_seconds - self.watch.before
         logits = torch.zeros(len(self.val_images), len(self.classes), device=self.device)
@@ -324,7 +381,10 @@ class Trainer:
             logits = self.eval_network.logits(self.val_images, EVAL_BATCH, self.computed_in)
         logits = over_processes(logits, "sum")
         matrix = metrics.confusion(logits.argmax(1), self.val_labels, len(self.classes)).cpu()
-        values = {name: self.curves[name][1] * factor for name, factor in self.factors(self.steps - 1).items()}
+        values = {
+            name: self.curves[name][1] * factor
+            for name, factor in self.factors(self.steps - 1).items()
+        }
         recalls = metrics.per_class(matrix)[1].tolist()
         row = {
             "epoch": self.epoch + 1,
@@ -340,26 +400,33 @@ class Trainer:
         }
         if self.cfg.train.tencrop and self.rank == 0:
             row["val_accuracy_tencrop"] = self.tencrop_accuracy()
-        row |= {f"val_recall_{name}": recall for name, recall in zip(self.classes, recalls, strict=True)}
+        row |= {
+            f"val_recall_{name}": recall for name, recall in zip(self.classes, recalls, strict=True)
+        }
         if not math.isfinite(row["val_loss"]):
             self.refuse_weights()
         return row, logits
 
     def tencrop_accuracy(self) -> float:
         """Validation accuracy over ten crops."""
-        found = probabilities(self.eval_network, self.val_images, EVAL_BATCH, "tencrop", self.computed_in)
+        found = probabilities(
+            self.eval_network, self.val_images, EVAL_BATCH, "tencrop", self.computed_in
+        )
         return (found.argmax(1) == self.val_labels.cpu()).double().mean().item()
 
     def read_record(self) -> Tensor:
-        """The losses and right answers of the epoch's steps so far, float64 on the CPU, over all processes. Waits for
-        the device. A loss that is not finite is refused."""
+        """The losses and right answers of the epoch's steps so far, float64 on the CPU, over all
+        processes. Waits for the device. A loss that is not finite is refused.
+        """
         record = over_processes(self.learn.record.cpu(), "sum")[: self.step]
         bad = (~record[:, 0].isfinite()).nonzero()
         if len(bad):
             step = int(bad[0])
             raise UserError(
-                f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}: the loss became NaN or infinite "
-                f"(learning rate {self.rate(step):.3g}); try a lower optim.lr, train.clip=1, schedule.warmup=1 or "
+                f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}: the loss became NaN or "
+                "infinite "
+                f"(learning rate {self.rate(step):.3g}); try a lower optim.lr, train.clip=1, "
+                "schedule.warmup=1 or "
                 "train.precision=fp32"
             )
         return record.double()
@@ -379,8 +446,10 @@ class Trainer:
         if step == 0:  # the epoch before has just ended
             epoch, step = self.epoch, self.steps
         raise UserError(
-            f"epoch {epoch}, step {step} of {self.steps}: the weights became NaN or infinite (learning rate "
-            f"{self.rate(step - 1):.3g}); nothing was saved since; try a lower optim.lr, train.clip=1 or "
+            f"epoch {epoch}, step {step} of {self.steps}: the weights became NaN or infinite "
+            "(learning rate "
+            f"{self.rate(step - 1):.3g}); nothing was saved since; try a lower optim.lr, "
+            "train.clip=1 or "
             "schedule.warmup=1"
         )
 
@@ -418,15 +487,23 @@ class Trainer:
         try:
             self.restore(contents["training"], path)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError):
-            raise UserError(f"{path}: its training state does not fit its config; the file was changed") from None
+            raise UserError(
+                f"{path}: its training state does not fit its config; the file was changed"
+            ) from None
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Take over what save() put into last.pt. Earlier versions saved no faces, no scaler and no format."""
+        """Take over what save() put into last.pt. Earlier versions saved no faces, no scaler and no
+        format.
+        """
         if state.get("faces", self.faces) != self.faces:
-            raise UserError(f"{path}: was trained on other faces or labels; name these, or start anew elsewhere")
+            raise UserError(
+                f"{path}: was trained on other faces or labels; name these, or start anew elsewhere"
+            )
         self.history = list(state["history"])
         self.step, self.watch = int(state["step"]), Stopwatch(float(state["seconds"]))
-        if not (state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps):
+        if not (
+            state["epoch"] == self.epoch >= self.best["epoch"] and 0 <= self.step <= self.steps
+        ):
             raise ValueError
         if self.epoch > self.cfg.train.epochs:
             done = f"{self.epoch} epochs are done, more than train.epochs={self.cfg.train.epochs}"
@@ -469,23 +546,31 @@ class Work:
         self.seconds = 0.0
 
     def speed(self, model: nn.Module) -> tuple[float, float]:
-        """Images per second, and floating-point operations per second of the convolutions and dense layers: two a
-        multiply-add, and the backward pass takes two of the forward pass's."""
-        operations = sum(3 * 2 * multiply_adds(model, side) * faces for side, faces in self.faces.items())
+        """Images per second, and floating-point operations per second of the convolutions and dense
+        layers: two a multiply-add, and the backward pass takes two of the forward pass's.
+        """
+        operations = sum(
+            3 * 2 * multiply_adds(model, side) * faces for side, faces in self.faces.items()
+        )
         return self.faces.total() / self.seconds, operations / self.seconds
 
 
 def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that a checked node describes. One that cannot make a plain step is refused before any work."""
+    """The optimizer that a checked node describes. One that cannot make a plain step is refused
+    before any work.
+    """
     parameter = nn.Parameter(torch.zeros(2, 2))
     parameter.grad = torch.zeros(2, 2)
     trial = config.build("optim", node, params=[parameter])
     try:
         trial.step()
-    except Exception as error:  # whatever an optimizer raises that needs a closure or sparse gradients
+    except (
+        Exception
+    ) as error:  # whatever an optimizer raises that needs a closure or sparse gradients
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"optim._target_={node['_target_']}: cannot train these networks ({reason}); choose optim=adam, sgd or muon"
+            f"optim._target_={node['_target_']}: cannot train these networks ({reason}); choose "
+            "optim=adam, sgd or muon"
         ) from None
     options = {}
     if device.type == "cuda":
@@ -498,14 +583,16 @@ def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state with plain numbers as learning rates, which are tensors while steps are captured."""
+    """Its state, learning rates as plain numbers: they are tensors while steps are captured."""
     state = optimizer.state_dict()
     state["param_groups"] = [group | {"lr": float(group["lr"])} for group in state["param_groups"]]
     return state
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take over a saved state. How a step is computed is this device's choice, not that of the one that saved it."""
+    """Take over a saved state. How a step is computed is this device's choice, not that of the one
+    that saved it.
+    """
     groups = []
     for saved, present in zip(state["param_groups"], optimizer.param_groups, strict=True):
         own = {key: present[key] for key in ("fused", "foreach", "capturable") if key in present}
@@ -514,13 +601,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
-    """Copy the weights of the checkpoint at `path`, which must know faces scaled so; the last layer keeps its own where
-    its classes are others."""
+    """Copy the weights of the checkpoint at `path`, which must know faces scaled so; the last layer
+    keeps its own where its classes are others.
+    """
     contents = load_checkpoint(find_checkpoint(path))
     if (kind := contents["normalization"]["kind"]) != normalize and normalize:
-        raise UserError(f"start={path}: learned by data.normalize={kind}, not {normalize}; take data.normalize={kind}")
+        raise UserError(
+            f"start={path}: learned by data.normalize={kind}, not {normalize}; take "
+            f"data.normalize={kind}"
+        )
     weights, own = contents["model"], model.state_dict()
-    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    last = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ][-1]
     if len(contents["classes"]) != len(own[f"{last}.weight"]):
         weights |= {name: value for name, value in own.items() if name.startswith(f"{last}.")}
     load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
@@ -535,9 +628,13 @@ def why_still(name: str, model: nn.Module) -> str:
     return f"augment.{name} is off; set it, or "
 
 
-def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) -> dict[str, tuple[Curve, float]]:
-    """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side, an augmentation's
-    own number (of crop and the two mixings a share). A curve that would drive nothing is refused."""
+def build_curves(
+    cfg: config.TrainConfig, augment: Augment, model: nn.Module
+) -> dict[str, tuple[Curve, float]]:
+    """Name → (curve, what its factor multiplies): the rate, the largest dropout, the images' side,
+    an augmentation's own number (of crop and the two mixings a share). A curve that would drive
+    nothing is refused.
+    """
     dropouts = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
     sizes: dict[str, Any] = {"dropout": max(dropouts, default=0.0)}
     sizes["size"] = model.size if getattr(model, "any_size", False) else 0
@@ -545,9 +642,14 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
     curves = {"lr": (config.build("schedule", cfg.schedule), cfg.optim["lr"])}
     for name, node in cfg.curves.items():
         if name not in sizes:
-            raise UserError(f"curves.{name}: drives nothing; there are {', '.join(sizes)} (the rate's is schedule)")
+            raise UserError(
+                f"curves.{name}: drives nothing; there are {', '.join(sizes)} (the rate's is "
+                "schedule)"
+            )
         if not sizes[name]:
-            raise UserError(f"curves.{name}: {why_still(name, model)}remove the curve with curves.{name}=null")
+            raise UserError(
+                f"curves.{name}: {why_still(name, model)}remove the curve with curves.{name}=null"
+            )
         size = 1.0 if name in SHARES else sizes[name]
         curves[name] = (config.build("schedule", node or {}, f"curves.{name}"), size)
     return curves
@@ -555,7 +657,8 @@ def build_curves(cfg: config.TrainConfig, augment: Augment, model: nn.Module) ->
 
 @runtime.others_named()
 def run(values: dict, typed: dict[str, str]) -> float:
-    """Train as the composed `values` say; returns the best validation accuracy, for sweeps that optimize it.
+    """Train as the composed `values` say; returns the best validation accuracy, for sweeps that
+    optimize it.
 
     typed: each key given on the command line, and its words.
     """
@@ -566,7 +669,9 @@ def run(values: dict, typed: dict[str, str]) -> float:
 
 
 def runs_of_sweep(named: str | None) -> list[Path]:
-    """The run folders in the sweep folder that `resume` names, by number; none where it names a run."""
+    """The run folders in the sweep folder that `resume` names, by number; none where it names a
+    run.
+    """
     folder = Path(named or "")
     if not named or not folder.is_dir() or (folder / "last.pt").exists():
         return []
@@ -575,8 +680,9 @@ def runs_of_sweep(named: str | None) -> list[Path]:
 
 
 def resume_sweep(runs: list[Path], values: dict, typed: dict[str, str]) -> float:
-    """Resume each run of a sweep in turn; returns the best accuracy of all. What is refused of one does not stop the
-    others; a signal stops all."""
+    """Resume each run of a sweep in turn; returns the best accuracy of all. What is refused of one
+    does not stop the others; a signal stops all.
+    """
     accuracies, refusals = [], []
     for folder in runs:
         try:
@@ -597,7 +703,10 @@ def run_one(values: dict, typed: dict[str, str]) -> float:
     device = runtime.pick_device(cfg.device)
     if cfg.tensorboard:
         tensorboard.require()
-    with runtime.processes_left(), runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
+    with (
+        runtime.processes_left(),
+        runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"),
+    ):
         trainer = Trainer(cfg, device, saved=saved)
         del saved  # as large as the network and the optimizer
         trainer.typed = list(typed.values())
@@ -617,13 +726,24 @@ def fit_and_say(trainer: Trainer) -> None:
         print(f"stopped; everything so far is in {trainer.run}; go on with\n  {again}")
         raise
     folder, accuracy, epoch = trainer.run, trainer.best["val_accuracy"], trainer.best["epoch"]
-    held = [name for name in ("best.pt", "last.pt", "history.csv") if Path(str(folder), name).is_file()]
-    print(f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds {', '.join(held)}")
+    held = [
+        name for name in ("best.pt", "last.pt", "history.csv") if Path(str(folder), name).is_file()
+    ]
+    print(
+        f"best validation accuracy {accuracy:.4f} after epoch {epoch}; {folder} holds "
+        f"{', '.join(held)}"
+    )
     if "best.pt" not in held:
-        print(f"best.pt was removed after epoch {epoch}, and no later epoch was better; last.pt has the last weights")
+        print(
+            f"best.pt was removed after epoch {epoch}, and no later epoch was better; last.pt has "
+            "the last weights"
+        )
     if trainer.work.seconds:
         images, operations = trainer.work.speed(trainer.network.model)
-        print(f"trained at {images:,.0f} images/s, {operations / 1e12:.3g} TFLOP/s in {trainer.computed_in}")
+        print(
+            f"trained at {images:,.0f} images/s, {operations / 1e12:.3g} TFLOP/s in "
+            f"{trainer.computed_in}"
+        )
     run, ckpt = shlex.quote(str(folder)), shlex.quote(f"{folder}/{held[0]}")
     judge = f"evaluate ckpt={ckpt}"
     if trainer.unlabelled:
@@ -633,7 +753,7 @@ def fit_and_say(trainer: Trainer) -> None:
 
 
 def fit(trainer: Trainer) -> None:
-    """Train in the run folder that the config names, a new one or that of a training that goes on."""
+    """Train in the run folder that the config names: a new one, or one that is resumed."""
     cfg, device = trainer.cfg, trainer.device
     folder = Path(cfg.resume) if cfg.resume else create(cfg.run, cfg.name)
     with lock(folder), none_left(trainer, folder):
@@ -650,7 +770,8 @@ def fit(trainer: Trainer) -> None:
         write_environment(folder, trainer.data_hash, trainer.typed, machine)
         parameters = sum(p.numel() for p in trainer.network.parameters())
         print(
-            f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, {len(trainer.val_images)} "
+            f"{cfg.name}, {parameters:,} parameters, {len(trainer.images)} faces to train, "
+            f"{len(trainer.val_images)} "
             f"to validate, {device.type}, {trainer.computed_in}, {folder}",
             flush=True,
         )
@@ -667,16 +788,22 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
     if trainer.epoch >= settings.epochs:
         longer = f"{again} train.epochs={2 * settings.epochs}"
         return (
-            f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; to train longer:\n  {longer}"
+            f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; to "
+            f"train longer:\n  {longer}"
         )
     longer = f"{again} train.patience=null"
     stalled = f"{settings.patience} epochs without a better one (train.patience)"
-    return f"{folder}: training ended after epoch {trainer.epoch}, {stalled}; to train longer:\n  {longer}"
+    return (
+        f"{folder}: training ended after epoch {trainer.epoch}, {stalled}; to train longer:\n  "
+        f"{longer}"
+    )
 
 
 @contextlib.contextmanager
 def none_left(trainer: "Trainer", folder: Path) -> Iterator[None]:
-    """Within the context a new training that fails before its first save leaves no folder: it could not be resumed."""
+    """Within the context a new training that fails before its first save leaves no folder: it could
+    not be resumed.
+    """
     new = not trainer.cfg.resume
     try:
         yield
@@ -692,18 +819,25 @@ def warnings_of(cfg: config.TrainConfig, trainer: Trainer) -> list[str]:
     for key, node in ({"schedule": cfg.schedule} | cfg.curves).items():
         last = (node or {}).get("epochs", [0])[-1]
         if last > cfg.train.epochs:
-            lines.append(f"{key}: its knots extend to epoch {last:g}, but training stops at {cfg.train.epochs}")
+            lines.append(
+                f"{key}: its knots extend to epoch {last:g}, but training stops at "
+                f"{cfg.train.epochs}"
+            )
     if trainer.absent:
-        lines.append(f"no faces of {', '.join(trainer.absent)} to train on: the network cannot learn them")
+        lines.append(
+            f"no faces of {', '.join(trainer.absent)} to train on: the network cannot learn them"
+        )
     crop, size = trainer.augment.crop, trainer.network.model.size
     if crop and crop < size:
         lines.append(
-            f"augment.crop={crop}: crops are enlarged {size / crop:.2g} times to the model's {size} pixels, but whole "
+            f"augment.crop={crop}: crops are enlarged {size / crop:.2g} times to the model's "
+            f"{size} pixels, but whole "
             f"faces validate; model.size={crop} trains and validates at one scale"
         )
     if cfg.data.get("validation") == "test":
         lines.append(
-            "data.validation=test: the test faces select the epoch here, so their accuracy says nothing of new faces"
+            "data.validation=test: the test faces select the epoch here, so their accuracy says "
+            "nothing of new faces"
         )
     return lines
 
@@ -713,17 +847,23 @@ PLACES = {"run", "resume", "device", "data.path", "data.votes"}
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
-    """The best validation accuracy of a training on `data` in `folder`: begun, gone on with or, where it is done, only
-    loaded."""
+    """The best validation accuracy of a training on `data` in `folder`: begun, gone on with or,
+    where it is done, only loaded.
+    """
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run, last = str(folder), folder / "last.pt"
     contents = None
     if last.is_file():
         contents = load_checkpoint(last)
-        differences = config.difference(config.parse(contents["config"], str(last)), own.model_dump())
+        differences = config.difference(
+            config.parse(contents["config"], str(last)), own.model_dump()
+        )
         changed = [line for key, line in differences.items() if key not in PLACES]
         if changed:
-            raise UserError(f"{folder}: was trained with other settings ({'; '.join(changed)}); name another out=")
+            raise UserError(
+                f"{folder}: was trained with other settings ({'; '.join(changed)}); name another "
+                "out="
+            )
         own.resume = own.run
     with runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"):
         trainer = Trainer(own, device, data, contents)

@@ -1,5 +1,5 @@
-"""What may be typed after `fer`: the keys and the choices of each command, as configs/ lists them, and the key that was
-probably meant by one that there is not.
+"""What may be typed after `fer`: the keys and the choices of each command, as configs/ lists them,
+and the key that was probably meant by one that there is not.
 
 Reads YAML only and imports nothing heavy: tab completion has a third of a second.
 """
@@ -58,16 +58,23 @@ SYNONYMS = {
     "wd": ["optim.weight_decay"],
 }
 REMARKS = {
-    "pretrained": "start=CHECKPOINT takes the weights of a run, model=torchvision model.weights=FILE those of a file",
+    "pretrained": "start=CHECKPOINT takes the weights of a run, model=torchvision "
+    "model.weights=FILE those of a file",
     "num_workers": "the faces stay in memory, and no processes load them; leave it out",
     "workers": "the faces stay in memory, and no processes load them; leave it out",
 }
-FROM_RUN = ("predict", "evaluate", "report", "explain", "export")  # commands that have no groups but a checkpoint's
+FROM_RUN = (
+    "predict",
+    "evaluate",
+    "report",
+    "explain",
+    "export",
+)  # commands that have no groups but a checkpoint's
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read(path: Path) -> dict:
-    """The values of a YAML file of configs/; none, where it cannot be read, which Hydra will tell."""
+    """The values of a YAML file of configs/; empty if it is unreadable, which Hydra reports."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -82,29 +89,42 @@ def group_keys(group: str, names: Iterable[str], user_dir: str | None = None) ->
         for root in [config_dir(), *([Path(user_dir)] if user_dir else [])]:
             values = read(root / group / f"{name}.yaml")
             parents = [parent for parent in values.get("defaults") or [] if isinstance(parent, str)]
-            found |= dict.fromkeys(group_keys(group, (parent for parent in parents if parent != name), user_dir))
-            found |= dict.fromkeys(str(key) for key in values if key not in ("defaults", "_target_"))
+            found |= dict.fromkeys(
+                group_keys(group, (parent for parent in parents if parent != name), user_dir)
+            )
+            found |= dict.fromkeys(
+                str(key) for key in values if key not in ("defaults", "_target_")
+            )
     return list(found)
 
 
 def root_values(command: str) -> dict:
-    """The keys of a command's root config and their defaults, with those of the config that it starts from."""
+    """The keys of a command's root config and their defaults, with those of the config that it
+    starts from.
+    """
     values = read(config_dir() / f"{command}.yaml")
     defaults = values.pop("defaults", [])
     return root_values("train") | values if "train" in defaults else values
 
 
-def keys(command: str, user_dir: str | None = None, chosen: dict[str, str] | None = None) -> list[str]:
-    """All that may be typed before `=`, dotted. Of a group: the keys of its `chosen` config, or of all
-    its configs where none is chosen."""
+def keys(
+    command: str, user_dir: str | None = None, chosen: dict[str, str] | None = None
+) -> list[str]:
+    """All that may be typed before `=`, dotted. Of a group: the keys of its `chosen` config, or of
+    all its configs where none is chosen.
+    """
     found = []
     for key, value in root_values(command).items():
-        found += [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key]
+        found += (
+            [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key]
+        )
     for group, names in choices(command, user_dir).items():
         found.append(group)
         if group != "experiment":
             own = (chosen or {}).get(group)
-            found += [f"{group}.{key}" for key in group_keys(group, [own] if own else names, user_dir)]
+            found += [
+                f"{group}.{key}" for key in group_keys(group, [own] if own else names, user_dir)
+            ]
     return found
 
 
@@ -141,7 +161,9 @@ def meant_override(command: str, word: str, user_dir: str | None = None) -> str 
         candidates = ["ckpt", "run"]
     else:
         candidates = ["data.path"]
-        known |= {f"data.{key}": None for key in group_keys("data", choices(command).get("data", []))}
+        known |= {
+            f"data.{key}": None for key in group_keys("data", choices(command).get("data", []))
+        }
     return next((f"{key}={word}" for key in candidates if key in known), None)
 
 

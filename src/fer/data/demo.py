@@ -1,7 +1,9 @@
-"""Built-in demo data: faces drawn by the project itself, so that everything can be tried without FER2013.
+"""Built-in demo data: faces drawn by the project itself, so that everything can be tried without
+FER2013.
 
-Each face moves with the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial Action Coding System
-(Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS. Nobody's likeness is in them.
+Each face moves with the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial
+Action Coding System (Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS.
+Nobody's likeness is in them.
 """
 
 from types import SimpleNamespace
@@ -14,11 +16,12 @@ from annotated_types import Ge, Le
 from fer import CLASSES, Normalization
 from fer.data.faces import SIZE, Data, Faces
 
-# Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are hard to tell apart
-# because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do, and because they share companions.
-# 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser, 7 lid tightener, 9 nose
-# wrinkler, 10 upper lip raiser, 12 lip corner puller, 15 lip corner depressor, 16 lower lip depressor, 20 lip
-# stretcher, 23 lip tightener, 25 lips part, 26 jaw drop.
+# Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are
+# hard to tell apart because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do,
+# and because they share companions. 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5
+# upper lid raiser, 6 cheek raiser, 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip
+# corner puller, 15 lip corner depressor, 16 lower lip depressor, 20 lip stretcher, 23 lip
+# tightener, 25 lips part, 26 jaw drop.
 EXPRESSIONS = {
     "angry": ((4, 5, 7, 23), (10, 16, 25)),
     "disgust": ((9, 15, 16), (4, 7, 10)),
@@ -30,28 +33,63 @@ EXPRESSIONS = {
 }
 AUS = sorted({au for moved in EXPRESSIONS.values() for au in sum(moved, ())})
 
-# Shares of the classes in CLASSES order: FER2013's own, but disgust, 1.5 % there, is common enough to be learned.
+# Shares of the classes in CLASSES order: FER2013's own, but disgust, 1.5 % there, is common enough
+# to be learned.
 MIX = (0.14, 0.045, 0.14, 0.245, 0.165, 0.11, 0.155)
-MISLABELLED = 0.06  # labels that are dealt anew; a sixth of these meet their own class again, so 5 % are wrong
+# Labels that are dealt anew; a sixth of these meet their own class again, so 5 % are wrong.
+MISLABELLED = 0.06
 CHUNK = 32  # faces drawn at once: 32×48×48 floats stay in a core's cache, 1.5× faster than 256
 
-# What varies besides the expression, drawn uniformly. Lengths: a head is -1 to 1, y down. Tones: 0 black to 255 white.
-# fmt: off
+# What varies besides the expression, drawn uniformly. Lengths: a head is -1 to 1, y down. Tones: 0
+# black to 255 white. fmt: off
 TRAITS = {
-    # pose: tilt is the tangent of half the in-plane rotation (±11°), yaw slides the features over the head
-    "tilt": (-0.1, 0.1), "yaw": (-0.13, 0.13), "size": (0.94, 1.18), "shift_x": (-0.14, 0.14), "shift_y": (-0.12, 0.12),
+    # pose: tilt is the tangent of half the in-plane rotation (±11°), yaw slides the features over
+    # the head
+    "tilt": (-0.1, 0.1),
+    "yaw": (-0.13, 0.13),
+    "size": (0.94, 1.18),
+    "shift_x": (-0.14, 0.14),
+    "shift_y": (-0.12, 0.12),
     # identity
-    "width": (0.62, 0.76), "height": (0.86, 0.98), "taper": (0.02, 0.24), "skin": (105, 215),
-    "hair": (12, 120), "hairline": (0.5, 0.8), "parting": (-0.25, 0.25), "long_hair": (0, 1),
-    "eye_x": (0.28, 0.34), "eye_y": (-0.17, -0.09), "eye_width": (0.16, 0.2), "eye_open": (0.09, 0.115),
-    "eye_slant": (-0.15, 0.15), "gaze": (-0.04, 0.04), "brow_gap": (0.17, 0.22), "brow_width": (0.18, 0.23),
-    "brow_thick": (0.025, 0.05), "brow_arch": (0, 0.06), "nose_y": (0.17, 0.24), "nose_width": (0.09, 0.14),
-    "mouth_y": (0.46, 0.54), "mouth_width": (0.24, 0.32), "lip": (0.045, 0.07), "glasses": (0, 1), "beard": (0, 1),
+    "width": (0.62, 0.76),
+    "height": (0.86, 0.98),
+    "taper": (0.02, 0.24),
+    "skin": (105, 215),
+    "hair": (12, 120),
+    "hairline": (0.5, 0.8),
+    "parting": (-0.25, 0.25),
+    "long_hair": (0, 1),
+    "eye_x": (0.28, 0.34),
+    "eye_y": (-0.17, -0.09),
+    "eye_width": (0.16, 0.2),
+    "eye_open": (0.09, 0.115),
+    "eye_slant": (-0.15, 0.15),
+    "gaze": (-0.04, 0.04),
+    "brow_gap": (0.17, 0.22),
+    "brow_width": (0.18, 0.23),
+    "brow_thick": (0.025, 0.05),
+    "brow_arch": (0, 0.06),
+    "nose_y": (0.17, 0.24),
+    "nose_width": (0.09, 0.14),
+    "mouth_y": (0.46, 0.54),
+    "mouth_width": (0.24, 0.32),
+    "lip": (0.045, 0.07),
+    "glasses": (0, 1),
+    "beard": (0, 1),
     # light and camera
-    "light_x": (-0.32, 0.32), "light_y": (-0.25, 0.15), "contrast": (0.7, 1.15), "brightness": (95, 150),
-    "backdrop": (20, 230), "blur": (0, 0.16), "noise": (1, 8),
+    "light_x": (-0.32, 0.32),
+    "light_y": (-0.25, 0.15),
+    "contrast": (0.7, 1.15),
+    "brightness": (95, 150),
+    "backdrop": (20, 230),
+    "blur": (0, 0.16),
+    "noise": (1, 8),
     # what hides a part of it
-    "occluded": (0, 1), "cover_x": (-0.9, 0.9), "cover_y": (-0.9, 0.9), "cover_turn": (-1, 1), "cover_tone": (0, 255),
+    "occluded": (0, 1),
+    "cover_x": (-0.9, 0.9),
+    "cover_y": (-0.9, 0.9),
+    "cover_turn": (-1, 1),
+    "cover_tone": (0, 255),
 }
 # fmt: on
 
@@ -62,12 +100,20 @@ def demo(
     seed: Annotated[int, Ge(0)],
     normalize: Normalization,
 ) -> Data:
-    """`images` faces to train on and a sixth of that each to validate on and, unlabelled, to predict."""
+    """`images` faces to train on and a sixth of that each to validate on and, unlabelled, to
+    predict.
+    """
     splits = {}
-    for stream, (name, count) in enumerate((("train", images), ("validation", images // 6), ("test", images // 6))):
+    for stream, (name, count) in enumerate(
+        (("train", images), ("validation", images // 6), ("test", images // 6))
+    ):
         rng = np.random.Generator(np.random.PCG64([seed, stream]))
         shown = class_mix(count, rng)
-        labels = torch.full((count,), -1) if name == "test" else torch.tensor(mislabel(shown, rng), dtype=torch.int64)
+        labels = (
+            torch.full((count,), -1)
+            if name == "test"
+            else torch.tensor(mislabel(shown, rng), dtype=torch.int64)
+        )
         drawn = torch.from_numpy(draw(shown, rng, min(count, limit or count)))
         splits[name] = Faces(drawn, labels[:limit], [str(i) for i in range(len(drawn))])
     return Data(splits, normalize)
@@ -77,11 +123,15 @@ def class_mix(count: int, rng: np.random.Generator) -> np.ndarray:
     """One face of each class, the rest by MIX, in a drawn order."""
     rest = count - len(CLASSES)
     by_mix = np.searchsorted(np.cumsum(MIX)[:-1], (np.arange(rest) + 0.5) / rest)
-    return np.concatenate([np.arange(len(CLASSES)), by_mix])[np.argsort(rng.random(count), kind="stable")]
+    return np.concatenate([np.arange(len(CLASSES)), by_mix])[
+        np.argsort(rng.random(count), kind="stable")
+    ]
 
 
 def mislabel(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The labels that an annotator would give: some swapped among faces, which leaves the class mix as it is."""
+    """The labels that an annotator would give: some swapped among faces, which leaves the class mix
+    as it is.
+    """
     labels, swapped = shown.copy(), np.flatnonzero(rng.random(len(shown)) < MISLABELLED)
     labels[swapped] = shown[np.roll(swapped, 1)]
     return labels
@@ -90,19 +140,31 @@ def mislabel(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def intensities(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """How strongly each face shows each of AUS, 0 to 1: strong, weak and partial expressions."""
     moved = [EXPRESSIONS[name] for name in CLASSES]
-    chance = np.array([[0.95 * (au in always) + 0.35 * (au in some) for au in AUS] for always, some in moved])
-    shows = rng.random((len(shown), len(AUS))) < np.maximum(chance, 0.04)[shown]  # 4 %: a twitch that means nothing
+    chance = np.array(
+        [[0.95 * (au in always) + 0.35 * (au in some) for au in AUS] for always, some in moved]
+    )
+    shows = (
+        rng.random((len(shown), len(AUS))) < np.maximum(chance, 0.04)[shown]
+    )  # 4 %: a twitch that means nothing
     strength = 0.45 + 0.55 * np.sqrt(rng.random((len(shown), 1)))
-    return shows * strength * (0.6 + 0.4 * rng.random(shows.shape)) * np.where(chance[shown] > 0, 1, 0.5)
+    return (
+        shows
+        * strength
+        * (0.6 + 0.4 * rng.random(shows.shape))
+        * np.where(chance[shown] > 0, 1, 0.5)
+    )
 
 
 def draw(shown: np.ndarray, rng: np.random.Generator, keep: int) -> np.ndarray:
     """The first `keep` faces that show these classes, uint8 keep×1×48×48.
 
-    Only + - * / and sqrt, which IEEE 754 rounds alike everywhere: no exp, sin or sum, which differ by library.
+    Only + - * / and sqrt, which IEEE 754 rounds alike everywhere: no exp, sin or sum, which differ
+    by library.
     """
     low, high = np.array(list(TRAITS.values())).T
-    columns = np.concatenate([low + (high - low) * rng.random((len(shown), len(low))), intensities(shown, rng)], axis=1)
+    columns = np.concatenate(
+        [low + (high - low) * rng.random((len(shown), len(low))), intensities(shown, rng)], axis=1
+    )
     columns = columns[:keep].astype(np.float32)[:, :, None, None]
     pictures = []
     for start in range(0, keep, CHUNK):
@@ -115,7 +177,10 @@ def draw(shown: np.ndarray, rng: np.random.Generator, keep: int) -> np.ndarray:
 
 def turned(x, y, tangent):
     """The plane turned by twice the angle whose tangent this is."""
-    cos, sin = (1 - tangent * tangent) / (1 + tangent * tangent), 2 * tangent / (1 + tangent * tangent)
+    cos, sin = (
+        (1 - tangent * tangent) / (1 + tangent * tangent),
+        2 * tangent / (1 + tangent * tangent),
+    )
     return x * cos + y * sin, y * cos - x * sin
 
 
@@ -184,7 +249,9 @@ def draw_head(pen, face, au, u, v):
     a = np.abs(u)
     strands = face.hair * (0.9 + 0.2 * ripples(a + 0.2 * v * v, 0.21))
     long = (face.long_hair > 0.6).astype(np.float32)
-    behind = oval(u, (v + 0.12) * (1 - 0.6 * long * (v > 0)), face.width * (1.1 + 0.14 * long), 0.94)
+    behind = oval(
+        u, (v + 0.12) * (1 - 0.6 * long * (v > 0)), face.width * (1.1 + 0.14 * long), 0.94
+    )
     pen.fill(np.maximum(behind, v - 0.05 - 9 * long), strands * 0.8)
     pen.fill(np.maximum(a - 0.5 * face.width, 0.4 - v), face.skin * 0.55)  # neck
     pen.fill(oval(a - face.width, v - 0.02, 0.08, 0.17), face.skin * 0.8)  # ears
@@ -205,7 +272,13 @@ def draw_cheeks(pen, face, au, m, v):
     corner = (face.mouth_width + 0.1 + 0.08 * au[12], face.mouth_y - 0.1 * au[12] + 0.05 * au[15])
     fold = 0.08 + 0.32 * au[12] + 0.35 * au[9] + 0.3 * au[10]
     pen.shade(np.minimum(fold, 0.45) * stroke(m, v, wing, corner, 0.075))
-    pen.shade(0.3 * au[6] * stroke(m, v, (face.eye_x + 0.21, face.eye_y), (face.eye_x + 0.31, face.eye_y + 0.04), 0.06))
+    pen.shade(
+        0.3
+        * au[6]
+        * stroke(
+            m, v, (face.eye_x + 0.21, face.eye_y), (face.eye_x + 0.31, face.eye_y + 0.04), 0.06
+        )
+    )
 
 
 def draw_nose(pen, face, au, m, v):
@@ -233,7 +306,9 @@ def draw_eyes(pen, face, au, m, v, side):
     pen.fill(inside, 60 + 0.75 * face.skin)
     iris = np.sqrt(np.square(x - side * face.gaze) + np.square(y + 0.01))
     pen.fill(np.maximum(inside, iris - 0.078), 25)
-    pen.fill(np.maximum(upper - 0.02 - 0.04 * bow - y, y - upper - 0.006), face.skin * 0.22)  # lashes
+    pen.fill(
+        np.maximum(upper - 0.02 - 0.04 * bow - y, y - upper - 0.006), face.skin * 0.22
+    )  # lashes
     pen.fill(np.maximum(lower - y, y - lower - 0.01 - 0.015 * bow), face.skin * 0.5, 0.6)
 
 
@@ -244,27 +319,46 @@ def draw_brows(pen, face, au, m, v):
     lowered = np.maximum(au[4], au[9])  # the nose wrinkler draws the brows down too
     raised = np.maximum(au[1], au[2]) * glow(m, v - face.eye_y + 0.47, 0.4, 0.16)
     pen.shade(0.3 * raised * ripples(v, 0.13))  # forehead wrinkles
-    pen.shade(0.4 * lowered * stroke(m, v, (0.05, face.eye_y - 0.28), (0.06, face.eye_y - 0.1), 0.055))  # frown lines
+    pen.shade(
+        0.4 * lowered * stroke(m, v, (0.05, face.eye_y - 0.28), (0.06, face.eye_y - 0.1), 0.055)
+    )  # frown lines
     y = face.eye_y - face.brow_gap + face.brow_arch * (t * t - 0.5)
-    y = y - 0.16 * au[1] * inner * inner - 0.13 * au[2] * outer + lowered * (0.05 + 0.11 * inner * (1 - 0.8 * au[1]))
+    y = (
+        y
+        - 0.16 * au[1] * inner * inner
+        - 0.13 * au[2] * outer
+        + lowered * (0.05 + 0.11 * inner * (1 - 0.8 * au[1]))
+    )
     half = face.brow_thick * (1.1 - 0.3 * t) * (1 - t * t * t * t)
     pen.fill(np.abs(v - y) - half, np.minimum(face.hair, 0.4 * face.skin))
 
 
 def draw_mouth(pen, face, au, x, v):
-    rounded = au[26] * (1 - au[12]) * (1 - au[20])  # a dropped jaw narrows the mouth unless something pulls it wide
-    width = face.mouth_width * (1 + 0.32 * au[12] + 0.3 * au[20] + 0.08 * au[15] - 0.15 * au[23] - 0.3 * rounded)
+    rounded = (
+        au[26] * (1 - au[12]) * (1 - au[20])
+    )  # a dropped jaw narrows the mouth unless something pulls it wide
+    width = face.mouth_width * (
+        1 + 0.32 * au[12] + 0.3 * au[20] + 0.08 * au[15] - 0.15 * au[23] - 0.3 * rounded
+    )
     t = x / width
     bow, square = 1 - t * t, 1 - t * t * t * t
-    fall = 0.2 * au[15] * (1 - 0.6 * au[9]) + 0.08 * au[20] + 0.08 * au[23]  # 9 lifts the lip against 15
+    fall = (
+        0.2 * au[15] * (1 - 0.6 * au[9]) + 0.08 * au[20] + 0.08 * au[23]
+    )  # 9 lifts the lip against 15
     line = face.mouth_y + (fall - 0.22 * au[12]) * (t * t - 0.35)
     lip = face.lip * (1 - 0.6 * au[23] - 0.2 * au[12])
     opened = 0.012 + 0.12 * au[25] * (1 - 0.5 * au[23])
     jaw = au[26] * (1 - 0.45 * au[20])
-    top = line - (opened * 0.4 + 0.06 * au[10] + 0.05 * au[20]) * square - 0.11 * jaw * (1 - au[12]) * bow
+    top = (
+        line
+        - (opened * 0.4 + 0.06 * au[10] + 0.05 * au[20]) * square
+        - 0.11 * jaw * (1 - au[12]) * bow
+    )
     bottom = line + (opened * 0.6 + 0.09 * au[16] + 0.05 * au[20]) * square + 0.24 * jaw * bow
     pen.shade(0.25 * au[15] * glow(np.abs(x) - width - 0.02, v - face.mouth_y - 0.12, 0.09, 0.12))
-    pen.shade(0.25 * (1 + au[23]) * glow(x, v - bottom - lip - 0.08, 0.24, 0.08))  # below the lower lip
+    pen.shade(
+        0.25 * (1 + au[23]) * glow(x, v - bottom - lip - 0.08, 0.24, 0.08)
+    )  # below the lower lip
     cupid = top - lip * (0.9 - 0.25 * glow(x, 0, 0.08, 1)) * bow
     pen.fill(np.maximum(cupid - v, v - bottom - 1.15 * lip * bow), face.skin * 0.58)
     pen.shade(-0.2 * glow(x, v - bottom - 0.6 * lip, 0.15, 0.05))
@@ -285,7 +379,9 @@ def photographed(image, face, x, y, rng):
     is_bar = face.occluded > 0.94
     hidden, tone = np.where(is_bar, bar, hand), np.where(is_bar, face.cover_tone, fingers)
     image += np.clip(1 - hidden * 24, 0, 1) * (face.occluded > 0.88) * (tone - image)
-    image = (image * (1 + face.light_x * x + face.light_y * y) - 120) * face.contrast + face.brightness
+    image = (
+        image * (1 + face.light_x * x + face.light_y * y) - 120
+    ) * face.contrast + face.brightness
     image[:, 1:-1] += face.blur * (image[:, 2:] + image[:, :-2] - 2 * image[:, 1:-1])
     image[:, :, 1:-1] += face.blur * (image[:, :, 2:] + image[:, :, :-2] - 2 * image[:, :, 1:-1])
     grain = rng.random((len(image), 3, SIZE, SIZE), dtype=np.float32)

@@ -1,4 +1,6 @@
-"""Faces: images, labels and ids as tensors, the same whatever file or drawing they come from. Knows of no format."""
+"""Faces: images, labels and ids as tensors, the same whatever file or drawing they come from. Knows
+of no format.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ SIZE = 48
 class Faces:
     """One split.
 
-    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6 (7 is FER+'s contempt), -1 where unlabelled.
-    ids: N strings, the file's own where it has them, else "0" … "n-1". targets: float N×classes that sum to 1, where
-    training is to learn more than the labels.
+    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6 (7 is FER+'s contempt),
+    -1 where unlabelled.
+    ids: N strings, the file's own where it has them, else "0" … "n-1". targets: float N×classes
+    that sum to 1, where training is to learn more than the labels.
     """
 
     images: torch.Tensor
@@ -32,12 +35,16 @@ class Faces:
         """The faces at `index`: positions, in that order, or bool N."""
         index = torch.arange(len(self))[index]
         targets = None if self.targets is None else self.targets[index]
-        return Faces(self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets)
+        return Faces(
+            self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets
+        )
 
     def among(self, others: "Faces") -> torch.Tensor:
         """Bool N: is the same image, pixel for pixel, in `others` too?"""
         there = {image.tobytes() for image in others.images.numpy()}
-        return torch.tensor([image.tobytes() in there for image in self.images.numpy()], dtype=torch.bool)
+        return torch.tensor(
+            [image.tobytes() in there for image in self.images.numpy()], dtype=torch.bool
+        )
 
     @property
     def hash(self) -> str:
@@ -50,7 +57,9 @@ class Faces:
 
 
 def stratified(labels: np.ndarray, share: float, seed: int, least: int = 0) -> np.ndarray:
-    """Bool N: a share of the faces of every class, drawn by `seed`, but `least` of each, where it has as many."""
+    """Bool N: a share of the faces of every class, drawn by `seed`, but `least` of each, where it
+    has as many.
+    """
     drawn, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
@@ -62,13 +71,14 @@ def stratified(labels: np.ndarray, share: float, seed: int, least: int = 0) -> n
 class Data:
     """Every split of one data set.
 
-    splits: by name; "train" and "validation" where there are faces to train on, others as the source has them ("test",
-    "private"); "all" where a single file is used whole.
-    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command names them, and only
-    fer evaluate prints an accuracy on them. normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
-    hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode: what training does
-    with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`; see configs/data/ferplus.yaml. sample:
-    path of a sample submission that lies beside the faces.
+    splits: by name; "train" and "validation" where there are faces to train on, others as the
+    source has them ("test", "private"); "all" where a single file is used whole.
+    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command
+    names them, and only fer evaluate prints an accuracy on them. normalize: how the input is
+    scaled, `none`, `unit`, `dataset` or `image`.
+    hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode:
+    what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
+    see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
     """
 
     splits: dict[str, Faces]
@@ -82,7 +92,10 @@ class Data:
     def open(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:
             have = ", ".join(f"{len(faces)} of {key}" for key, faces in self.splits.items())
-            raise UserError(f"data.path: has no faces to train on, only {have}; name a folder with training faces")
+            raise UserError(
+                f"data.path: has no faces to train on, only {have}; name a folder with training "
+                "faces"
+            )
         if name not in self.splits:
             have = ", ".join(f"{key} ({len(faces)} faces)" for key, faces in self.splits.items())
             raise UserError(f"split={name}: the data has no such split; it has {have}")

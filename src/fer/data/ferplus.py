@@ -1,5 +1,7 @@
-"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each, which stand in
-fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is learned from the votes train's."""
+"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each,
+which stand in fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is
+learned from the votes train's.
+"""
 
 import hashlib
 from dataclasses import replace
@@ -15,7 +17,16 @@ from fer import FilePath, Normalization, UserError, class_names
 from fer.data.faces import Data
 from fer.data.readers import USAGES, find
 
-EMOTIONS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral", "contempt")  # as class_names(8)
+EMOTIONS = (
+    "anger",
+    "disgust",
+    "fear",
+    "happiness",
+    "sadness",
+    "surprise",
+    "neutral",
+    "contempt",
+)  # as class_names(8)
 SOURCE = "github.com/microsoft/FERPlus"
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
@@ -29,60 +40,99 @@ def ferplus(
     limit: Annotated[int, Ge(1)] | None,
     normalize: Normalization,
 ) -> Data:
-    """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains the arguments."""
+    """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains
+    the arguments.
+    """
     table = find(path).train
     if table is None or (table.usage < 0).any():
         raise UserError(
-            f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, or take data=fer2013"
+            f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, "
+            "or take data=fer2013"
         )
     if score == "original" and (table.labels < 0).any():
-        raise UserError(f"data.score=original: {path} has faces without a label of their own; take data.score=majority")
+        raise UserError(
+            f"data.score=original: {path} has faces without a label of their own; take "
+            "data.score=majority"
+        )
     place = Path(path).expanduser()
-    file = Path(votes).expanduser() if votes else (place.parent if place.is_file() else place) / "fer2013new.csv"
+    file = (
+        Path(votes).expanduser()
+        if votes
+        else (place.parent if place.is_file() else place) / "fer2013new.csv"
+    )
     counts = read_votes(file, table.usage)
     to_train = shares(counts, mode, classes)
-    scored = shares(counts, "majority", classes) if score == "majority" else np.eye(classes)[table.labels]
+    scored = (
+        shares(counts, "majority", classes)
+        if score == "majority"
+        else np.eye(classes)[table.labels]
+    )
     splits = {}
-    for number, name, targets in ((0, "train", to_train), (1, "validation", scored), (2, "private", scored)):
+    for number, name, targets in (
+        (0, "train", to_train),
+        (1, "validation", scored),
+        (2, "private", scored),
+    ):
         rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
         if rows.size:
-            likeliest = (targets * (1 + counts[:, :classes]))[rows].argmax(1)  # of equal targets by the votes
+            likeliest = (targets * (1 + counts[:, :classes]))[rows].argmax(
+                1
+            )  # of equal targets by the votes
             own = torch.from_numpy(targets[rows]).float()
             splits[name] = replace(table.cut(rows), labels=torch.from_numpy(likeliest), targets=own)
         elif name != "private":
-            raise UserError(f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are needed")
+            raise UserError(
+                f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are "
+                "needed"
+            )
     splits["public"] = splits["validation"]
     content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
-    return Data(splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode)
+    return Data(
+        splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode
+    )
 
 
 def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
-    """Votes, float64 N×10: EMOTIONS, unknown, no face; none at all for images without a name, which FER+ removed."""
+    """Votes, float64 N×10: EMOTIONS, unknown, no face; none at all for images without a name, which
+    FER+ removed.
+    """
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}: cannot be read ({reason}); get fer2013new.csv from {SOURCE}") from None
+        raise UserError(
+            f"{path}: cannot be read ({reason}); get fer2013new.csv from {SOURCE}"
+        ) from None
     columns = [*EMOTIONS, "unknown", "NF"]
     if missing := [name for name in ("Usage", "Image name", *columns) if name not in table]:
         raise UserError(f"{path}: has no column {missing[0]}; get it again from {SOURCE}")
     if len(table) != len(usage):
-        raise UserError(f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data set")
+        raise UserError(
+            f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data "
+            "set"
+        )
     if (other := np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])).size:
-        raise UserError(f"{path}, line {other[0] + 2}: is of another Usage than its face; use both files whole")
+        raise UserError(
+            f"{path}, line {other[0] + 2}: is of another Usage than its face; use both files whole"
+        )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     if (bad := np.flatnonzero(~((counts >= 0) & (counts <= 1000) & (counts % 1 == 0)).all(1))).size:
-        raise UserError(f"{path}, line {bad[0] + 2}: its votes are no counts; mend or remove the line in both files")
+        raise UserError(
+            f"{path}, line {bad[0] + 2}: its votes are no counts; mend or remove the line in both "
+            "files"
+        )
     return counts * table["Image name"].notna().to_numpy()[:, None]
 
 
 def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
-    """Targets, float64 N×classes that sum to 1, or 0 where the mode keeps no such face, by FER+'s rules.
+    """Targets, float64 N×classes that sum to 1, or 0 where the mode keeps no such face, by FER+'s
+    rules.
 
-    A single vote for anything counts as none. majority: the emotion with over half of the votes. probability and
-    crossentropy: the largest ones until there are three or they have three quarters, none with fewer votes than
-    `unknown` or `no face`; together over half. multi: those with 30 % each, together over half, `unknown` and `no face`
-    counted. Faces that are first of all neither of the classes, such as contempt of 7, are left out.
+    A single vote for anything counts as none. majority: the emotion with over half of the votes.
+    probability and crossentropy: the largest ones until there are three or they have three
+    quarters, none with fewer votes than `unknown` or `no face`; together over half. multi: those
+    with 30 % each, together over half, `unknown` and `no face` counted. Faces that are first of all
+    neither of the classes, such as contempt of 7, are left out.
     """
     votes = np.where(votes > 1, votes, 0)
     total = votes.sum(1, keepdims=True)

@@ -1,7 +1,8 @@
 """FER2013 in every layout that it is handed around in: CSV files and image folders in, Data out.
 
-A source (a CSV file, a folder of images) is parsed once into a Table and cached; splits are cut from Tables. What does
-not read as faces is refused with file, line and remedy. Knows nothing of configs, devices or FER+'s votes.
+A source (a CSV file, a folder of images) is parsed once into a Table and cached; splits are cut
+from Tables. What does not read as faces is refused with file, line and remedy. Knows nothing of
+configs, devices or FER+'s votes.
 """
 
 import codecs
@@ -34,26 +35,62 @@ from fer import CLASSES, FilePath, Normalization, UserError
 from fer.data.faces import SIZE, Data, Faces, stratified
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
-SPLITS = ("train", "public", "private", "validation")  # of USAGES, and what is held out where none of them validates
+SPLITS = (
+    "train",
+    "public",
+    "private",
+    "validation",
+)  # of USAGES, and what is held out where none of them validates
 DIGITS = tuple(map(str, range(len(CLASSES))))
 MEANINGS = ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
 NUMBERED = (
     f"what do the numbers of this file mean? Here they are {MEANINGS}. "
     "If the file counts from 1 or in another order, renumber the whole column; do not remove lines"
 )
-COLUMNS = {"label": ("emotion", "label"), "pixels": ("pixels", "feature"), "usage": ("usage",), "id": ("id",)}
+COLUMNS = {
+    "label": ("emotion", "label"),
+    "pixels": ("pixels", "feature"),
+    "usage": ("usage",),
+    "id": ("id",),
+}
 OTHER_NAMES = ("anger", "disgusted", "fearful", "happiness", "sadness", "surprised")  # of CLASSES
-LABELS = {name: label for names in (CLASSES, OTHER_NAMES, DIGITS) for label, name in enumerate(names)}  # of folders
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # by content; EPS, for one, would start Ghostscript
+LABELS = {
+    name: label for names in (CLASSES, OTHER_NAMES, DIGITS) for label, name in enumerate(names)
+}  # of folders
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "BMP",
+    "GIF",
+    "WEBP",
+    "TIFF",
+    "PPM",
+)  # by content; EPS, for one, would start Ghostscript
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
 HEIC = {".heic", ".heif", ".hif"}  # of phones' photos; Pillow does not decode them
 # Of faces to train on, the first of them that is there.
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "train.csv")
 TEST_CSV = "test.csv"
-ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".h5", ".hdf5", ".parquet", ".npz", ".npy"}
+ARCHIVES = {
+    ".zip",
+    ".tar",
+    ".tgz",
+    ".gz",
+    ".bz2",
+    ".xz",
+    ".7z",
+    ".rar",
+    ".h5",
+    ".hdf5",
+    ".parquet",
+    ".npz",
+    ".npy",
+}
 SOURCE = (
-    "fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/<emotion>/; get FER2013 from "
-    "kaggle.com (challenges-in-representation-learning-facial-expression-recognition-challenge, or msambare/fer2013), "
+    "fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/<emotion>/; get "
+    "FER2013 from "
+    "kaggle.com (challenges-in-representation-learning-facial-expression-recognition-challenge, or "
+    "msambare/fer2013), "
     "or try data=demo"
 )
 BLOCK = 64  # rows parsed together, half a megabyte
@@ -67,8 +104,9 @@ FORMAT = "3"  # of the cache
 
 @dataclass
 class Table:
-    """What a source holds. images: uint8 N×48×48. labels, usage: int64 N, classes and positions in USAGES, -1 where
-    there are none. ids: N strings, or empty. hash: SHA-256 of the source's bytes."""
+    """What a source holds. images: uint8 N×48×48. labels, usage: int64 N, classes and positions in
+    USAGES, -1 where there are none. ids: N strings, or empty. hash: SHA-256 of the source's bytes.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -77,7 +115,9 @@ class Table:
     hash: np.ndarray
 
     def cut(self, rows: np.ndarray, limit: int | None = None, spread: bool = False) -> Faces:
-        """The faces in `rows`, or the first `limit` of them; with `spread` as evenly over the classes as they go."""
+        """The faces in `rows`, or the first `limit` of them; with `spread` as evenly over the
+        classes as they go.
+        """
         labels = self.labels[rows]
         rank = pd.Series(labels).groupby(labels).cumcount() if spread else np.arange(len(rows))
         kept = np.sort(np.argsort(rank, kind="stable")[:limit])
@@ -96,7 +136,9 @@ def fer2013(
     seed: Annotated[int, Ge(0)],
     normalize: Normalization,
 ) -> Data:
-    """The data set at `path`, a folder or a CSV file; configs/data/fer2013.yaml explains the arguments."""
+    """The data set at `path`, a folder or a CSV file; configs/data/fer2013.yaml explains the
+    arguments.
+    """
     source = find(path)
     train, test, folders = source.train, source.test, source.folders
     if train is None:
@@ -115,9 +157,15 @@ def fer2013(
     part = train.usage.clip(0)  # position in SPLITS of each row's own
     if validation == "test" and split != "none":
         if not folders or test is None:
-            raise UserError(f"data.validation=test: {path} is no image folder with a test/; use data.split instead")
+            raise UserError(
+                f"data.validation=test: {path} is no image folder with a test/; use data.split "
+                "instead"
+            )
         if (test.labels < 0).any():
-            raise UserError(f"data.validation=test: the pictures in {path}/test have no labels; use data.split instead")
+            raise UserError(
+                f"data.validation=test: the pictures in {path}/test have no labels; use data.split "
+                "instead"
+            )
         judge = "test"
     elif split in ("auto", "usage", "none") and 1 in part:
         judge = "public"
@@ -130,22 +178,30 @@ def fer2013(
         part[pool[choose(train.labels[pool], split, fraction, from_index, seed)]] = 3
     if 0 not in part and split != "none":
         raise UserError(
-            f"data.path={path}: no rows are left to train on; it needs Training rows or a lower data.fraction"
+            f"data.path={path}: no rows are left to train on; it needs Training rows or a lower "
+            "data.fraction"
         )
-    splits = {SPLITS[n]: train.cut(np.flatnonzero(part == n), limit, spread=folders) for n in np.unique(part)}
+    splits = {
+        SPLITS[n]: train.cut(np.flatnonzero(part == n), limit, spread=folders)
+        for n in np.unique(part)
+    }
     content = str(train.hash)
     if test is not None:
         splits["test"] = test.cut(np.arange(len(test.images)), limit, spread=folders)
         content = hashlib.sha256(f"{train.hash}{test.hash}".encode()).hexdigest()
     first = {"train": splits.get("train"), "validation": splits.get(judge)}
     splits = {name: faces for name, faces in first.items() if faces is not None} | splits
-    doubtful = {"private", "test"} & {*splits} - {judge}  # a test split with labels may hold PrivateTest
+    doubtful = {"private", "test"} & {*splits} - {
+        judge
+    }  # a test split with labels may hold PrivateTest
     shut = frozenset(name for name in doubtful if splits[name].labelled)
     return Data(splits, normalize, shut, content, sample=source.sample)
 
 
 def only_split(name: str, table: Table, limit: int | None, normalize: Normalization) -> Data:
-    """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold PrivateTest."""
+    """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold
+    PrivateTest.
+    """
     faces = table.cut(np.arange(len(table.images)), limit)
     shut = frozenset({name} if faces.labelled else ())
     return Data({name: faces}, normalize, shut, str(table.hash))
@@ -155,8 +211,9 @@ def only_split(name: str, table: Table, limit: int | None, normalize: Normalizat
 class Source:
     """What lies at a data.path.
 
-    train: the faces to train on, or all of a single file; None where only a test file or folder was found. test: those
-    of a test file or folder. folders: are they pictures in folders? sample: path of a sample submission beside them.
+    train: the faces to train on, or all of a single file; None where only a test file or folder was
+    found. test: those of a test file or folder. folders: are they pictures in folders? sample: path
+    of a sample submission beside them.
     """
 
     train: Table | None
@@ -174,10 +231,16 @@ def find(path: str) -> Source:
         for name in CSV_NAMES:
             if (place / name).is_file():
                 test = place / TEST_CSV
-                return Source(cached(place / name), cached(test) if test.is_file() else None, sample=sample_of(place))
+                return Source(
+                    cached(place / name),
+                    cached(test) if test.is_file() else None,
+                    sample=sample_of(place),
+                )
         if (place / "train").is_dir():
             test = place / "test"
-            return Source(cached(place / "train"), cached(test) if test.is_dir() else None, folders=True)
+            return Source(
+                cached(place / "train"), cached(test) if test.is_dir() else None, folders=True
+            )
         if (place / TEST_CSV).is_file():
             return Source(None, cached(place / TEST_CSV))
         if (place / "test").is_dir():
@@ -188,21 +251,28 @@ def find(path: str) -> Source:
             raise UserError(f"data.path={path}: no such folder; looked for {SOURCE}")
         instead = "".join(f"; {hint}" for hint in hints(place))
     except OSError as error:  # permissions, a path too long, a link to nowhere, a failing disk
-        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror}); check data.path") from None
+        raise UserError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); check data.path"
+        ) from None
     raise UserError(f"data.path={path}: no FER2013 there{instead}; looked for {SOURCE}")
 
 
 def sample_of(place: Path) -> str | None:
     """The first sample submission in a folder, as `example_submission.csv`."""
-    found = sorted(file for file in islice(place.glob("*submission*.csv"), MAX_LISTED) if file.is_file())
+    found = sorted(
+        file for file in islice(place.glob("*submission*.csv"), MAX_LISTED) if file.is_file()
+    )
     known = [file for file in found if re.match(r"(example|sample)", file.name, re.IGNORECASE)]
     return str(known[0]) if known else None
 
 
 def hints(place: Path) -> list[str]:
-    """What in a folder without a known layout may be the data, each with what to do: data up to two folders deeper,
-    archives, CSV files of other names."""
-    entries = sorted(entry for entry in islice(place.iterdir(), MAX_LISTED) if not entry.name.startswith("."))
+    """What in a folder without a known layout may be the data, each with what to do: data up to two
+    folders deeper, archives, CSV files of other names.
+    """
+    entries = sorted(
+        entry for entry in islice(place.iterdir(), MAX_LISTED) if not entry.name.startswith(".")
+    )
     deeper = [folder for folder in entries if folder.is_dir()]
     for folder in [*deeper]:
         deeper += sorted(inner for inner in islice(folder.iterdir(), MAX_LISTED) if inner.is_dir())
@@ -211,7 +281,9 @@ def hints(place: Path) -> list[str]:
         if (folder / "train").is_dir() or any((folder / name).is_file() for name in CSV_NAMES):
             found.append(f"{folder} looks like it, take data.path={folder}")
             break
-    archives = [entry.name for entry in entries if entry.suffix.lower() in ARCHIVES and entry.is_file()]
+    archives = [
+        entry.name for entry in entries if entry.suffix.lower() in ARCHIVES and entry.is_file()
+    ]
     if archives:
         found.append(f"{', '.join(archives[:3])}: unpack it, then name the folder that it makes")
     others = [entry for entry in entries if entry.suffix.lower() == ".csv" and entry.is_file()]
@@ -220,16 +292,23 @@ def hints(place: Path) -> list[str]:
     return found
 
 
-def choose(labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int) -> np.ndarray:
+def choose(
+    labels: np.ndarray, split: str, fraction: float, from_index: int, seed: int
+) -> np.ndarray:
     """Bool per training row: does it validate?"""
     count = len(labels)
     if split == "from_index":
         if from_index >= count:
-            raise UserError(f"data.from_index={from_index}: nothing would validate; there are {count} rows to train")
+            raise UserError(
+                f"data.from_index={from_index}: nothing would validate; there are {count} rows to "
+                "train"
+            )
         return np.arange(count) >= from_index
     held_out = stratified(labels, fraction, seed)
     if not held_out.any():
-        raise UserError(f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher")
+        raise UserError(
+            f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher"
+        )
     return held_out
 
 
@@ -241,7 +320,8 @@ def read_csv(path: Path) -> Table:
     size, memory = path.stat().st_size, available_memory()
     if MEMORY * size > memory:
         raise UserError(
-            f"{path}: is {size / 1e9:.1f} GB large and would take {MEMORY * size / 1e9:.1f} GB of memory, where "
+            f"{path}: is {size / 1e9:.1f} GB large and would take {MEMORY * size / 1e9:.1f} GB of "
+            "memory, where "
             f"{memory / 1e9:.1f} GB are free; take a part of the file or a larger machine"
         )
     digest, parts = hashlib.sha256(), []
@@ -253,14 +333,22 @@ def read_csv(path: Path) -> Table:
             if len(parts) > 8:
                 parts[-9].result()  # so that the reader does not run ahead
     if not parts:
-        raise UserError(f"{path}: {'has a header but no rows' if header else 'is empty'}; get the file again")
-    images, labels, usage, ids = map(np.concatenate, zip(*(part.result() for part in parts), strict=True))
+        raise UserError(
+            f"{path}: {'has a header but no rows' if header else 'is empty'}; get the file again"
+        )
+    images, labels, usage, ids = map(
+        np.concatenate, zip(*(part.result() for part in parts), strict=True)
+    )
     return Table(images, labels, usage, ids, np.array(digest.hexdigest()))
 
 
 def available_memory() -> int:
     """Bytes to be had before the machine swaps or a container's limit ends the process."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**63]
+    found = [
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if hasattr(os, "sysconf")
+        else 2**63
+    ]
     for file, pattern, unit in (
         ("/proc/meminfo", r"MemAvailable:\s+(\d+)", 1024),
         ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
@@ -298,12 +386,18 @@ SIGNATURES = (
     (b"%PDF", "is a PDF document", "name a CSV file of faces"),
     (b"<!doctype html", "is a web page", DOWNLOAD),
     (b"<html", "is a web page", DOWNLOAD),
-    (b"version https://git-lfs", "is a Git LFS pointer, without the data", "fetch it: git lfs pull"),
+    (
+        b"version https://git-lfs",
+        "is a Git LFS pointer, without the data",
+        "fetch it: git lfs pull",
+    ),
 )
 
 
 def foreign(head: bytes) -> str:
-    """What a file that starts with these bytes is, and what to do, where it is no text; else nothing."""
+    """What a file that starts with these bytes is, and what to do, where it is no text; else
+    nothing.
+    """
     if head.startswith(b"PK\x03\x04"):
         start = head[:2048]
         if b"[Content_Types].xml" in start or b"xl/" in start:
@@ -320,7 +414,9 @@ def foreign(head: bytes) -> str:
 
 
 def filled_lines(file: "BufferedReader[FileIO]", path: Path, digest) -> Iterator[Line]:
-    """The lines that are not blank, none read much beyond MAX_LINE; all that is read goes through the digest too."""
+    """The lines that are not blank, none read much beyond MAX_LINE; all that is read goes through
+    the digest too.
+    """
     if said := foreign(file.peek()):
         raise UserError(f"{path}: {said}")
     if file.peek().startswith(codecs.BOM_UTF8):
@@ -331,16 +427,22 @@ def filled_lines(file: "BufferedReader[FileIO]", path: Path, digest) -> Iterator
             number += 1
             line = line.removesuffix(b"\n")
             if len(line) > MAX_LINE:
-                raise UserError(f"{path}, line {number}: is over {MAX_LINE} bytes long; a face has 2304 numbers")
+                raise UserError(
+                    f"{path}, line {number}: is over {MAX_LINE} bytes long; a face has 2304 numbers"
+                )
             if line.strip():
                 yield f"{path}, line {number}", line.removesuffix(b"\r")
-        digest.update(b"".join(block))  # line by line, it would wait for Python's lock: 1.3 times as long
+        digest.update(
+            b"".join(block)
+        )  # line by line, it would wait for Python's lock: 1.3 times as long
 
 
 def fields_of(place: str, line: bytes) -> list[str]:
     text = line.decode("utf-8", "replace")
     try:
-        (fields,) = csv.reader([text], strict=True) if '"' in text else [text.split(",")]  # which is faster
+        (fields,) = (
+            csv.reader([text], strict=True) if '"' in text else [text.split(",")]
+        )  # which is faster
     except (csv.Error, ValueError):
         raise UserError(f"{place}: its quotes do not close; mend or remove the line") from None
     return fields
@@ -350,14 +452,20 @@ def read_header(place: str, line: bytes) -> list[str]:
     """Each column's role, "" where it has none, from names in any order, case and white space."""
     text = line.decode("utf-8", "replace")
     if "\ufffd" in text or any(not c.isprintable() and c != "\t" for c in text):
-        raise UserError(f"{place}: is no text in UTF-8; name a CSV file with columns emotion and pixels")
+        raise UserError(
+            f"{place}: is no text in UTF-8; name a CSV file with columns emotion and pixels"
+        )
     names = [field.strip().lower() for field in fields_of(place, line)]
     roles = [next((role for role, known in COLUMNS.items() if name in known), "") for name in names]
     for role, known in COLUMNS.items():
         if roles.count(role) > 1:
-            raise UserError(f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one")
+            raise UserError(
+                f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one"
+            )
     if "pixels" not in roles:
-        raise UserError(f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so")
+        raise UserError(
+            f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so"
+        )
     return roles
 
 
@@ -365,19 +473,30 @@ def parse(lines: list[Line], roles: list[str]) -> tuple[np.ndarray, ...]:
     """Images, labels, usage and ids of some lines."""
     places, rows = [place for place, _ in lines], [fields_of(*line) for line in lines]
     for place, row in zip(places, rows, strict=True):
-        if (width := len(row)) != len(roles):  # more of them: two rows that lost the line end between them
-            raise UserError(f"{place}: has {width} columns where the header has {len(roles)}; mend or remove the line")
+        if (width := len(row)) != len(
+            roles
+        ):  # more of them: two rows that lost the line end between them
+            raise UserError(
+                f"{place}: has {width} columns where the header has {len(roles)}; mend or remove "
+                "the line"
+            )
     columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
     labels = codes(places, columns.get("label", ()), "a label", DIGITS)
     usage = codes(places, columns.get("usage", ()), "a Usage", USAGES)
-    ids = [field.strip() for field in columns.get("id", ())]  # `=1+1` too: a submission gives back what it was asked
+    ids = [
+        field.strip() for field in columns.get("id", ())
+    ]  # `=1+1` too: a submission gives back what it was asked
     for place, name in zip(places, ids, strict=False):
         if len(name) > MAX_ID or "\0" in name:
-            raise UserError(f"{place}: {name[:20]!r} … is no id, up to {MAX_ID} characters; mend the line")
+            raise UserError(
+                f"{place}: {name[:20]!r} … is no id, up to {MAX_ID} characters; mend the line"
+            )
     return parse_pixels(places, columns["pixels"]), labels, usage, np.array(ids, dtype=np.str_)
 
 
-def codes(places: list[str], fields: Sequence[str], what: str, known: tuple[str, ...]) -> np.ndarray:
+def codes(
+    places: list[str], fields: Sequence[str], what: str, known: tuple[str, ...]
+) -> np.ndarray:
     """Positions of a column's fields among `known`, -1 where there is no such column."""
     values = [field.strip() for field in fields]
     for place, value in zip(places, values, strict=False):
@@ -392,20 +511,27 @@ def codes(places: list[str], fields: Sequence[str], what: str, known: tuple[str,
 
 
 def parse_pixels(places: list[str], fields: Sequence[str]) -> np.ndarray:
-    """uint8 N×48×48 from fields of 2304 numbers: every byte must be a digit or a blank, a run of digits is a number of
-    at most three digits, up to 255.
+    """uint8 N×48×48 from fields of 2304 numbers: every byte must be a digit or a blank, a run of
+    digits is a number of at most three digits, up to 255.
 
-    Each byte is looked at together with the three before it, for all bytes at once; what stands at the last digit of a
-    run is the number. 2.7 times as fast as np.fromstring row by row, and strict.
+    Each byte is looked at together with the three before it, for all bytes at once; what stands at
+    the last digit of a run is the number. 2.7 times as fast as np.fromstring row by row, and
+    strict.
     """
     data = np.frombuffer(" ".join(["  ", *fields, ""]).encode(), np.uint8)
-    blank, is_digit, digit = data == 32, data - 48 < 10, data & 15  # bytes below "0" wrap around; a blank's digit is 0
+    blank, is_digit, digit = (
+        data == 32,
+        data - 48 < 10,
+        data & 15,
+    )  # bytes below "0" wrap around; a blank's digit is 0
     three = is_digit[1:-3] & is_digit[2:-2] & is_digit[3:-1]
     hundreds, low = digit[1:-3] * three, digit[2:-2] * 10 + digit[3:-1]
     numbers = low + hundreds * 100  # 256 and more wrap around
     wrong = (hundreds > 2) | (numbers < low) | (three & is_digit[:-4])
     last = np.flatnonzero(is_digit[3:-1] & blank[4:])
-    found = np.searchsorted(last, np.cumsum([len(field) + 1 for field in fields]))  # up to the end of each field
+    found = np.searchsorted(
+        last, np.cumsum([len(field) + 1 for field in fields])
+    )  # up to the end of each field
     whole = (found == np.arange(1, len(fields) + 1) * SIZE * SIZE).all()
     if not whole or wrong.any() or np.count_nonzero(is_digit) + np.count_nonzero(blank) < len(data):
         raise UserError(next(filter(None, map(explain, places, fields))))
@@ -417,17 +543,26 @@ def explain(place: str, field: str) -> str:
     values = [value for value in field.split(" ") if value]
     bad = [value for value in values if not re.fullmatch("[0-9]{1,3}", value) or int(value) > 255]
     if bad:
-        return f"{place}: {bad[0][:20]!r} is not a gray value from 0 to 255; mend or remove the line"
+        return (
+            f"{place}: {bad[0][:20]!r} is not a gray value from 0 to 255; mend or remove the line"
+        )
     good = len(values) == SIZE * SIZE
-    return "" if good else f"{place}: has {len(values)} pixels, not 2304 (48×48); mend or remove the line"
+    return (
+        ""
+        if good
+        else f"{place}: has {len(values)} pixels, not 2304 (48×48); mend or remove the line"
+    )
 
 
 def read_folder(path: Path) -> Table:
-    """Images in folders named after their emotions, gray or colour, of any size; by file name over all folders, so
-    that no stretch of rows is of one class. Images that lie in `path` itself, without such folders, have no labels;
-    their ids are their file names."""
+    """Images in folders named after their emotions, gray or colour, of any size; by file name over
+    all folders, so that no stretch of rows is of one class. Images that lie in `path` itself,
+    without such folders, have no labels; their ids are their file names.
+    """
     folders = class_folders(path)
-    labelled = [(folder, label_of(folder)) for folder in folders]  # empty ones too: their names are checked
+    labelled = [
+        (folder, label_of(folder)) for folder in folders
+    ]  # empty ones too: their names are checked
     found = [(file.name, label, file) for folder, label in labelled for file in image_files(folder)]
     if not folders:
         found = [(file.name, -1, file) for file in image_files(path)]
@@ -440,7 +575,13 @@ def read_folder(path: Path) -> Table:
         digest.update(f"{folder}/{name}\0".encode("utf-8", "surrogateescape") + image.tobytes())
     ids = [] if folders else [name.encode(errors="replace").decode() for name in names]
     no_usage = np.full(len(images), -1)
-    return Table(images, np.array(labels), no_usage, np.array(ids, dtype=np.str_), np.array(digest.hexdigest()))
+    return Table(
+        images,
+        np.array(labels),
+        no_usage,
+        np.array(ids, dtype=np.str_),
+        np.array(digest.hexdigest()),
+    )
 
 
 def label_of(folder: Path) -> int:
@@ -455,7 +596,9 @@ def label_of(folder: Path) -> int:
         )
     near = difflib.get_close_matches(name, [known for known in LABELS if known not in DIGITS], n=1)
     meant = f"did you mean {near[0]}? " if near else ""
-    raise UserError(f"{folder}: no emotion has this name; {meant}the folders are {', '.join(CLASSES)}")
+    raise UserError(
+        f"{folder}: no emotion has this name; {meant}the folders are {', '.join(CLASSES)}"
+    )
 
 
 def class_folders(path: Path) -> list[Path]:
@@ -463,14 +606,20 @@ def class_folders(path: Path) -> list[Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name; HEIC too, which is then refused by name rather than left out unsaid."""
+    """The pictures in a folder, by name; HEIC too, which is then refused by name rather than left
+    out unsaid.
+    """
     known = SUFFIXES | HEIC
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith("."))
+    return sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in known and not f.name.startswith(".")
+    )
 
 
 @contextlib.contextmanager
 def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
-    """The image in a file from anyone, of bounded size; within the context whatever its decoder says is a UserError."""
+    """The image in a file from anyone, of bounded size; within the context whatever its decoder
+    says is a UserError.
+    """
     try:
         if not file.is_file():
             raise OSError  # a pipe would be waited for
@@ -482,7 +631,9 @@ def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
         raise
     except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
         if is_heic(file):
-            raise UserError(f"{file}: is HEIC, which phones write and fer does not read; save it as JPEG") from None
+            raise UserError(
+                f"{file}: is HEIC, which phones write and fer does not read; save it as JPEG"
+            ) from None
         raise UserError(f"{file}: not a readable image; replace or remove it") from None
 
 
@@ -492,7 +643,14 @@ def is_heic(file: Path) -> bool:
         if file.is_file():
             with file.open("rb") as opened_file:
                 head = opened_file.read(12)
-            return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+            return head[4:8] == b"ftyp" and head[8:12] in (
+                b"heic",
+                b"heix",
+                b"hevc",
+                b"heim",
+                b"mif1",
+                b"msf1",
+            )
     return False
 
 
@@ -503,7 +661,9 @@ def read_image(file: Path) -> np.ndarray:
             gray = image.convert("L")
         else:  # 16 bits and more: PIL would clip, not scale
             values = np.asarray(image, dtype=np.float64)
-            wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")  # 32 bits of unknown range
+            wide = image.mode == "F" or (
+                image.mode == "I" and image.format == "TIFF"
+            )  # 32 bits of unknown range
             if wide or values.min() < 0 or values.max() > 65535:
                 raise UserError(f"{file}: pixels of mode {image.mode}; save it with 8 or 16 bits")
             gray = Image.fromarray((values / 257).round().astype(np.uint8))
@@ -511,7 +671,9 @@ def read_image(file: Path) -> np.ndarray:
 
 
 def clear_abandoned(place: Path) -> None:
-    """Remove what killed processes left in a cache folder; another one may be writing for less than an hour."""
+    """Remove what killed processes left in a cache folder; another one may be writing for less than
+    an hour.
+    """
     for folder in place.glob("tmp*"):
         with contextlib.suppress(OSError):
             if folder.is_dir() and time.time() - folder.stat().st_mtime > 3600:
@@ -519,10 +681,11 @@ def clear_abandoned(place: Path) -> None:
 
 
 def cached(source: Path) -> Table:
-    """The faces of a CSV file or of a folder of images: parsed, or as a former call left them in a cache that knows the
-    path, and size and modification time of the file or of every image.
+    """The faces of a CSV file or of a folder of images: parsed, or as a former call left them in a
+    cache that knows the path, and size and modification time of the file or of every image.
 
-    The cache lies in .fer-cache beside the source, or in the user's own cache folder where that cannot be written.
+    The cache lies in .fer-cache beside the source, or in the user's own cache folder where that
+    cannot be written.
     """
     if source.is_file():
         parse, files = read_csv, [source]
@@ -535,11 +698,14 @@ def cached(source: Path) -> Table:
     places = [source.parent / ".fer-cache"]
     with contextlib.suppress(RuntimeError):  # nobody's home
         places.append(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fer")
-    for place in places:  # none there, or damaged: zipfile and tokenize raise a dozen kinds, checksums catch the rest
+    for place in (
+        places
+    ):  # none there, or damaged: zipfile and tokenize raise a dozen kinds, checksums catch the rest
         if not (place / name).is_file():  # a pipe would be waited for
             continue
         with contextlib.suppress(Exception), np.load(place / name, allow_pickle=False) as arrays:
-            # testzip reads each array to its end, which NumPy does not where a flipped bit has made it shorter.
+            # testzip reads each array to its end, which NumPy does not where a flipped bit has made
+            # it shorter.
             if str(arrays["key"]) == key and arrays.zip.testzip() is None:
                 return Table(**{field: arrays[field] for field in Table.__dataclass_fields__})
     table = parse(source)

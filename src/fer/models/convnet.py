@@ -1,11 +1,13 @@
-"""ConvNet: every plain network of the field, convolutions then dense layers, from two lists in YAML.
+"""ConvNet: every plain network of the field, convolutions then dense layers, from two lists in
+YAML.
 
-`features` is read from left to right. A number is a convolution with that many filters, its normalization and its
-activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a layer its own numbers:
-`{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding: 1}`, `{dropout: 0.1}`. `{residual: 64}` is a
-residual block, with squeeze-and-excitation as `{residual: 64, squeeze: 16}`; `{space_to_depth: 2}` turns 2×2 pixels
-into 4 channels; `global_pool` averages over the whole map. In `head`, after flattening, a number is a dense layer with
-that many units and its activation. An empty `features` makes a plain multilayer perceptron. Gray values and
+`features` is read from left to right. A number is a convolution with that many filters, its
+normalization and its activation; `pool`, `norm` and `dropout` are what they say; a mapping gives a
+layer its own numbers: `{conv: 64, kernel: 5, padding: 0}`, `{pool: average, kernel: 3, padding:
+1}`, `{dropout: 0.1}`. `{residual: 64}` is a residual block, with squeeze-and-excitation as
+`{residual: 64, squeeze: 16}`; `{space_to_depth: 2}` turns 2×2 pixels into 4 channels; `global_pool`
+averages over the whole map. In `head`, after flattening, a number is a dense layer with that many
+units and its activation. An empty `features` makes a plain multilayer perceptron. Gray values and
 the faces' own size are network.py's matter.
 """
 
@@ -64,12 +66,15 @@ Dense = Width | Literal["norm", "dropout"] | Dropout
 class ConvNet(nn.Module):
     """Images N×1×size×size to logits N×classes.
 
-    kernel, padding: of convolutions that give none; `same` is Keras's (output = ceil(input / stride)), a number is
-    zeros on every side. pool: kind of a plain `pool` (2×2, stride 2, SAME). A pool's own numeric padding is explicit
-    zeros, which take part in the maximum and the mean. order: where the normalization stands in a convolution block.
-    slope: of leaky_relu. prelu_slope: with which prelu starts, 0 in Keras. dropout: rate of a plain `dropout`.
-    output_activation: applied to the logits. init: how weights start, `he` (He et al. 2015, the last layer's as in
-    Glorot & Bengio 2010) or `glorot`, Keras's default for all layers. Biases start at 0.
+    kernel, padding: of convolutions that give none; `same` is Keras's (output = ceil(input /
+    stride)), a number is zeros on every side. pool: kind of a plain `pool` (2×2, stride 2, SAME). A
+    pool's own numeric padding is explicit zeros, which take part in the maximum and the mean.
+    order: where the normalization stands in a convolution block.
+    slope: of leaky_relu. prelu_slope: with which prelu starts, 0 in Keras. dropout: rate of a plain
+    `dropout`.
+    output_activation: applied to the logits. init: how weights start, `he` (He et al. 2015, the
+    last layer's as in Glorot & Bengio 2010) or `glorot`, Keras's default for all layers. Biases
+    start at 0.
     """
 
     def __init__(
@@ -100,7 +105,9 @@ class ConvNet(nn.Module):
         self.slope, self.prelu_slope = slope, prelu_slope
         self.norm_options = dict[str, Any](eps=norm_eps, momentum=norm_momentum)
         self.features, self.head = nn.Sequential(), nn.Sequential()
-        self.shape = torch.Size([channels, size, size])  # of what the last layer puts out, without the batch
+        self.shape = torch.Size(
+            [channels, size, size]
+        )  # of what the last layer puts out, without the batch
 
         words = {"pool": pool, "dropout": dropout}
         block = {"norm": norm, "activation": activation}
@@ -129,7 +136,11 @@ class ConvNet(nn.Module):
                 case {"global_pool": _}:
                     self._add(self.features, "global_pool", nn.AdaptiveAvgPool2d(1))
                 case {"norm": _}:
-                    self._add(self.features, f"norm{stage}_{number}b" if number else f"norm{stage - 1}", "batch")
+                    self._add(
+                        self.features,
+                        f"norm{stage}_{number}b" if number else f"norm{stage - 1}",
+                        "batch",
+                    )
                 case {"dropout": rate}:
                     self._add(self.features, f"dropout{len(self.features)}", nn.Dropout(rate))
 
@@ -184,14 +195,20 @@ class ConvNet(nn.Module):
         }
         return layers[kind]()
 
-    def _convolution(self, name: str, filters: int, kernel: int, padding: Padding, stride: int = 1) -> None:
+    def _convolution(
+        self, name: str, filters: int, kernel: int, padding: Padding, stride: int = 1
+    ) -> None:
         before, after = self._sides(f"conv{name}", kernel, stride, padding)
         if before != after:  # an even kernel: the extra row and column go below and to the right
             self._add(self.features, f"pad{name}", nn.ZeroPad2d((before, after, before, after)))
             before = 0
-        self._add(self.features, f"conv{name}", nn.Conv2d(self.shape[0], filters, kernel, stride, before))
+        self._add(
+            self.features, f"conv{name}", nn.Conv2d(self.shape[0], filters, kernel, stride, before)
+        )
 
-    def _pool(self, name: str, kind: Kind, kernel: int = 2, stride: int = 2, padding: Padding = "same") -> None:
+    def _pool(
+        self, name: str, kind: Kind, kernel: int = 2, stride: int = 2, padding: Padding = "same"
+    ) -> None:
         before, after = self._sides(f"pool{name}", kernel, stride, padding)
         if padding not in ("same", 0):
             self._add(self.features, f"pad{name}", nn.ZeroPad2d(before))
@@ -206,13 +223,20 @@ class ConvNet(nn.Module):
     def _sides(self, name: str, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
         """Rows of padding above and below a window's map, columns to its left and right."""
         side = self.shape[1]
-        total = max((-(-side // stride) - 1) * stride + kernel - side, 0) if padding == "same" else 2 * padding
+        total = (
+            max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            if padding == "same"
+            else 2 * padding
+        )
         if kernel > side + total:
             raise ValueError(f"{name}: a {kernel}×{kernel} window does not fit into {side}×{side}")
         return total // 2, total - total // 2
 
 
-POOLS: dict[str, Any] = {"max": nn.MaxPool2d, "average": partial(nn.AvgPool2d, count_include_pad=False)}
+POOLS: dict[str, Any] = {
+    "max": nn.MaxPool2d,
+    "average": partial(nn.AvgPool2d, count_include_pad=False),
+}
 
 
 def spelled_out(layer: Any, number: str, words: dict[str, Any]) -> dict[str, Any]:

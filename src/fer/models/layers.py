@@ -8,14 +8,23 @@ from torch import nn
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al. 2016); a 1×1 convolution
-    carries the input over where the number of channels changes. No biases: BatchNorm has its own. norm: its options.
+    """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al.
+    2016); a 1×1 convolution carries the input over where the number of channels changes. No biases:
+    BatchNorm has its own. norm: its options.
 
-    activation: makes the layer that follows the first BatchNorm and the sum. squeeze: channels are weighed before the
-    sum, through filters / squeeze numbers (squeeze-and-excitation, Hu et al. 2018); 0: not.
+    activation: makes the layer that follows the first BatchNorm and the sum. squeeze: channels are
+    weighed before the sum, through filters / squeeze numbers (squeeze-and-excitation, Hu et al.
+    2018); 0: not.
     """
 
-    def __init__(self, channels: int, filters: int, activation: Callable[[], nn.Module], squeeze: int = 0, **norm: Any):
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        activation: Callable[[], nn.Module],
+        squeeze: int = 0,
+        **norm: Any,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, filters, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(filters, **norm)
@@ -27,7 +36,9 @@ class Residual(nn.Module):
             from torchvision.ops import SqueezeExcitation  # takes a second to import
 
             self.squeeze = SqueezeExcitation(filters, max(filters // squeeze, 1))
-        self.skip = nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
+        self.skip = (
+            nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
+        )
         self.activation2 = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -38,7 +49,8 @@ class Residual(nn.Module):
 class PReLU(nn.Module):
     """Parametric ReLU (He et al. 2015) with one slope per position and channel, as Keras's default.
 
-    shape: of one image's activations, C×H×W or C. slope: the first, 0.25 in the paper and in torch, 0 in Keras.
+    shape: of one image's activations, C×H×W or C. slope: the first, 0.25 in the paper and in torch,
+    0 in Keras.
     """
 
     def __init__(self, shape: tuple[int, ...], slope: float = 0.25):
@@ -52,7 +64,8 @@ class PReLU(nn.Module):
 class ScheduledDropout(nn.Dropout):
     """Dropout whose rate may change from step to step.
 
-    p: the largest rate. rate: the present one, a number or, where a CUDA graph replays the layer, a tensor.
+    p: the largest rate. rate: the present one, a number or, where a CUDA graph replays the layer, a
+    tensor.
     """
 
     def __init__(self, p: float):

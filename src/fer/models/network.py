@@ -10,7 +10,8 @@ from torch import nn
 from fer import Format, Normalization
 from fer.runtime import autocast, number_format
 
-# Faces at once. More leave the caches: on 2 cores three networks were 1.1 to 1.5 times as fast as at 512.
+# Faces at once. More leave the caches: on 2 cores three networks were 1.1 to 1.5 times as fast as
+# at 512.
 CPU_BATCH = 64
 
 
@@ -18,7 +19,8 @@ CPU_BATCH = 64
 class Normalize:
     """Gray values 0..255 to a network's input.
 
-    none: as they are. unit: to 0..1. dataset: by the training set's mean and deviation. image: each face by its own.
+    none: as they are. unit: to 0..1. dataset: by the training set's mean and deviation. image: each
+    face by its own.
     """
 
     kind: Normalization
@@ -33,7 +35,9 @@ class Normalize:
         counts = torch.bincount(images.flatten(), minlength=256).double()
         levels = torch.arange(256, dtype=torch.float64)
         mean = (counts @ levels / counts.sum()).item()
-        return cls(kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0))
+        return cls(
+            kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0)
+        )
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         images = images.float()
@@ -53,8 +57,9 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class Network(nn.Module):
-    """uint8 or float faces N×1×H×H, 0..255, to logits N×7. Faces larger than the model's own `size` are cropped at the
-    centre, smaller ones enlarged."""
+    """uint8 or float faces N×1×H×H, 0..255, to logits N×7. Faces larger than the model's own `size`
+    are cropped at the centre, smaller ones enlarged.
+    """
 
     def __init__(self, model: nn.Module, normalize: Normalize):
         super().__init__()
@@ -65,18 +70,24 @@ class Network(nn.Module):
         return self.model(self.prepare(images))
 
     def prepare(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        """The model's input, float32 N×1×side×side. side: pixels to which the faces are shrunk, for a model whose
-        `any_size` says that it takes them; None: the model's own size."""
+        """The model's input, float32 N×1×side×side. side: pixels to which the faces are shrunk, for
+        a model whose `any_size` says that it takes them; None: the model's own size.
+        """
         images = fit(images, self.model.size)
         if side and side != self.model.size:
-            images = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
+            images = F.interpolate(
+                images.float(), size=(side, side), mode="bilinear", antialias=True
+            )
         return self.normalize(images)
 
     @torch.inference_mode()
-    def logits(self, images: torch.Tensor, batch_size: int, computed_in: Format | None = None) -> torch.Tensor:
+    def logits(
+        self, images: torch.Tensor, batch_size: int, computed_in: Format | None = None
+    ) -> torch.Tensor:
         """float32 logits of faces anywhere, on the network's device, in evaluation mode.
 
-        computed_in: a number format; None takes the device's own, whatever the network was trained in.
+        computed_in: a number format; None takes the device's own, whatever the network was trained
+        in.
         """
         device = next(self.parameters()).device
         if device.type == "cpu":

@@ -1,4 +1,6 @@
-"""torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing is downloaded."""
+"""torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing
+is downloaded.
+"""
 
 import copy
 import difflib
@@ -26,16 +28,19 @@ def classifier(
     stem: Literal["imagenet", "cifar"] = "imagenet",
     weights: FilePath | None = None,
 ) -> nn.Module:
-    """Images N×1×size×size to logits N×classes. The first convolution is summed over RGB: what the network computes
-    for a gray face given thrice.
+    """Images N×1×size×size to logits N×classes. The first convolution is summed over RGB: what the
+    network computes for a gray face given thrice.
 
-    stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: a state-dict file of this network,
-    torchvision's or your own; its last layer is left out where it has other classes. Nothing is downloaded.
+    stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: a state-dict file
+    of this network, torchvision's or your own; its last layer is left out where it has other
+    classes. Nothing is downloaded.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names
-        raise ValueError(f"name={name}: not one of torchvision's classifiers; nearest: {', '.join(near)}")
+        raise ValueError(
+            f"name={name}: not one of torchvision's classifiers; nearest: {', '.join(near)}"
+        )
     options: dict[str, Any] = {}
     step = 1
     if name in ("googlenet", "inception_v3"):
@@ -45,20 +50,30 @@ def classifier(
     elif name.startswith("maxvit_"):
         options, step = {"input_size": (size, size)}, 224  # 7×7 windows at strides up to 32
     if size % step:
-        raise ValueError(f"{name} cannot take {size}×{size}; set model.size to a multiple of {step}")
+        raise ValueError(
+            f"{name} cannot take {size}×{size}; set model.size to a multiple of {step}"
+        )
 
     model = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     if stem == "cifar":
         if not isinstance(model, torchvision.models.ResNet):
-            raise ValueError(f"stem=cifar: {name} has no such stem, only ResNets do; set model.stem=imagenet")
+            raise ValueError(
+                f"stem=cifar: {name} has no such stem, only ResNets do; set model.stem=imagenet"
+            )
         model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+        nn.init.kaiming_normal_(
+            model.conv1.weight, mode="fan_out", nonlinearity="relu"
+        )  # as torchvision's own
     conv = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
     conv.in_channels, conv.weight = 1, nn.Parameter(conv.weight.detach().sum(1, keepdim=True))
     shapes = copy.deepcopy(model).to("meta").eval()
     if reason := _refusal(shapes, size):
-        least = bisect_left(range(299), True, key=lambda side: side > size and not _refusal(shapes, side))
-        raise ValueError(f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more")
+        least = bisect_left(
+            range(299), True, key=lambda side: side > size and not _refusal(shapes, side)
+        )
+        raise ValueError(
+            f"{name} cannot take {size}×{size}: {reason}; set model.size to {least} or more"
+        )
     if weights is not None:
         _load(model, name, weights)
     model.size = size
@@ -66,7 +81,9 @@ def classifier(
 
 
 def _refusal(shapes: nn.Module, size: int) -> str:
-    """Why a model, on the device meta (no arithmetic, no memory), cannot take images of this size, or nothing."""
+    """Why a model, on the device meta (no arithmetic, no memory), cannot take images of this size,
+    or nothing.
+    """
     try:
         shapes(torch.zeros(1, 1, size, size, device="meta"))
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -79,26 +96,51 @@ def _load(model: nn.Module, name: str, path: str) -> None:
     try:
         given = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file raises nearly anything
-        reason = getattr(error, "strerror", None) or "damaged, or more than weights and plain values"
-        raise ValueError(f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}") from None
-    if not isinstance(given, dict) or not all(isinstance(value, torch.Tensor) for value in given.values()):
-        raise ValueError(f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)")
+        reason = (
+            getattr(error, "strerror", None) or "damaged, or more than weights and plain values"
+        )
+        raise ValueError(
+            f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}"
+        ) from None
+    if not isinstance(given, dict) or not all(
+        isinstance(value, torch.Tensor) for value in given.values()
+    ):
+        raise ValueError(
+            f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)"
+        )
     own = model.state_dict()
-    first, *_, last = (key for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+    first, *_, last = (
+        key for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    )
     kernel, head, places = f"{first}.weight", f"{last}.weight", "encoder.pos_embedding"
-    # torchvision's files name some DenseNet layers norm.1, hold the auxiliary classifiers that are left out here, and
-    # older ones count no batches.
-    given = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", str(key)): value for key, value in given.items()}
-    given = {key: value for key, value in given.items() if not key.startswith(("aux1.", "aux2.", "AuxLogits."))}
+    # torchvision's files name some DenseNet layers norm.1, hold the auxiliary classifiers that are
+    # left out here, and older ones count no batches.
+    given = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", str(key)): value
+        for key, value in given.items()
+    }
+    given = {
+        key: value
+        for key, value in given.items()
+        if not key.startswith(("aux1.", "aux2.", "AuxLogits."))
+    }
     given = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | given
     if kernel in given and given[kernel].dim() == 4 and given[kernel].shape[1] == 3:
         given[kernel] = given[kernel].sum(1, keepdim=True)
-    if head in given and given[head].shape[1:] == own[head].shape[1:] and len(given[head]) != len(own[head]):
+    if (
+        head in given
+        and given[head].shape[1:] == own[head].shape[1:]
+        and len(given[head]) != len(own[head])
+    ):
         given |= {key: own[key] for key in (head, f"{last}.bias")}
     if places in own and places in given and given[places].shape[::2] == own[places].shape[::2]:
         given = interpolate_embeddings(model.image_size, model.patch_size, given)
     for key in sorted(given | own):
-        found, wanted = (tuple(state[key].shape) if key in state else "missing" for state in (given, own))
+        found, wanted = (
+            tuple(state[key].shape) if key in state else "missing" for state in (given, own)
+        )
         if found != wanted:
-            raise ValueError(f"weights={path}: do not fit {name}: {key} is {found} instead of {wanted}")
+            raise ValueError(
+                f"weights={path}: do not fit {name}: {key} is {found} instead of {wanted}"
+            )
         own[key].copy_(given[key])
