@@ -30,11 +30,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fer import config, config_dir
 from fer.augment import ten_crops
+from fer.commands.train import EVAL_BATCH, Trainer
 from fer.data.faces import Data, Faces
 from fer.data.readers import fer2013, read_csv
 from fer.models.network import fit
 from fer.runtime import Signals, autocast, number_format
-from fer.train import EVAL_BATCH, Trainer
 
 BATCH = 128
 CPU = torch.device("cpu")

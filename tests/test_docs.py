@@ -178,7 +178,9 @@ def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypat
         )
 
     for command in cli.COMMANDS:
-        monkeypatch.setitem(sys.modules, f"fer.{command}", SimpleNamespace(run=begin(command)))
+        monkeypatch.setitem(
+            sys.modules, f"fer.commands.{command}", SimpleNamespace(run=begin(command))
+        )
     for line in commands(ROOT / name):
         if FIRST[line] != name:
             continue

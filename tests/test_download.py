@@ -7,7 +7,7 @@ import pytest
 import requests
 from kagglehub.exceptions import KaggleApiHTTPError, UnauthenticatedError
 
-from fer.download import COMPETITION
+from fer.commands.download import COMPETITION
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def test_looks_of_several_processes_at_once_are_all_noted(tiny, tmp_path):
     from types import SimpleNamespace
 
     from fer.checkpoint import Checkpoint
-    from fer.evaluate import record
+    from fer.commands.evaluate import record
 
     member = Checkpoint.open(tiny())
     data = SimpleNamespace(open=lambda split: [0], hash="")

@@ -12,8 +12,9 @@ from PIL import Image
 from skimage.data import astronaut
 from torch import nn
 
-from fer import CLASSES, config, explain
+from fer import CLASSES, config
 from fer.checkpoint import save_checkpoint
+from fer.commands import explain
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 

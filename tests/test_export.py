@@ -67,7 +67,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
     fer, tmp_path, tiny, monkeypatch
 ):
     path = tiny()
-    monkeypatch.setattr("fer.export.TOLERANCE", -1)
+    monkeypatch.setattr("fer.commands.export.TOLERANCE", -1)
     code, _, err = fer("export", f"ckpt={path}")
     assert code == 2 and "differs from PyTorch by" in err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fer import UserError
 from fer.data.ferplus import EMOTIONS, ferplus, shares
-from fer.objective import Objective
+from fer.training.objective import Objective
 
 MODES = ["majority", "probability", "crossentropy", "multi"]
 TINY = ["model=dnn", "model.head=[4]", "device=cpu", "train.epochs=2", "augment=none"]

@@ -14,7 +14,8 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fer import CLASSES, inspect, plots
+from fer import CLASSES, plots
+from fer.commands import inspect
 from fer.data import copies
 from fer.data.demo import demo
 from fer.data.faces import Data, Faces

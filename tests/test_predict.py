@@ -9,10 +9,10 @@ import torch
 import yaml
 
 from fer import CLASSES
+from fer.commands.predict import greedy, probabilities
 from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
-from fer.predict import greedy, probabilities
 
 TINY = ["data=demo", "data.images=400", "model=dnn", "device=cpu", "train.epochs=2"]
 
@@ -158,11 +158,12 @@ def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypat
     assert code == 0
     calls = []
     monkeypatch.setattr(
-        "fer.predict.probabilities", lambda *args: calls.append(args[-1]) or probabilities(*args)
+        "fer.commands.predict.probabilities",
+        lambda *args: calls.append(args[-1]) or probabilities(*args),
     )
     assert fer("predict", "ckpt=r/last.pt", "out=t.csv")[0] == 0 and calls == ["none"]  # once
     monkeypatch.setattr(
-        "fer.predict.probabilities", lambda *_: pytest.fail("ran the network again")
+        "fer.commands.predict.probabilities", lambda *_: pytest.fail("ran the network again")
     )
     assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
     with pytest.raises(pytest.fail.Exception, match="ran the network"):

@@ -15,8 +15,8 @@ from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from torchvision.models import squeezenet1_1
 
 from fer import CLASSES, metrics
+from fer.commands.report import calibration
 from fer.page import Part, write_page
-from fer.report import calibration
 from fer.run import typed_words
 
 TINY = [

@@ -534,7 +534,7 @@ def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypa
     def full(path, *args, **kwargs):
         raise UserError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr("fer.train.save_checkpoint", full)
+    monkeypatch.setattr("fer.commands.train.save_checkpoint", full)
     code, _, err = fer(
         "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r"
     )
@@ -582,7 +582,7 @@ def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, nam
 
 
 def test_a_run_that_loses_its_last_pt_keeps_its_best(fer, tmp_path, monkeypatch):
-    from fer.train import Trainer
+    from fer.commands.train import Trainer
 
     validate = Trainer.validate
 
@@ -592,7 +592,7 @@ def test_a_run_that_loses_its_last_pt_keeps_its_best(fer, tmp_path, monkeypatch)
             (tmp_path / "r" / "last.pt").unlink()
             raise UserError("the loss became NaN")
 
-    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    monkeypatch.setattr("fer.commands.train.SAVE_PAUSE", 0)
     monkeypatch.setattr(Trainer, "validate", failing)
     code, _, err = fer(
         "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=r"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import make_blobs
 
-from fer import mislabels, selftrain
+from fer.commands import mislabels, selftrain
 from fer.data.faces import Faces, stratified
 
 TINY = [

@@ -9,9 +9,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fer import UserError, config, step
+from fer import UserError, config
+from fer.commands.train import Trainer
 from fer.runtime import Signals
-from fer.train import Trainer
+from fer.training import step
 
 TINY = [
     "data=demo",
@@ -110,7 +111,7 @@ def fake_capture(graph, pool=None, stream=None):
 def gpu(monkeypatch):
     """Steps are captured, on a CPU; returns the graphs that were made."""
     graphs = []
-    monkeypatch.setattr("fer.train.can_capture", lambda *args: True)
+    monkeypatch.setattr("fer.commands.train.can_capture", lambda *args: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
@@ -342,7 +343,7 @@ def no_doubles(monkeypatch):
 
 
 def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubles):
-    from fer.predict import probabilities
+    from fer.commands.predict import probabilities
 
     t = trainer(
         *RECIPES["adam, every augmentation and a curve of dropout"],

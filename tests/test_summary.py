@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fer import cli, config, summary
+from fer import cli, config
+from fer.commands import summary
 
 
 def torchvision(name, size):

@@ -77,7 +77,7 @@ def test_a_sweep_is_resumed_run_by_run(fer, tmp_path):
 
 
 def test_a_signal_ends_the_resuming_of_a_sweep(fer, tmp_path, monkeypatch):
-    from fer import train
+    from fer.commands import train
     from fer.runtime import Interrupted
 
     assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config, runtime
+from fer.commands.train import Trainer
 from fer.data.demo import demo
-from fer.objective import balanced_weights
 from fer.progress import one_class_lines
 from fer.runtime import Interrupted
-from fer.train import Trainer
+from fer.training.objective import balanced_weights
 
 
 @pytest.fixture
@@ -291,8 +291,8 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
 def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     folder = whole[0]
     killer = (
-        "import os, sys, torch, fer.cli, fer.train; saves = []; save = torch.save; "
-        "fer.train.SAVE_PAUSE = 0\n"
+        "import os, sys, torch, fer.cli, fer.commands.train; saves = []; save = torch.save; "
+        "fer.commands.train.SAVE_PAUSE = 0\n"
         "def torn(contents, file):\n"
         "    saves.append(1)\n"
         "    if len(saves) < 4: return save(contents, file)\n"
@@ -400,7 +400,7 @@ def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeyp
         return inputs * (float("nan") if (t.epoch, t.step) == (1, 3) else 1), targets
 
     t.learn.prepare = spoiled
-    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    monkeypatch.setattr("fer.commands.train.SAVE_PAUSE", 0)
     with pytest.raises(
         UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"
     ):
@@ -518,7 +518,7 @@ def test_last_pt_is_written_every_few_seconds_and_at_the_end(trainer, tmp_path, 
     assert saves == [0, 6]  # epochs of milliseconds
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["epoch"] == t.best["epoch"]
-    monkeypatch.setattr("fer.train.SAVE_PAUSE", 0)
+    monkeypatch.setattr("fer.commands.train.SAVE_PAUSE", 0)
     saves.clear()
     again = trainer("train.epochs=9", f"resume={tmp_path}")
     again.run, save = tmp_path, again.save
@@ -601,7 +601,7 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
     ]
     assert fer("train", *tiny, "run=r")[0] == 0
     for name, command in (
-        ("fer.train.Trainer.take", ["train", *tiny, "run=s"]),  # moving the data
+        ("fer.commands.train.Trainer.take", ["train", *tiny, "run=s"]),  # moving the data
         ("torch.nn.Module.to", ["train", *tiny, "run=s"]),  # moving the model
         ("torch.nn.Module.to", ["predict", "ckpt=r"]),
         ("torch.nn.Module.to", ["explain", "ckpt=r", "out=e"]),

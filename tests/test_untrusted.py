@@ -183,7 +183,7 @@ def test_an_error_is_one_line_and_with_fer_debug_its_traceback_too(fer, monkeypa
 
 
 def test_a_bug_shows_its_traceback(fer, monkeypatch):
-    from fer import summary
+    from fer.commands import summary
 
     def broken(values, typed):
         raise ZeroDivisionError
@@ -195,7 +195,7 @@ def test_a_bug_shows_its_traceback(fer, monkeypatch):
 
 
 def test_what_the_system_refuses_is_one_line(fer, monkeypatch):
-    from fer import summary
+    from fer.commands import summary
 
     def full(values, typed):
         raise OSError(28, "No space left on device", "x.csv")

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, config, photos, predict
+from fer import UserError, config, photos
 from fer.checkpoint import Checkpoint, find_checkpoint
+from fer.commands import predict
 from fer.data.faces import Faces
 from fer.launch import call
 from fer.models.network import Network

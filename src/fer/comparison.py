@@ -19,10 +19,10 @@ import torch
 
 from fer import class_names, config, metrics, plots
 from fer.checkpoint import Checkpoint
+from fer.commands.summary import aligned, build, totals
 from fer.files import write_text
 from fer.page import Part, write_page
 from fer.run import read_history, tell_if_replaced, typed_words
-from fer.summary import aligned, build, totals
 
 NAME = 60  # characters at most of a recipe's name and of a value in a table
 # Keys that tell of no recipe: where a run lies, which of its seeds it is, and on what it ran.

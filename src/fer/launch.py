@@ -53,9 +53,8 @@ def launch(command: str, args: list[str]) -> int:
                 sweeps.add(Path(settings.sweep.dir))
                 if command == "train" and not values["run"]:
                     values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
-            run = import_module(
-                f"fer.{command}"
-            ).run  # train checks by itself: resume= lays these values over others
+            run = import_module(f"fer.commands.{command}").run
+            # train checks by itself: resume= lays these values over the saved ones.
             if command == "train":
                 return run(values, typed)
             return run(config.check(command, values), list(typed))
@@ -118,7 +117,7 @@ def call(command: str, overrides: list[str]) -> None:
             with flag_override(composed, ["readonly", "struct"], False):
                 del composed["hydra"]
             values, typed = settle(command, groups, composed)
-        run = import_module(f"fer.{command}").run
+        run = import_module(f"fer.commands.{command}").run
         run(values if command == "train" else config.check(command, values), typed)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         raise worded(better_key(error, command, None)) from error

@@ -18,10 +18,11 @@ from fer.data.faces import SIZE, Data, Faces
 
 # Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are
 # hard to tell apart because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do,
-# and because they share companions. 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5
-# upper lid raiser, 6 cheek raiser, 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip
-# corner puller, 15 lip corner depressor, 16 lower lip depressor, 20 lip stretcher, 23 lip
-# tightener, 25 lips part, 26 jaw drop.
+# and because they share companions.
+# 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser,
+# 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller,
+# 15 lip corner depressor, 16 lower lip depressor, 20 lip stretcher, 23 lip tightener,
+# 25 lips part, 26 jaw drop.
 EXPRESSIONS = {
     "angry": ((4, 5, 7, 23), (10, 16, 25)),
     "disgust": ((9, 15, 16), (4, 7, 10)),

@@ -31,18 +31,18 @@ from fer.checkpoint import (
     rewrite_settings,
     save_checkpoint,
 )
+from fer.commands.predict import probabilities
+from fer.commands.summary import multiply_adds
 from fer.data.faces import Data
 from fer.models.layers import schedule_dropout
 from fer.models.network import Network, Normalize
-from fer.objective import Objective, balanced_weights
 from fer.optim import Average
-from fer.predict import probabilities
 from fer.progress import Progress, epoch_line, one_class_lines, warn_if_long
 from fer.run import create, lock, write_environment, write_history, write_text
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
 from fer.schedule import Curve
-from fer.step import CapturedStep, Moment, Parts, Step, can_capture
-from fer.summary import multiply_adds
+from fer.training.objective import Objective, balanced_weights
+from fer.training.step import CapturedStep, Moment, Parts, Step, can_capture
 
 SAVE_EVERY = 300  # seconds between saves inside an epoch
 SAVE_PAUSE = 5  # seconds at least between saves at the ends of epochs: last.pt of vgg13 has 130 MB

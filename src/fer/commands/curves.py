@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 
 from fer import config, plots
-from fer.summary import build
-from fer.train import build_curves
+from fer.commands.summary import build
+from fer.commands.train import build_curves
 
 POINTS = 20  # an epoch
 

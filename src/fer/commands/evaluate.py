@@ -12,11 +12,11 @@ from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
+from fer.commands.predict import average, label_each, learned_faces, open_members, weigh
+from fer.commands.summary import aligned
 from fer.data.faces import Data
 from fer.files import write_text
-from fer.predict import average, label_each, learned_faces, open_members, weigh
 from fer.run import LOOKS, told
-from fer.summary import aligned
 
 
 def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:

@@ -17,9 +17,9 @@ from fer import Format
 from fer.augment import STRENGTHS, Augment, Number
 from fer.models.layers import ScheduledDropout
 from fer.models.network import Network
-from fer.objective import Objective
 from fer.optim import Average
 from fer.runtime import autocast, seed_device
+from fer.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import torch
 
 from fer import UserError, class_names, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.commands.summary import build, table_text
 from fer.comparison import compare
 from fer.page import Part, write_page
 from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
-from fer.summary import build, table_text
 
 # Faces of a class, below which the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
