@@ -13,7 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -30,11 +30,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from fer import config, config_dir
 from fer.augment import ten_crops
-from fer.commands.train import EVAL_BATCH, Trainer
 from fer.data.faces import Data, Faces
 from fer.data.readers import fer2013, read_csv
 from fer.models.network import fit
 from fer.runtime import Signals, autocast, number_format
+from fer.training.trainer import EVAL_BATCH, Trainer
 
 BATCH = 128
 CPU = torch.device("cpu")
@@ -185,7 +185,7 @@ def noise(count: int, generator: torch.Generator) -> Faces:
 
 def epoch(ours: Trainer) -> None:
     """The training part of a fer train epoch, of whole batches."""
-    ours.start_epoch()
+    ours.begin_epoch()
     with Signals() as signals:
         ours.train_epoch(signals)
 
@@ -193,8 +193,8 @@ def epoch(ours: Trainer) -> None:
 def one_step(bare: Trainer) -> Callable[[], None]:
     """Forward, backward and update on one fixed batch, nothing else."""
     network, model = bare.network, bare.network.model
-    inputs = network.normalize(fit(bare.images[:BATCH], model.size))
-    labels = bare.targets[:BATCH].argmax(1)
+    inputs = network.normalize(fit(bare.faces.images[:BATCH], model.size))
+    labels = bare.faces.targets[:BATCH].argmax(1)
 
     def step():
         bare.optimizer.zero_grad()
@@ -258,7 +258,7 @@ def host_waits(ours: Trainer) -> int:
     """Waits of the host for the GPU inside the loop over the last 20 steps of an epoch, as the
     profiler sees them.
     """
-    ours.start_epoch()
+    ours.begin_epoch()
     ours.step = ours.steps - 20  # the profiler takes long over many
     with torch.profiler.profile() as profile, Signals() as signals:
         ours.train_epoch(signals)
@@ -377,8 +377,8 @@ def augment_row(files: Files) -> None:
     ours = trainer(DEVICE, "model=compact_cnn", batches=PIPELINE_BATCHES)
 
     def augmented():
-        for batch in ours.images.split(BATCH):
-            ours.network.normalize(ours.augment(batch, ours.targets[: len(batch)])[0])
+        for batch in ours.faces.images.split(BATCH):
+            ours.network.normalize(ours.plan.augment(batch, ours.faces.targets[: len(batch)])[0])
 
     batches = best_loader(files.small, [0, min(os.cpu_count() or 1, 16)])
     compare(
@@ -393,10 +393,13 @@ def tencrop_row(files: Files) -> None:
     time.
     """
     ours = trainer(CPU, "model=compact_cnn", "++model.size=40")
-    ours.val_images = ours.images[:256]
-    ours.val_labels = ours.targets[:256].argmax(1)
+    ours.faces = replace(
+        ours.faces,
+        val_images=ours.faces.images[:256],
+        val_labels=ours.faces.targets[:256].argmax(1),
+    )
     size = ours.network.model.size
-    pictures = [Image.fromarray(image[0].numpy()) for image in ours.val_images]
+    pictures = [Image.fromarray(image[0].numpy()) for image in ours.faces.val_images]
     crop = v2.TenCrop(size)
 
     @torch.inference_mode()
@@ -407,7 +410,7 @@ def tencrop_row(files: Files) -> None:
                 views = torch.stack([v2.functional.pil_to_tensor(view) for view in crop(picture)])
                 ours.network(views).softmax(1).mean(0).argmax().item()
 
-    views = [view.contiguous() for view in ten_crops(ours.val_images, size)]
+    views = [view.contiguous() for view in ten_crops(ours.faces.val_images, size)]
 
     def forward():
         for view in views:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from fer import UserError, config, config_dir
-from fer.commands.train import build_curves
 from fer.data.faces import Data
 from fer.models.network import Network, Normalize
+from fer.training.curves import build_curves
 
 CONFIGS = config_dir()
 GROUPS = {

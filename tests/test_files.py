@@ -1,6 +1,8 @@
 """Outputs: whole or not at all, and never in place of what is no file."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -109,3 +111,28 @@ def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_
     code, _, err = fer("predict", "ckpt=r", "input=photos", "out=x.csv")
     assert code == 2 and "Traceback" not in err
     assert not (tmp_path / "x.csv").exists()
+
+
+def test_permissions_stay_and_the_longest_names_are_written(tmp_path):
+    path = tmp_path / "private.csv"
+    path.write_text("old")
+    path.chmod(0o600)
+    write_text(path, "new")
+    assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
+    longest = tmp_path / ("é" * 127)  # 254 bytes
+    write_text(longest, "x")
+    assert longest.read_text() == "x"
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1"])
+def test_standard_output_is_a_place_for_a_file(name, tmp_path):
+    """It is a pipe here, which has no name of its own; a shell's >> must not be replaced either."""
+    code = f"from fer.files import write_text; write_text({name!r}, 'x' * 200_000)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"x" * 200_000
+    log = tmp_path / "log"
+    log.write_text("earlier ")
+    with log.open("a") as appended:
+        subprocess.run([sys.executable, "-c", code], stdout=appended, check=True)
+    assert log.read_text() == "earlier " + "x" * 200_000

@@ -10,9 +10,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer import UserError, config
-from fer.commands.train import Trainer
 from fer.runtime import Signals
-from fer.training import step
+from fer.training import recorder, step
+from fer.training.trainer import Trainer
 
 TINY = [
     "data=demo",
@@ -111,7 +111,7 @@ def fake_capture(graph, pool=None, stream=None):
 def gpu(monkeypatch):
     """Steps are captured, on a CPU; returns the graphs that were made."""
     graphs = []
-    monkeypatch.setattr("fer.commands.train.can_capture", lambda *args: True)
+    monkeypatch.setattr("fer.training.trainer.can_capture", lambda *args: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
     monkeypatch.setattr(torch.cuda, "graph", fake_capture)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
@@ -170,7 +170,9 @@ def test_captured_steps_give_the_weights_and_losses_of_eager_ones(
     assert sum(graph.replays for graph in gpu) > 2 * captured.steps
     eager = trainer(*RECIPES[recipe], "train.cuda_graphs=false")
     theirs = weights_after(eager)
-    assert type(captured.learn) is step.CapturedStep and type(eager.learn) is step.Step
+    assert (
+        type(captured.step_function) is step.CapturedStep and type(eager.step_function) is step.Step
+    )
     for name, tensor in theirs.items():
         if not name.endswith(
             "bias"
@@ -191,8 +193,8 @@ def test_a_captured_training_resumes_from_the_middle_of_an_epoch(trainer, gpu, t
     recipe = RECIPES["muon and growing images"]
     whole = weights_after(trainer(*recipe))
     torn = trainer(*recipe)
-    torn.run = tmp_path
-    learn, calls = torn.learn, []
+    torn.recorder = recorder.Recorder(tmp_path, torn.cfg)
+    learn, calls = torn.step_function, []
 
     class StopError(Exception):
         pass
@@ -217,7 +219,7 @@ def test_every_recorded_number_that_changes_is_read_at_replay(trainer, gpu):
     t = trainer(*RECIPES["sgd and an average"])
     t.fit()
     assert all(isinstance(group["lr"], torch.Tensor) for group in t.optimizer.param_groups)
-    t.learn.parts.optimizer.param_groups[0]["lr"] = 0.1
+    t.step_function.parts.optimizer.param_groups[0]["lr"] = 0.1
     assert not step.takes_tensors(torch.optim.Adagrad([torch.nn.Parameter(torch.zeros(1))]))
 
 
@@ -247,11 +249,11 @@ def test_steps_are_captured_on_one_gpu_only(device, world, computed_in, expected
 def test_no_step_reads_a_value_back(trainer):
     for recipe in RECIPES.values():
         t = trainer(*recipe)
-        batches, moments = t.batches(0), t.moments()
-        with t.learn.epoch(moments, 0):
-            t.learn(batches[0], moments[0])
+        batches, moments = t.batches(0), t.plan.moments(0, [])
+        with t.step_function.epoch(moments, 0):
+            t.step_function(batches[0], moments[0])
             with Recorder():
-                t.learn(batches[1], moments[1])
+                t.step_function(batches[1], moments[1])
 
 
 def test_only_whole_batches_go_through_a_compiled_network(trainer, monkeypatch):
@@ -276,7 +278,7 @@ def test_only_whole_batches_go_through_a_compiled_network(trainer, monkeypatch):
 def test_fp16_scales_the_loss_and_its_state_is_saved(trainer, tmp_path):
     recipe = ["model=dnn", "model.head=[8]", "optim=sgd", "train.precision=fp16", "train.epochs=2"]
     t = trainer(*recipe)
-    t.run = tmp_path
+    t.recorder = recorder.Recorder(tmp_path, t.cfg)
     t.fit()
     assert t.scaler.is_enabled() and t.history[-1]["train_loss"] < 3
     saved = torch.load(tmp_path / "last.pt", weights_only=True)["training"]
@@ -294,23 +296,23 @@ def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer,
         "train.ema=0.5",
         "train.clip=1",
     )
-    batches, moments = t.batches(0), t.moments()
+    batches, moments = t.batches(0), t.plan.moments(0, [])
     scale = 2.0**120  # with which every gradient is infinite
-    with t.learn.epoch(moments, 0):
-        t.learn(batches[0], moments[0])
+    with t.step_function.epoch(moments, 0):
+        t.step_function(batches[0], moments[0])
         before = [p.clone() for p in t.network.parameters()]
         average = [p.clone() for p in t.average.parameters()]
         t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": scale})
-        t.learn(batches[1], moments[1])
+        t.step_function(batches[1], moments[1])
         assert all(map(torch.equal, before, t.network.parameters()))
         assert all(map(torch.equal, average, t.average.parameters()))
         assert t.scaler.get_scale() < scale
         t.step = 2
         assert t.read_record().isfinite().all()  # a skipped step is no NaN
         t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": 1024.0})
-        t.learn(batches[2], moments[2])
+        t.step_function(batches[2], moments[2])
         assert not all(map(torch.equal, before, t.network.parameters()))
-        assert t.optimizer.param_groups[0]["lr"] == pytest.approx(t.rate(2))
+        assert t.optimizer.param_groups[0]["lr"] == pytest.approx(t.learning_rate(2))
 
 
 # Devices without float64
@@ -352,9 +354,9 @@ def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubl
     )
     with no_doubles:
         with pytest.raises(TypeError, match="float64"):
-            t.images.double()
+            t.faces.images.double()
         t.fit()
-        probabilities(t.eval_network, t.val_images, 20, "flip")
+        probabilities(t.eval_network, t.faces.val_images, 20, "flip")
 
 
 # Optimizers that cannot train
@@ -377,7 +379,7 @@ def test_on_a_gpu_captured_steps_give_the_losses_of_eager_ones(trainer, recipe):
     eager = trainer(*few, "train.cuda_graphs=false", device=device)
     for t in (captured, eager):
         t.fit()
-    assert captured.learn.graphs.graphs and type(eager.learn) is step.Step
+    assert captured.step_function.graphs.graphs and type(eager.step_function) is step.Step
     for one, other in zip(captured.history, eager.history, strict=True):
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=2e-2)
 
@@ -403,7 +405,7 @@ def test_on_a_gpu_torchs_optimizers_train(trainer, name):
     optim = {"_target_": f"torch.optim.{name}", "lr": 0.001}
     t = trainer("model=dnn", "model.head=[8]", device=torch.device("cuda", 0), optim=optim)
     t.fit()
-    assert (type(t.learn) is step.CapturedStep) == (name != "Adagrad")
+    assert (type(t.step_function) is step.CapturedStep) == (name != "Adagrad")
     assert t.history[-1]["train_loss"] < t.history[0]["train_loss"] + 0.5
 
 
@@ -412,7 +414,7 @@ def test_on_a_gpu_an_epoch_of_captured_steps_does_not_wait(trainer):
     t = trainer(*RECIPES["muon and growing images"], device=torch.device("cuda", 0))
     t.fit()
     t.history.pop()
-    t.start_epoch()
+    t.begin_epoch()
     with torch.profiler.profile() as profile, Signals() as signals:
         t.train_epoch(signals)
     waits = (

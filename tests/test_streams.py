@@ -74,3 +74,13 @@ def test_terminal_codes_in_a_name_do_not_reach_the_terminal(fer):
     name = "run\x1b[31mred"
     code, out, err = fer("train", *TINY, f"run={name}")
     assert code == 0 and "\x1b" not in out and "run\\x1b[31mred" in out, err
+
+
+def test_closed_descriptors_do_not_become_files_of_a_run(tmp_path):
+    """With 1>&- 2>&- the next file that is opened gets their numbers, and every line with them."""
+    code = (
+        "import os, sys; from fer import cli; code = cli.main(['--version']); "
+        "file = open('x', 'w'); sys.exit(code or file.fileno() < 3)"
+    )
+    command = f'exec {sys.executable} -c "{code}" 0<&- 1>&- 2>&-'
+    assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == 0

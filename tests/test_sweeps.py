@@ -83,10 +83,27 @@ def test_a_signal_ends_the_resuming_of_a_sweep(fer, tmp_path, monkeypatch):
     assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0
     seen = []
 
-    def interrupted(trainer):
+    def interrupted(trainer, *typed):
         seen.append(trainer)
         raise Interrupted(2)
 
-    monkeypatch.setattr(train, "fit_and_say", interrupted)
+    monkeypatch.setattr(train, "fit_in_folder", interrupted)
     code, _, _ = fer("train", "resume=s", "train.epochs=2")
     assert code == 130 and len(seen) == 1
+
+
+def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, tmp_path):
+    assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0
+    code, out, err = sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")
+    assert code == 2 and "to resume its runs:\n  fer train resume=s\n" in out, (out, err)
+    (tmp_path / "s" / "0" / "last.pt").unlink()
+    code, out, _ = fer("train", "resume=s")
+    assert code == 0 and "s/0: left out, it has no last.pt" in out
+    (tmp_path / "s" / "1" / "last.pt").unlink()
+    code, _, err = fer("train", "resume=s")
+    assert code == 2 and "resume=s: no run of this sweep has a last.pt" in err
+
+
+def test_the_same_refusal_of_many_jobs_is_told_once(fer, tmp_path):
+    code, _, err = fer(*TRAIN, "seed=0,1,2", "optim=sgd", "optim.lr=-1")
+    assert code == 2 and err.count("Invalid learning rate") == 1 and "and so 2 other jobs" in err

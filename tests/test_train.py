@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,11 +18,13 @@ import torch.nn.functional as F
 from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config, runtime
-from fer.commands.train import Trainer
 from fer.data.demo import demo
 from fer.progress import one_class_lines
+from fer.run import lock
 from fer.runtime import Interrupted
 from fer.training.objective import balanced_weights
+from fer.training.recorder import Recorder
+from fer.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_balanced_sampling_draws_each_class_alike(trainer):
     t = trainer("train.sampling=balanced")
     drawn = torch.zeros(7)
     for epoch in range(60):
-        drawn += t.targets[torch.cat(t.batches(epoch))].sum(0)
+        drawn += t.faces.targets[torch.cat(t.batches(epoch))].sum(0)
     assert drawn.sum() == 60 * 141
     assert ((drawn / drawn.sum() - 1 / 7).abs() < 0.02).all()
 
@@ -82,11 +85,15 @@ def test_the_loss_is_torchs_cross_entropy(trainer, weights):
         "train.label_smoothing=0.1",
         f"train.class_weights={weights}",
     )
-    logits = t.network.logits(t.images, 141)
-    labels = t.targets.argmax(1)
+    logits = t.network.logits(t.faces.images, 141)
+    labels = t.faces.targets.argmax(1)
     loss = (
         F.cross_entropy(
-            logits, labels, weight=t.objective.class_weights, label_smoothing=0.1, reduction="sum"
+            logits,
+            labels,
+            weight=t.step_function.parts.objective.class_weights,
+            label_smoothing=0.1,
+            reduction="sum",
         )
         / 141
     )
@@ -113,7 +120,9 @@ def test_one_step_is_torchs(trainer):
         twin.network.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
     order = t.batches(0)[0]
-    F.cross_entropy(twin.network(t.images[order]), t.targets[order].argmax(1)).backward()
+    F.cross_entropy(
+        twin.network(t.faces.images[order]), t.faces.targets[order].argmax(1)
+    ).backward()
     optimizer.step()
     t.fit()
     for ours, theirs in zip(t.network.parameters(), twin.network.parameters(), strict=True):
@@ -130,16 +139,16 @@ def test_curves_drive_dropout_and_augmentation_and_are_columns(trainer):
         "augment.crop=40",
         "++model.size=40",
     )
-    seen, learn = [], t.learn.learn
+    seen, learn = [], t.step_function.learn
 
     def spy(*args):
-        seen.append(t.learn.parts.dropouts[0].rate)
+        seen.append(t.step_function.parts.dropouts[0].rate)
         learn(*args)
 
-    t.learn.learn = spy
+    t.step_function.learn = spy
     amounts = []
-    prepare = t.learn.prepare
-    t.learn.prepare = lambda batch, given, side: (
+    prepare = t.step_function.prepare
+    t.step_function.prepare = lambda batch, given, side: (
         amounts.append(given) or prepare(batch, given, side)
     )
     t.fit()
@@ -160,8 +169,8 @@ def test_images_grow_along_their_curve(trainer):
         f"++curves.size={knots}",
         "++model.head=[2]",
     )
-    sides, model = [], t.learn.parts.model
-    t.learn.parts.model = lambda inputs: sides.append(inputs.shape[-1]) or model(inputs)
+    sides, model = [], t.step_function.parts.model
+    t.step_function.parts.model = lambda inputs: sides.append(inputs.shape[-1]) or model(inputs)
     t.fit()
     assert sides == [24] * 2 * t.steps + [48] * t.steps
     assert [row["size"] for row in t.history] == [24, 24, 48]
@@ -173,7 +182,7 @@ def test_curves_that_drive_nothing_are_refused(trainer):
     ramp = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1]}"
     with pytest.raises(UserError, match="erase is off"):
         trainer(f"++curves.erase={ramp}")
-    with pytest.raises(UserError, match=r"curves\.momentum: drives nothing"):
+    with pytest.raises(UserError, match=r"curves\.momentum: no such quantity"):
         trainer(f"++curves.momentum={ramp}")
     with pytest.raises(UserError, match=r"curves\.flip: knots need"):
         trainer("++curves.flip={_target_: fer.schedule.Knots, epochs: [0, 2], values: [0]}")
@@ -181,13 +190,13 @@ def test_curves_that_drive_nothing_are_refused(trainer):
 
 def test_the_rate_follows_its_curve_step_by_step(trainer):
     t = trainer("train.epochs=2", "schedule=cosine", "optim.lr=0.1", "optim=sgd")
-    rates, learn = [], t.learn.learn
+    rates, learn = [], t.step_function.learn
 
     def spy(*args):
         rates.append(t.optimizer.param_groups[0]["lr"])
         learn(*args)
 
-    t.learn.learn = spy
+    t.step_function.learn = spy
     t.fit()
     count = 2 * t.steps
     assert rates == pytest.approx(
@@ -199,7 +208,7 @@ def test_the_rate_follows_its_curve_step_by_step(trainer):
 def test_the_bar_shows_means_over_the_faces_of_this_process(trainer, world):
     t = trainer()
     t.world, t.step = world, 2
-    t.learn.record[:2] = torch.tensor([[30.0, 5.0], [10.0, 7.0]])
+    t.step_function.record[:2] = torch.tensor([[30.0, 5.0], [10.0, 7.0]])
     faces = 40 / world
     assert t.means() == pytest.approx((40 / faces, 12 / faces))
 
@@ -291,8 +300,8 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
 def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     folder = whole[0]
     killer = (
-        "import os, sys, torch, fer.cli, fer.commands.train; saves = []; save = torch.save; "
-        "fer.commands.train.SAVE_PAUSE = 0\n"
+        "import os, sys, torch, fer.cli, fer.training.trainer; saves = []; save = torch.save; "
+        "fer.training.trainer.SAVE_PAUSE = 0\n"
         "def torn(contents, file):\n"
         "    saves.append(1)\n"
         "    if len(saves) < 4: return save(contents, file)\n"
@@ -316,9 +325,9 @@ def test_copies_of_validation_faces_can_be_left_out_of_training(trainer, monkeyp
     train.images[[3, 8]], train.images[20] = held_out.images[[1, 1]], held_out.images[0]
     monkeypatch.setattr("fer.data.demo.demo", lambda images, limit, seed, normalize: data)
     monkeypatch.setattr("fer.data.demo.demo.__module__", "fer.data.demo", raising=False)
-    assert len(trainer().images) == 141
+    assert len(trainer().faces.images) == 141
     left = trainer("train.copies=drop")
-    assert len(left.images) == 138 and not torch.equal(left.images[3], train.images[3])
+    assert len(left.faces) == 138 and not torch.equal(left.faces.images[3], train.images[3])
 
 
 def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
@@ -345,7 +354,8 @@ def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
 
 def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
     t = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd")
-    t.run, seen, step = tmp_path, [], t.optimizer.step
+    t.recorder = Recorder(tmp_path, t.cfg)
+    seen, step = [], t.optimizer.step
     t.optimizer.step = lambda: (
         step(),
         seen.append([p.detach().clone() for p in t.network.parameters()]),
@@ -357,7 +367,10 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
     for ours, theirs in zip(t.eval_network.parameters(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
     accuracy = (
-        (t.eval_network.logits(t.val_images, 64).argmax(1) == t.val_labels).float().mean().item()
+        (t.eval_network.logits(t.faces.val_images, 64).argmax(1) == t.faces.val_labels)
+        .float()
+        .mean()
+        .item()
     )
     assert t.history[-1]["val_accuracy"] == pytest.approx(accuracy)
     again = trainer("train.epochs=2", "train.ema=0.9", "optim=sgd", f"resume={tmp_path}")
@@ -382,7 +395,7 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
 )
 def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed):
     t = trainer("train.epochs=1")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     contents = torch.load(tmp_path / "last.pt", weights_only=True)
     torch.save(contents | {"training": contents["training"] | changed}, tmp_path / "last.pt")
@@ -392,15 +405,15 @@ def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed)
 
 def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeypatch):
     t = trainer("train.epochs=2", "optim=sgd", "optim.lr=0.01", "schedule=constant")
-    t.run = tmp_path
-    prepare = t.learn.prepare
+    t.recorder = Recorder(tmp_path, t.cfg)
+    prepare = t.step_function.prepare
 
     def spoiled(*args):
         inputs, targets = prepare(*args)
         return inputs * (float("nan") if (t.epoch, t.step) == (1, 3) else 1), targets
 
-    t.learn.prepare = spoiled
-    monkeypatch.setattr("fer.commands.train.SAVE_PAUSE", 0)
+    t.step_function.prepare = spoiled
+    monkeypatch.setattr("fer.training.trainer.SAVE_PAUSE", 0)
     with pytest.raises(
         UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"
     ):
@@ -424,7 +437,7 @@ def test_weights_that_are_not_finite_are_never_saved_or_called_best(
         f"train.batch_size={batch}",
         "train.precision=fp32",
     )
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     with pytest.raises(
         UserError,
         match=r"epoch 1, step \d of \d: .* became NaN or infinite \(learning rate 1e\+30\)",
@@ -439,16 +452,16 @@ def test_weights_that_are_not_finite_are_never_saved_or_called_best(
 
 def test_weights_that_validation_does_not_show_are_checked_too(trainer, tmp_path):
     t = trainer("train.epochs=1")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.network.model.register_parameter("unused", torch.nn.Parameter(torch.tensor([float("inf")])))
-    with pytest.raises(UserError, match="the weights became NaN or infinite"):
+    with pytest.raises(UserError, match="weights became NaN or infinite"):
         t.fit()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path):
     t = trainer("train.epochs=2")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     measure = t.measure
 
     def interrupted():
@@ -469,7 +482,9 @@ def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path)
 def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
     t = trainer("seed=7")
     seeds = [
-        seed for moment in t.moments() for seed in (moment.augmentation_seed, moment.network_seed)
+        seed
+        for moment in t.plan.moments(0, [])
+        for seed in (moment.augmentation_seed, moment.network_seed)
     ]
     seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, 0))
     seeds.append(runtime.seed_of(runtime.Stream.WEIGHTS, 7))
@@ -482,7 +497,7 @@ def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
 def test_no_step_has_a_rate_of_zero(trainer, warmup):
     knots = ["schedule=knots", "schedule.values=[0,1]"] if "epochs" in warmup[0] else []
     t = trainer("train.epochs=2", *knots, *warmup)
-    rates = [moment.rate for moment in t.moments()]
+    rates = [moment.rate for moment in t.plan.moments(0, [])]
     assert rates[0] > 0 and rates == sorted(rates)
 
 
@@ -502,26 +517,25 @@ def test_what_is_likely_not_meant_is_told(fer):
         "device=cpu",
     ]
     code, out, err = fer("train", *tiny, "augment.crop=40", "run=a")
-    assert (
-        code == 0
-        and "augment.crop=40: crops are enlarged 1.2 times to the model's 48 pixels" in out
-    ), err
+    assert code == 0, err
+    said = " ".join(out.split())
+    assert "augment.crop=40: training crops are enlarged 1.2 times to the model's 48 pixels" in said
     code, out, err = fer("train", *tiny, "augment.crop=40", "++model.size=40", "run=b")
     assert code == 0 and "enlarged" not in out, err
 
 
 def test_last_pt_is_written_every_few_seconds_and_at_the_end(trainer, tmp_path, monkeypatch):
     saves, t = [], trainer("train.epochs=6", "train.patience=null")
-    t.run, save = tmp_path, t.save
+    t.recorder, save = Recorder(tmp_path, t.cfg), t.save
     t.save = lambda: saves.append(t.epoch) or save()
     t.fit()
     assert saves == [0, 6]  # epochs of milliseconds
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["epoch"] == t.best["epoch"]
-    monkeypatch.setattr("fer.commands.train.SAVE_PAUSE", 0)
+    monkeypatch.setattr("fer.training.trainer.SAVE_PAUSE", 0)
     saves.clear()
     again = trainer("train.epochs=9", f"resume={tmp_path}")
-    again.run, save = tmp_path, again.save
+    again.recorder, save = Recorder(tmp_path, again.cfg), again.save
     again.save = lambda: saves.append(again.epoch) or save()
     again.fit()
     assert saves == [6, 7, 8, 9]
@@ -530,7 +544,7 @@ def test_last_pt_is_written_every_few_seconds_and_at_the_end(trainer, tmp_path, 
 def test_the_best_weights_are_those_of_their_epoch(trainer, tmp_path):
     """They are written later, when the network has gone on."""
     t = trainer("train.epochs=8")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     short = trainer("train.epochs=8")
@@ -550,7 +564,7 @@ def test_the_best_weights_are_those_of_their_epoch(trainer, tmp_path):
 
 def test_a_state_of_another_device_or_an_earlier_version_is_taken_over(trainer, tmp_path):
     t = trainer("train.epochs=1", "optim=adam")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     contents = torch.load(tmp_path / "last.pt", weights_only=True)
     state = contents["training"]
@@ -569,7 +583,7 @@ def test_a_state_of_another_device_or_an_earlier_version_is_taken_over(trainer, 
 
 def test_a_profile_is_a_trace_of_ten_steps(trainer, tmp_path):
     t = trainer("train.epochs=2", "profile=true", "train.batch_size=8")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep")}
@@ -578,7 +592,7 @@ def test_a_profile_is_a_trace_of_ten_steps(trainer, tmp_path):
 
 def test_a_resume_in_another_number_format_says_so(trainer, tmp_path, capsys):
     t = trainer("train.epochs=1", "train.precision=fp32")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     contents = torch.load(tmp_path / "last.pt", weights_only=True)
     contents["training"]["computed_in"] = "bf16"
@@ -601,7 +615,7 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
     ]
     assert fer("train", *tiny, "run=r")[0] == 0
     for name, command in (
-        ("fer.commands.train.Trainer.take", ["train", *tiny, "run=s"]),  # moving the data
+        ("fer.training.faces.TrainingFaces.load", ["train", *tiny, "run=s"]),  # moving the data
         ("torch.nn.Module.to", ["train", *tiny, "run=s"]),  # moving the model
         ("torch.nn.Module.to", ["predict", "ckpt=r"]),
         ("torch.nn.Module.to", ["explain", "ckpt=r", "out=e"]),
@@ -616,7 +630,7 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
 def test_a_deterministic_training_asks_torch_for_it(trainer):
     seen = []
     t = trainer("deterministic=true", "train.epochs=1")
-    t.learn.learn = lambda *args: seen.append(torch.are_deterministic_algorithms_enabled())
+    t.step_function.learn = lambda *args: seen.append(torch.are_deterministic_algorithms_enabled())
     t.fit()
     assert (
         seen and all(seen) and not torch.are_deterministic_algorithms_enabled()
@@ -625,7 +639,7 @@ def test_a_deterministic_training_asks_torch_for_it(trainer):
 
 def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     t = trainer("train.epochs=1")
-    t.run = tmp_path
+    t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "history.csv", "last.pt"]
     contents = torch.load(tmp_path / "best.pt", weights_only=True)
@@ -638,11 +652,13 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
 
 
 def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer, trainer, capsys):
-    own = trainer()
-    count = len(own.val_labels)
+    t = trainer()
+    recorder = Recorder(Path("unused"), t.cfg)
+    labels = t.faces.val_labels
+    count = len(labels)
     told = []
     for given in ([3] * count, [3] * count, [i % 7 for i in range(count)], [0] * count):
-        own.tell_one_class(torch.eye(7)[given])
+        recorder.warn_if_one_class(torch.eye(7)[given], labels, t.faces.classes, 0.1)
         told.append(capsys.readouterr().out[:45])
     assert told[0].startswith("all validation faces are called happy") and told[1:3] == ["", ""]
     assert told[3].startswith("all validation faces are called angry")
@@ -667,3 +683,151 @@ def test_the_reasons_for_one_class_name_the_rate_and_fit_a_terminal():
     text = one_class_lines("happy", 0.02)
     assert text.startswith("all validation faces are called happy") and "optim.lr=0.002" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_best_weights_are_written_when_a_later_epoch_fails(trainer, tmp_path):
+    """They wait for the next save of last.pt, which then does not come."""
+    t = trainer("train.epochs=8")
+    t.recorder = Recorder(tmp_path, t.cfg)
+    train_epoch = t.train_epoch
+
+    def diverging(signals):
+        train_epoch(signals)
+        if t.epoch == 3:
+            t.step_function.record[0, 0] = torch.nan
+
+    t.train_epoch = diverging
+    with pytest.raises(UserError, match="epoch 4, step 1 of 7: loss became NaN"):
+        t.fit()
+    best = torch.load(tmp_path / "best.pt", weights_only=True)
+    assert (best["epoch"], best["val_accuracy"]) == (t.best["epoch"], t.best["val_accuracy"])
+
+
+def test_the_options_of_an_optimizer_come_from_the_config_not_from_a_file(trainer, tmp_path):
+    settings = ["optim=adam", "train.epochs=1"]
+    t = trainer(*settings)
+    t.recorder = Recorder(tmp_path, t.cfg)
+    t.fit()
+    path = tmp_path / "last.pt"
+    contents = torch.load(path, weights_only=True)
+    group = contents["training"]["optimizer"]["param_groups"][0]
+    group["maximize"] = True
+    group["betas"] = "many"
+    torch.save(contents, path)
+    again = trainer(*settings, f"resume={tmp_path}")
+    kept = again.optimizer.param_groups[0]
+    assert kept["maximize"] is False and kept["betas"] == t.optimizer.param_groups[0]["betas"]
+
+
+def spoil_shape(training):
+    training["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+def spoil_text(training):
+    training["optimizer"]["state"][0]["exp_avg"] = "zeros"
+
+
+def spoil_moment(training):
+    del training["optimizer"]["state"][0]["exp_avg"]
+
+
+def spoil_step(training):
+    training["step"] = float("inf")
+
+
+def spoil_history(training):
+    del training["history"][0]["val_accuracy"]
+
+
+def spoil_accuracy(training):
+    training["history"][0]["val_accuracy"] = "high"
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_shape, spoil_text, spoil_moment, spoil_step, spoil_history, spoil_accuracy]
+)
+def test_a_changed_training_state_is_refused(trainer, tmp_path, spoil):
+    settings = ["optim=adam", "train.epochs=1"]
+    t = trainer(*settings)
+    t.recorder = Recorder(tmp_path, t.cfg)
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    spoil(contents["training"])
+    torch.save(contents, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: "):
+        trainer(*settings, "train.epochs=2", f"resume={tmp_path}")
+
+
+def test_another_number_of_processes_may_not_divide_a_begun_epoch_otherwise(trainer, tmp_path):
+    t = trainer("train.epochs=1")
+    t.recorder = Recorder(tmp_path, t.cfg)
+    t.fit()
+    contents = torch.load(tmp_path / "last.pt", weights_only=True)
+    training = contents["training"]
+    training |= {"epoch": 0, "history": [], "step": 3, "steps": 8}
+    torch.save(contents, tmp_path / "last.pt")
+    with pytest.raises(UserError, match=r"an epoch of 8 steps.* makes 7; resume with as many"):
+        trainer("train.epochs=1", f"resume={tmp_path}")
+
+
+def test_a_batch_too_small_for_the_processes_is_refused(trainer, monkeypatch):
+    monkeypatch.setattr("fer.runtime.join_processes", lambda device: (0, 2))
+    with pytest.raises(UserError, match=r"train\.batch_size=3: .* at least 4"):
+        trainer("train.batch_size=3")
+
+
+TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu"]
+
+
+@pytest.mark.posix
+def test_a_run_is_locked_before_it_is_read(fer, monkeypatch):
+    """Otherwise a resume may undo what another process saves meanwhile."""
+    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+    monkeypatch.setattr("fer.commands.train.resumed", lambda *_: pytest.fail("read last.pt"))
+    with lock("r"):
+        code, _, err = fer("train", "resume=r", "train.epochs=2")
+    assert code == 2 and "another training writes there" in err
+
+
+@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])
+def test_a_training_that_ends_before_its_first_save_leaves_nothing(
+    fer, tmp_path, monkeypatch, error
+):
+    """Save for a folder that was there before, which stays, as does a link to one."""
+
+    def failing(self):
+        raise error
+
+    monkeypatch.setattr("fer.training.trainer.Trainer.fit", failing)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for name in ("new", "mine", "link"):
+        assert fer("train", *TINY, "train.epochs=1", f"run={name}")[0] in (2, 130)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "link").is_symlink()
+    assert not [*(tmp_path / "mine").iterdir(), *(tmp_path / "target").iterdir()]
+
+
+@pytest.mark.parametrize("args", [["-m", "seed=0,1", *TINY], ["resume=s"]])
+def test_a_sweep_in_several_processes_is_refused(fer, tmp_path, monkeypatch, args):
+    """Each process would make the sweep's folders, and leave the others after the first run."""
+    (tmp_path / "s" / "0").mkdir(parents=True)
+    (tmp_path / "s" / "0" / "last.pt").touch()
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    code, _, err = fer("train", *args)
+    assert code == 2 and "leave torchrun out" in err and "Traceback" not in err
+
+
+@pytest.mark.posix
+def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch):
+    """A shell script starts its jobs in the background so."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with runtime.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signals.caught == 0
+    finally:
+        signal.signal(signal.SIGINT, previous)

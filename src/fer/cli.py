@@ -9,7 +9,7 @@ import sys
 NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
 try:
     from fer import UserError, __version__, choices, config_dir, in_processes, nearest
-    from fer.streams import Output
+    from fer.streams import Output, open_closed_descriptors
 except ImportError:
     print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
     sys.exit(2)
@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     with all saved.
     """
     args = sys.argv[1:] if argv is None else argv
+    open_closed_descriptors()
     sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
     output, errors = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,52 +13,78 @@ from typing import BinaryIO
 
 from fer import UserError
 
+LONGEST_NAME = 200  # bytes of a file's name that the name of its temporary file repeats
+
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
-    """Call `save` with a binary file that becomes `path` when all of it is on the disk; on failure
+    """Call `save` with a binary file that becomes `path` once all of it is on the disk; on failure
     nothing changes.
 
-    A symbolic link is followed, and its target replaced. A pipe and a character device are written
-    to as they are. Raises UserError for anything else that stands there, and when the system
-    refuses.
+    A symbolic link is followed, and its target replaced; permissions stay. A pipe, a character
+    device and an open descriptor such as /dev/stdout are written to directly. Raises UserError if
+    anything else stands there, and if the system refuses.
     """
-    target = Path(os.path.realpath(path))
-    with written(path):
-        if is_stream(target):
+    with told_of(path):
+        descriptor = own_descriptor(path)
+        if descriptor is not None or is_stream(Path(path)):
             content = io.BytesIO()  # what is saved may seek
             save(content)
-            with target.open("wb", buffering=0) as stream:
-                stream.write(content.getbuffer())
+            with open(path if descriptor is None else descriptor, "wb", buffering=0) as stream:  # noqa: PTH123
+                write_all(stream, content.getbuffer())
             return
+        target = Path(os.path.realpath(path))
         refuse_other_kinds(target, path)
         replace(target, save)
 
 
+def write_all(stream: io.FileIO, content: memoryview) -> None:
+    """A pipe takes what it has room for."""
+    while content:
+        content = content[stream.write(content) :]
+
+
 def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write beside the target, flush, and rename."""
-    beside = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    """Write a temporary file beside the target, flush it, and rename it."""
+    name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    beside = target.parent / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         with beside.open("xb") as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, beside)
         beside.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):  # the folder may be gone too
             beside.unlink()
         raise
-    with contextlib.suppress(
-        OSError
-    ):  # not every system opens or flushes folders, where the new name stands
-        folder = os.open(target.parent, os.O_RDONLY)
+    flush_folder(target.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flush the folder, which holds the new name; not every system opens or flushes folders."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(folder)
+            os.fsync(descriptor)
         finally:
-            os.close(folder)
+            os.close(descriptor)
+
+
+def own_descriptor(path: str | Path) -> int | None:
+    """A duplicate of the open descriptor that the path names, as /dev/stdout does. Opening the path
+    instead would begin its file anew, which a shell may be appending to.
+    """
+    named = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
+    if not named:
+        return None
+    number = {"stdout": 1, "stderr": 2}.get(named[1]) or int(named[2])
+    return os.dup(number)
 
 
 def is_stream(path: Path) -> bool:
-    """Is it a pipe or a character device, such as a terminal?"""
+    """Is it a pipe, or a character device such as a terminal?"""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -73,21 +101,19 @@ def refuse_other_kinds(target: Path, path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def written(path: str | Path) -> Iterator[None]:
-    """Within the context what the system refuses of a write to `path` is a UserError."""
+def told_of(path: str | Path) -> Iterator[None]:
+    """Within the context an OSError of a write to `path` becomes a UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        cause = (
-            error.__context__ if isinstance(error, RuntimeError) else error
-        )  # torch.save hides a full disk
+        # torch.save hides a full disk behind a RuntimeError.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
-        why = (
-            f"({cause.strerror or cause}), what was there is kept; make room or choose another "
-            "place"
-        )
-        raise UserError(f"{path}: cannot be written {why}") from None
+        raise UserError(
+            f"{path}: cannot be written ({cause.strerror or cause}); what was there is kept; "
+            "free some space or choose another place"
+        ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:

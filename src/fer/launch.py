@@ -26,7 +26,7 @@ from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
 from fer import UserError, choices, config, config_dir, nearest, vocabulary
-from fer.runtime import Interrupted, is_out_of_memory
+from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
 
 
 def launch(command: str, args: list[str]) -> int:
@@ -34,6 +34,8 @@ def launch(command: str, args: list[str]) -> int:
     sweep's choices.
     """
     options = parse(command, args)
+    if options.multirun:
+        refuse_processes("-m: makes a sweep")
     groups = choices(command, options.config_dir)
     if options.shell_completion:
         raise UserError(f"fer -sc comes before the command; see fer {command} --help")
@@ -97,9 +99,26 @@ def launch(command: str, args: list[str]) -> int:
     if command == "train" and options.multirun:
         for sweep in filter(Path.is_dir, sweeps):
             print(f"all of the sweep, side by side:\n  fer report run={shlex.quote(str(sweep))}")
+            if any("exists already" in str(failure) for failure in failures):
+                print(f"to resume its runs:\n  fer train resume={shlex.quote(str(sweep))}")
     if failures:
-        raise UserError("\nfer: ".join(map(str, failures))) from failures[0]
+        raise UserError("\nfer: ".join(lines_of(failures))) from failures[0]
     return 0
+
+
+def lines_of(failures: list[Exception]) -> list[str]:
+    """A line for each failure of a sweep; the same one of many jobs is told once."""
+    jobs: dict[str, list[str]] = {}
+    for failure in failures:
+        job, _, reason = str(failure).partition(": ")
+        if not job.startswith("job "):
+            job, reason = "", str(failure)
+        jobs.setdefault(reason, []).append(job)
+    lines = []
+    for reason, names in jobs.items():
+        others = f" (and so {len(names) - 1} other jobs)" if len(names) > 1 else ""
+        lines.append(f"{names[0]}: {reason}{others}" if names[0] else reason)
+    return lines
 
 
 def call(command: str, overrides: list[str]) -> None:

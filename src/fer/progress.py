@@ -6,6 +6,7 @@ run folder.
 """
 
 import sys
+import textwrap
 from collections.abc import Callable
 
 import torch
@@ -81,6 +82,13 @@ def lasting(seconds: float) -> str:
     if seconds < YEAR:
         return f"{seconds / DAY:.0f} days"
     return "over a year"
+
+
+def wrapped(text: str) -> str:
+    """The text in lines that fit the terminal, later ones indented; paths are not broken."""
+    return textwrap.fill(
+        text, COLUMNS - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 def warn_if_long(faces: int, rate: float, device: torch.device) -> None:

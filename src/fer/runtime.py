@@ -289,6 +289,20 @@ def memory_named(device: torch.device, batch: str) -> Iterator[None]:
         ) from None
 
 
+def is_first_process() -> bool:
+    """Is this the only process, or the first of those that torchrun started?"""
+    return not in_processes() or os.environ["RANK"] == "0"
+
+
+def refuse_processes(what: str) -> None:
+    """Refuse a sweep in several processes, which would make its runs in step."""
+    if in_processes() and os.environ["WORLD_SIZE"] != "1":
+        raise UserError(
+            f"{what}, whose runs train one after another in one process; leave torchrun out, or "
+            "train each run by itself"
+        )
+
+
 def join_processes(device: torch.device) -> tuple[int, int]:
     """The rank of this process and how many there are, joined where torchrun started several; 0, 1
     otherwise.
@@ -351,11 +365,12 @@ class Signals:
     caught = 0
 
     def __enter__(self) -> "Signals":
-        in_main = (
-            threading.current_thread() is threading.main_thread()
-        )  # no other may handle signals
-        numbers = SIGNALS if in_main else []
-        self.previous = {number: signal.signal(number, self._note) for number in numbers}
+        # No other thread may handle signals.
+        in_main = threading.current_thread() is threading.main_thread()
+        self.previous = {}
+        for number in SIGNALS if in_main else ():
+            if signal.getsignal(number) != signal.SIG_IGN:  # the caller's wish, as of nohup
+                self.previous[number] = signal.signal(number, self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -7,6 +7,17 @@ from typing import Any, TextIO
 KEPT = "\n\t\r"  # of the characters that cannot be printed
 
 
+def open_closed_descriptors() -> None:
+    """Open the standard descriptors that the caller has closed, as 2>&- does: otherwise the next
+    file that is opened becomes standard output or error, and is written to as such.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+
+
 class Output:
     """A text stream that always takes what is written.
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fer import config, plots
 from fer.commands.summary import build
-from fer.commands.train import build_curves
+from fer.training.curves import build_curves
 
 POINTS = 20  # an epoch
 

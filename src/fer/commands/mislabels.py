@@ -18,10 +18,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from fer import UserError, config, plots
 from fer.checkpoint import load_checkpoint
-from fer.commands.train import train_in
 from fer.data.copies import exact_copies
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
+from fer.training.session import train_in
 
 # Agreement with labels below which doubts say more of the networks; people reach about 0.65 on
 # FER2013.

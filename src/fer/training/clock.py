@@ -1,0 +1,46 @@
+"""How long a training takes, and how fast it is."""
+
+import time
+from collections import Counter
+
+from torch import nn
+
+from fer.commands.summary import multiply_adds
+
+
+class Stopwatch:
+    """The seconds of an epoch; an interrupted epoch goes on counting where it stopped."""
+
+    def __init__(self, before: float = 0.0):
+        self.before = before
+        self.began: float | None = None
+
+    def start(self) -> None:
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        if self.began is None:
+            return self.before
+        return self.before + time.perf_counter() - self.began
+
+
+class Throughput:
+    """What this process has trained so far: faces by the side of their images, and seconds."""
+
+    def __init__(self) -> None:
+        self.faces: Counter[int] = Counter()
+        self.seconds = 0.0
+
+    def images_per_second(self) -> float:
+        return self.faces.total() / self.seconds
+
+    def operations_per_second(self, model: nn.Module) -> float:
+        """Floating-point operations of convolutions and dense layers: two for each multiply-add,
+        and the backward pass takes two of the forward pass's.
+        """
+        passes, per_multiply_add = 3, 2
+        operations = 0
+        for side, faces in self.faces.items():
+            operations += passes * per_multiply_add * multiply_adds(model, side) * faces
+        return operations / self.seconds

@@ -1,0 +1,116 @@
+"""The faces of a training on its device, and the order in which an epoch goes through them."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fer import UserError
+from fer.augment import check_crop
+from fer.data.faces import Data
+from fer.models.network import Normalize
+from fer.runtime import Stream, seed_of
+from fer.training.objective import balanced_weights
+
+
+@dataclass(frozen=True)
+class TrainingFaces:
+    """Training and validation faces on the device.
+
+    images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images, val_labels: those of
+    the validation faces. normalize: fitted on the training faces. fingerprint: SHA-256 of all of
+    them, labels included; a resumed training must find the same.
+    """
+
+    images: Tensor
+    targets: Tensor
+    val_images: Tensor
+    val_labels: Tensor
+    normalize: Normalize
+    data: Data
+    val_hash: str
+    fingerprint: str
+
+    @classmethod
+    def load(
+        cls, data: Data, device: torch.device, drop_copies: bool, crop: int | None
+    ) -> "TrainingFaces":
+        """Move the faces to the device.
+
+        drop_copies: leave out training faces that are validation faces too. crop: the side of
+        augmentation's window; refused if the faces are smaller.
+        """
+        training, validation = data.open("train"), data.open("validation")
+        if drop_copies:
+            training = training.take(~training.among(validation))
+        if len(training) < 2 or len(validation) == 0:
+            raise UserError(
+                f"{len(training)} training and {len(validation)} validation faces are too few"
+            )
+        if crop:
+            check_crop(training.images, crop)
+        targets = training.targets
+        if targets is None:
+            targets = F.one_hot(training.labels, len(data.classes)).float()
+        digest = hashlib.sha256(validation.labels.numpy().data)
+        for tensor in (validation.images, training.images, targets):
+            digest.update(tensor.contiguous().numpy().data)
+        return cls(
+            images=training.images.to(device),
+            targets=targets.to(device),
+            val_images=validation.images.to(device),
+            val_labels=validation.labels.to(device),
+            normalize=Normalize.fit(data.normalize, training.images),
+            data=data,
+            val_hash=validation.hash,
+            fingerprint=digest.hexdigest(),
+        )
+
+    def __len__(self) -> int:
+        """The number of training faces."""
+        return len(self.images)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
+
+
+def epoch_batches(
+    faces: TrainingFaces, seed: int, epoch: int, batch_size: int, sampling: str, processes: int
+) -> Sequence[Tensor]:
+    """The positions of an epoch's batches, int64 on the device; they depend on (seed, epoch) alone.
+
+    sampling: `shuffle` goes through every face once; `balanced` makes as many draws, each class
+    equally likely.
+    """
+    generator = torch.Generator().manual_seed(seed_of(Stream.ORDER, seed, epoch))
+    count, device = len(faces), faces.images.device
+    if sampling == "balanced":
+        targets = faces.targets.cpu()
+        weights = balanced_weights(targets)[targets.argmax(1)]
+        order = torch.multinomial(weights, count, replacement=True, generator=generator)
+    else:
+        order = torch.randperm(count, generator=generator)
+    if device.type == "cuda":
+        order = order.pin_memory()  # whose copy does not wait
+    sizes = batch_sizes(count, batch_size, processes)
+    return order.to(device, non_blocking=True).split(sizes)
+
+
+def batch_sizes(count: int, batch_size: int, processes: int) -> list[int]:
+    """How many faces each batch of an epoch has.
+
+    A last batch of fewer than two faces a process joins the batch before it: BatchNorm cannot learn
+    from one face.
+    """
+    whole, rest = divmod(count, batch_size)
+    sizes = [batch_size] * whole
+    if rest:
+        sizes.append(rest)
+    if len(sizes) > 1 and sizes[-1] < 2 * processes:
+        last = sizes.pop()
+        sizes[-1] += last
+    return sizes

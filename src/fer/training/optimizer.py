@@ -1,0 +1,90 @@
+"""The optimizer of a training: built for its device, its state saved and restored."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fer import UserError, config
+
+
+def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer that a checked config node describes.
+
+    Raises UserError for one that cannot take a plain step, before any work.
+    """
+    trial = take_trial_step(node)
+    options = {}
+    if device.type == "cuda":
+        if "capturable" in node:
+            options["capturable"] = True
+        unset = node.get("fused", False) is None and node.get("foreach") is None
+        if unset and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
+            options["fused"] = True
+    return config.build("optim", node | options, params=model.parameters())
+
+
+def take_trial_step(node: dict) -> torch.optim.Optimizer:
+    """An optimizer of this kind after one step on three small matrices and a vector: Muon treats
+    the first and the last matrix otherwise.
+    """
+    shapes = [(2, 2), (2, 2), (2, 2), (2,)]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    trial = config.build("optim", node, params=parameters)
+    try:
+        trial.step()
+    except (
+        Exception
+    ) as error:  # an optimizer that needs a closure or sparse gradients raises anything
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"optim._target_={node['_target_']}: cannot train these networks ({reason}); "
+            "choose optim=adam, sgd or muon"
+        ) from None
+    return trial
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state, learning rates as plain numbers: they are tensors while steps are captured."""
+    state = optimizer.state_dict()
+    groups = []
+    for group in state["param_groups"]:
+        groups.append(group | {"lr": float(group["lr"])})
+    return {"state": state["state"], "param_groups": groups}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], node: dict) -> None:
+    """Restore the moments of a saved state. The options are those of the config's `node`, and how a
+    step is computed is this device's choice: neither is taken from the file.
+
+    Raises ValueError if the state does not fit the parameters.
+    """
+    present = optimizer.state_dict()["param_groups"]
+    saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
+    if saved_sizes != [len(group["params"]) for group in present]:
+        raise ValueError("the saved state is one of other parameters")
+    check_moments(optimizer, saved["state"], node)
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": present})
+
+
+def check_moments(
+    optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Any]], node: dict
+) -> None:
+    """Raises ValueError for moments that no step of this optimizer leaves: others than it keeps,
+    text, or tensors of another shape than their parameter.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    kept = [set(state) for state in take_trial_step(node).state.values()]
+    for index, state in moments.items():
+        if set(state) not in kept:
+            raise ValueError("the saved moments are others than this optimizer keeps")
+        shape = parameters[index].shape
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                fits = value.shape == shape or value.numel() == 1
+            else:
+                fits = value is None or isinstance(value, int | float)
+            if not fits:
+                raise ValueError(f"the saved {name} does not fit its parameter")

@@ -1,0 +1,75 @@
+"""What a training leaves in its run folder and prints: an epoch's line, history.csv, best.pt and
+last.pt, TensorBoard's scalars.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fer import config, tensorboard
+from fer.checkpoint import save_checkpoint
+from fer.models.network import Network
+from fer.progress import epoch_line, one_class_lines
+from fer.run import write_history
+
+
+class Recorder:
+    """Records one training into `folder`. writer: TensorBoard's, if any."""
+
+    def __init__(self, folder: Path, cfg: config.TrainConfig, writer: Any = None):
+        self.folder = folder
+        self.cfg = cfg
+        self.writer = writer
+        self.waiting_best: tuple[Network, dict[str, Any]] | None = None  # for best.pt
+        self.only_class: str | None = None  # what the last epoch predicted for every face
+
+    def note_epoch(self, history: list[dict[str, Any]], is_best: bool) -> None:
+        """Write and print the history's last row."""
+        row = history[-1]
+        write_history(self.folder, history)
+        if self.writer:
+            tensorboard.note(self.writer, row)
+        print(epoch_line(row, self.cfg.train.epochs, is_best), flush=True)
+
+    def warn_if_one_class(
+        self, logits: Tensor, labels: Tensor, classes: Sequence[str], learning_rate: float
+    ) -> None:
+        """Print why it may be if all validation faces begin to be predicted as one class."""
+        predicted = logits.argmax(1).unique().tolist()
+        only_class = None
+        if len(predicted) == 1 and len(labels.unique()) > 1:
+            only_class = classes[predicted[0]]
+        if only_class and only_class != self.only_class:
+            print(one_class_lines(only_class, learning_rate), flush=True)
+        self.only_class = only_class
+
+    def keep_best(
+        self, row: dict[str, Any], network: Network, logits: Tensor, labels: Tensor, images: str
+    ) -> None:
+        """Copy the best weights so far, for write_best. The validation faces' logits and labels go
+        into best.pt too, so that a report needs no data; images: their SHA-256.
+        """
+        weights = network.model.state_dict()
+        contents = {
+            "epoch": row["epoch"],
+            "val_accuracy": row["val_accuracy"],
+            "model": {name: tensor.detach().clone() for name, tensor in weights.items()},
+            "validation": {
+                "logits": logits.cpu(),
+                "labels": labels.cpu(),
+                "images": images,
+            },
+        }
+        self.waiting_best = (network, contents)
+
+    def write_best(self) -> None:
+        """Write best.pt if weights are waiting: it is written with last.pt, not every epoch."""
+        if self.waiting_best:
+            network, contents = self.waiting_best
+            save_checkpoint(self.folder / "best.pt", self.cfg, network, **contents)
+            self.waiting_best = None
+
+    def write_last(self, network: Network, state: dict[str, Any]) -> None:
+        save_checkpoint(self.folder / "last.pt", self.cfg, network, training=state)

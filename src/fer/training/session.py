@@ -1,0 +1,179 @@
+"""A training in its run folder: made or resumed, locked, described in files, and its first lines
+printed.
+"""
+
+import contextlib
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fer import UserError, config, runtime, tensorboard
+from fer.checkpoint import load_checkpoint, rewrite_settings
+from fer.data.faces import Data
+from fer.files import write_text
+from fer.progress import wrapped
+from fer.run import create, lock, write_environment, write_history
+from fer.training.recorder import Recorder
+from fer.training.trainer import Trainer
+
+# What names a place or a device, and changes nothing of a training.
+PLACES = {"run", "resume", "device", "data.path", "data.votes"}
+
+
+def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
+    """The best validation accuracy of a training on `data` in `folder`, which is begun, resumed or,
+    where it is complete, only loaded. Raises UserError where it had other settings.
+    """
+    own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
+    own.run = str(folder)
+    last = folder / "last.pt"
+    with contextlib.ExitStack() as held:
+        contents = None
+        if last.is_file():
+            held.enter_context(lock(folder))
+            contents = load_checkpoint(last)
+            refuse_other_settings(folder, contents, own)
+            own.resume = own.run
+        held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
+        trainer = Trainer(own, device, data, contents)
+        del contents  # as large as the network and the optimizer
+        if not trainer.done:
+            fit_in_folder(trainer)
+    return trainer.best["val_accuracy"]
+
+
+def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig) -> None:
+    saved = config.parse(contents["config"], str(folder / "last.pt"))
+    differences = config.difference(saved, cfg.model_dump())
+    changed = [line for key, line in differences.items() if key not in PLACES]
+    if changed:
+        raise UserError(
+            f"{folder}: was trained with other settings ({'; '.join(changed)}); set another out="
+        )
+
+
+def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
+    """Train in the run folder that the config names; returns it.
+
+    A resumed run's folder is locked already, since before its last.pt was read. typed: the words of
+    the command line, for the record.
+    """
+    cfg = trainer.cfg
+    with contextlib.ExitStack() as held:
+        if cfg.resume:
+            folder = Path(cfg.resume)
+        else:
+            folder = held.enter_context(new_folder(cfg.run, cfg.name))
+        if cfg.resume:
+            write_history(folder, trainer.history)
+            print(where_it_continues(trainer, folder), flush=True)
+        cfg.run = str(folder)
+        cfg.resume = None
+        trainer.recorder = Recorder(folder, cfg, tensorboard_writer(trainer, folder))
+        write_text(folder / "config.yaml", config.dump(cfg))
+        rewrite_settings(folder / "best.pt", cfg)  # reports group runs by it
+        machine = runtime.describe(trainer.device, trainer.computed_in)
+        write_environment(folder, trainer.faces.data.hash, typed or [], machine)
+        print_start(trainer, folder)
+        trainer.fit()
+    return folder
+
+
+@contextlib.contextmanager
+def new_folder(path: str | None, name: str) -> Iterator[Path]:
+    """A new run folder, locked. A training that fails before its first save leaves no files there:
+    they could not be resumed.
+    """
+    was_there = path is not None and Path(path).is_dir()
+    folder = create(path, name)
+    with lock(folder):
+        try:
+            yield folder
+        except BaseException:
+            if not any((folder / name).exists() for name in ("last.pt", "best.pt")):
+                empty(folder)
+                if not was_there:
+                    with contextlib.suppress(OSError):
+                        folder.rmdir()
+            raise
+
+
+def empty(folder: Path) -> None:
+    """Remove what the folder holds, as far as possible."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                entry.unlink()
+
+
+def tensorboard_writer(trainer: Trainer, folder: Path):
+    """TensorBoard's writer, if the config asks for one, with the config as its text."""
+    if not trainer.cfg.tensorboard:
+        return None
+    writer = tensorboard.open_writer(folder, trainer.epoch + 1)
+    writer.add_text("config", f"```\n{config.dump(trainer.cfg)}```")
+    return writer
+
+
+def where_it_continues(trainer: Trainer, folder: Path) -> str:
+    """At which step a resumed training continues or, if it is complete, how to train longer."""
+    settings = trainer.cfg.train
+    again = f"fer train resume={shlex.quote(str(folder))}"
+    if not trainer.done:
+        return f"{folder}: resuming at epoch {trainer.epoch + 1}, step {trainer.step + 1}"
+    if trainer.epoch >= settings.epochs:
+        return (
+            f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; "
+            f"to train longer:\n  {again} train.epochs={2 * settings.epochs}"
+        )
+    return (
+        f"{folder}: training ended after epoch {trainer.epoch}, {settings.patience} epochs without "
+        f"a better one (train.patience); to train longer:\n  {again} train.patience=null"
+    )
+
+
+def print_start(trainer: Trainer, folder: Path) -> None:
+    """What is trained on what, where, and what is likely not meant."""
+    cfg, faces = trainer.cfg, trainer.faces
+    parameters = sum(p.numel() for p in trainer.network.parameters())
+    print(
+        f"{cfg.name}: {parameters:,} parameters on {trainer.device.type} in {trainer.computed_in}, "
+        f"{folder}"
+    )
+    print(f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces")
+    for warning in warnings_of(trainer):
+        print(wrapped(warning))
+
+
+def warnings_of(trainer: Trainer) -> list[str]:
+    """What is likely not meant, one warning each."""
+    cfg, data = trainer.cfg, trainer.faces.data
+    warnings = []
+    for key, node in [("schedule", cfg.schedule), *cfg.curves.items()]:
+        last_knot = (node or {}).get("epochs", [0])[-1]
+        if last_knot > cfg.train.epochs:
+            warnings.append(
+                f"{key}.epochs extends to {last_knot:g}, but training stops at {cfg.train.epochs}"
+            )
+    if data.absent:
+        warnings.append(
+            f"no training faces of {', '.join(data.absent)}: the network cannot learn them"
+        )
+    crop, size = trainer.plan.augment.crop, trainer.network.model.size
+    if crop and crop < size:
+        warnings.append(
+            f"augment.crop={crop}: training crops are enlarged {size / crop:.2g} times to the "
+            f"model's {size} pixels, but validation uses whole faces; model.size={crop} trains and "
+            "validates at one scale"
+        )
+    if cfg.data.get("validation") == "test":
+        warnings.append(
+            "data.validation=test: the test faces select the epoch, so their accuracy says nothing "
+            "about new faces"
+        )
+    return warnings

@@ -1,0 +1,403 @@
+"""The training loop: epochs of steps, a validation after each, and saves in between.
+
+A step is step.py's, what a resume needs state.py's, the run folder recorder.py's.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fer import UserError, config, metrics, runtime
+from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from fer.commands.predict import probabilities
+from fer.data.faces import Data
+from fer.models.layers import schedule_dropout
+from fer.models.network import Network
+from fer.optim import Average
+from fer.progress import Progress, warn_if_long
+from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
+from fer.training import state
+from fer.training.clock import Stopwatch, Throughput
+from fer.training.curves import build_curves
+from fer.training.faces import TrainingFaces, epoch_batches
+from fer.training.objective import Objective, balanced_weights
+from fer.training.optimizer import build_optimizer
+from fer.training.plan import Plan
+from fer.training.recorder import Recorder
+from fer.training.step import CapturedStep, Parts, Step, can_capture
+
+SAVE_EVERY = 300  # seconds between saves inside an epoch
+SAVE_PAUSE = 5  # seconds at least between saves at the ends of epochs: last.pt of vgg13 has 130 MB
+AGREE_EVERY = 10  # steps after which several processes ask one another about signals and saves
+EVAL_BATCH = 512  # faces
+
+
+class Trainer:
+    """One training, new or resumed.
+
+    While it runs, these change: the weights, the optimizer, `history`; and within an epoch `step`,
+    `watch` and the record of the steps. state.py saves exactly these.
+    """
+
+    def __init__(
+        self,
+        cfg: config.TrainConfig,
+        device: torch.device,
+        data: Data | None = None,
+        saved: dict | None = None,
+    ):
+        """data: replaces the config's. saved: contents of cfg.resume's last.pt, if already read."""
+        self.cfg = cfg
+        self.device = device
+        self.recorder: Recorder | None = None  # without one nothing is written or printed
+        self.rank, self.world = runtime.join_processes(device)
+        if cfg.train.batch_size < 2 * self.world and self.world > 1:
+            raise UserError(
+                f"train.batch_size={cfg.train.batch_size}: too small for {self.world} processes; "
+                f"each needs two faces of a batch, so set at least {2 * self.world}"
+            )
+        self.computed_in = runtime.choose_format(device, cfg.train.precision)
+
+        torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
+        model = config.build("model", cfg.model).to(device)
+        if cfg.start and not cfg.resume:
+            start_from(model, cfg.start, cfg.data.get("normalize"))
+        if cfg.train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        augment = config.build("augment", cfg.augment)
+        self.optimizer = build_optimizer(cfg.optim, model, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
+        curves = build_curves(cfg, augment, model)
+        dropouts = schedule_dropout(model) if "dropout" in curves else []
+        # Last: what is quick to refuse has been checked by now.
+        data = data or config.build("data", cfg.data)
+        self.faces = TrainingFaces.load(data, device, cfg.train.copies == "drop", augment.crop)
+        self.network = Network(model, self.faces.normalize)
+        self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
+        self.eval_network = self.network
+        if self.average:
+            self.eval_network = Network(self.average.module, self.faces.normalize)
+
+        self.history: list[dict[str, Any]] = []  # one row an epoch
+        self.steps = len(self.batches(0))
+        self.plan = Plan(
+            curves=curves,
+            augment=augment,
+            seed=cfg.seed,
+            epochs=cfg.train.epochs,
+            steps=self.steps,
+            side=model.size,
+            rank=self.rank,
+        )
+        parts = Parts(
+            device=device,
+            images=self.faces.images,
+            targets=self.faces.targets,
+            augment=augment,
+            network=self.network,
+            model=DistributedDataParallel(model) if self.world > 1 else model,
+            objective=build_objective(cfg.train, self.faces),
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            computed_in=self.computed_in,
+            batch_size=cfg.train.batch_size,
+            compiled=torch.compile(model) if cfg.train.compile else None,
+            average=self.average,
+            clip=cfg.train.clip,
+            dropouts=dropouts,
+            rank=self.rank,
+            world=self.world,
+        )
+        capture = can_capture(device, self.world, self.computed_in, self.optimizer)
+        step_class = CapturedStep if capture and cfg.train.cuda_graphs else Step
+        self.step_function = step_class(parts, self.steps)
+        self.throughput = Throughput()
+        self.saved_at = time.perf_counter()
+        self.begin_epoch()
+        if cfg.resume:
+            path = Path(cfg.resume) / "last.pt"
+            state.restore(self, saved or load_checkpoint(path), path)
+
+    @property
+    def epoch(self) -> int:
+        """The number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The row of the most accurate epoch, the earlier of equals."""
+        none_yet = {"epoch": 0, "val_accuracy": -1.0}
+        return max(self.history, key=itemgetter("val_accuracy"), default=none_yet)
+
+    @property
+    def done(self) -> bool:
+        if self.epoch >= self.cfg.train.epochs:
+            return True
+        patience = self.cfg.train.patience
+        return patience is not None and self.epoch - self.best["epoch"] >= patience
+
+    def fit(self) -> None:
+        """Train to the last epoch, or until patience ends. Raises Interrupted after a signal, with
+        everything saved.
+        """
+        with runtime.kernels(self.device, self.cfg.deterministic), Signals() as signals:
+            try:
+                self.save()  # from here on a killed run can be resumed
+                while not self.done:
+                    self.train_epoch(signals)
+                    self.validate()
+                    self.begin_epoch()
+                    self.save_if_due(signals)
+            except BaseException:
+                self.keep_best_weights()
+                raise
+        if signals.caught:
+            raise Interrupted(signals.caught)
+
+    def begin_epoch(self) -> None:
+        self.step = 0
+        self.watch = Stopwatch()
+        self.step_function.record.zero_()
+
+    def train_epoch(self, signals: Signals) -> None:
+        batches = self.batches(self.epoch)
+        moments = self.plan.moments(self.epoch, self.accuracies)
+        self.network.train()
+        self.watch.start()
+        with (
+            self.progress_bar() as bar,
+            self.step_function.epoch(moments, self.step),
+            self.tracer() as trace,
+        ):
+            for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
+                self.step_function(batch, moment)
+                self.step += 1
+                self.throughput.faces[moment.side] += len(batch)
+                bar.note(len(batch), self.means)
+                trace()
+                self.after_step(signals)
+
+    def batches(self, epoch: int) -> Sequence[Tensor]:
+        """The positions of an epoch's batches, int64 on the device."""
+        settings = self.cfg.train
+        return epoch_batches(
+            self.faces, self.cfg.seed, epoch, settings.batch_size, settings.sampling, self.world
+        )
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Validation accuracies so far, one an epoch."""
+        return [row["val_accuracy"] for row in self.history]
+
+    @property
+    def faces_done(self) -> int:
+        """How many faces of the epoch have been trained on."""
+        return min(self.step * self.cfg.train.batch_size, len(self.faces))
+
+    def progress_bar(self) -> Progress:
+        return Progress(
+            epoch=self.epoch,
+            epochs=self.cfg.train.epochs,
+            faces=len(self.faces),
+            done=self.faces_done,
+            shown=self.recorder is not None,
+            epoch_seconds=self.history[-1]["seconds"] if self.history else None,
+        )
+
+    def tracer(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """With profile=true, a trace of ten steps of the second epoch, or of the only one."""
+        traced_epoch = min(1, self.cfg.train.epochs - 1)
+        if self.cfg.profile and self.recorder and self.epoch == traced_epoch:
+            return runtime.profile(self.recorder.folder / "trace.json")
+        return contextlib.nullcontext(lambda: None)
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy over this process's faces so far in the epoch. Waits for the device."""
+        loss, right = self.step_function.record.sum(0).tolist()
+        faces = self.faces_done / self.world
+        return loss / faces, right / faces
+
+    def after_step(self, signals: Signals) -> None:
+        """Warn of a long training, save every few minutes, stop after a signal. Several processes
+        do so together.
+        """
+        if self.recorder and self.epoch == 0 and self.step == min(20, self.steps):
+            self.means()  # waits until the steps are done
+            rate = self.faces_done / self.watch.seconds
+            warn_if_long(len(self.faces) * self.cfg.train.epochs, rate, self.device)
+        if self.world > 1 and self.step % AGREE_EVERY:
+            return
+        due = time.perf_counter() - self.saved_at > SAVE_EVERY
+        self.save_or_stop(signals.caught, due)
+
+    def save_if_due(self, signals: Signals) -> None:
+        """At the end of an epoch: save, unless that was just done; stop after a signal."""
+        due = self.done or time.perf_counter() - self.saved_at > SAVE_PAUSE
+        self.save_or_stop(signals.caught, due)
+
+    def save_or_stop(self, caught: int, due: bool) -> None:
+        """Save if any process is due or has caught a signal, and stop in the latter case."""
+        if self.world > 1:
+            caught, due = over_processes(torch.tensor([caught, due]), "max").tolist()
+        if caught or due:
+            self.save()
+        if caught:
+            raise Interrupted(caught)
+
+    def validate(self) -> None:
+        """End an epoch: measure, add the row to the history, keep the weights if they are best."""
+        row, logits = self.measure()
+        self.check_weights()
+        self.history.append(row)
+        if self.recorder:
+            is_best = self.best is row
+            if is_best:
+                self.recorder.keep_best(
+                    row, self.eval_network, logits, self.faces.val_labels, self.faces.val_hash
+                )
+            self.recorder.note_epoch(self.history, is_best)
+            self.recorder.warn_if_one_class(
+                logits, self.faces.val_labels, self.faces.classes, row["lr"]
+            )
+
+    def measure(self) -> tuple[dict[str, Any], Tensor]:
+        """The epoch's row of the history, and the logits of the validation faces. What the curves
+        drive is told as it was at the last step.
+        """
+        # Reading the record waits for the device, so the clock counts its work.
+        loss, right = self.read_record().sum(0).tolist()
+        training_seconds = self.watch.seconds
+        self.throughput.seconds += training_seconds - self.watch.before
+        logits = self.validation_logits()
+        labels = self.faces.val_labels
+        matrix = metrics.confusion(logits.argmax(1), labels, len(self.faces.classes)).cpu()
+        values = self.plan.values(self.epoch, self.steps - 1, self.accuracies)
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": values.pop("lr"),
+            "train_loss": loss / len(self.faces),
+            "train_accuracy": right / len(self.faces),
+            "val_loss": F.cross_entropy(logits, labels).item(),
+            "val_accuracy": metrics.accuracy(matrix),
+            "val_macro_f1": metrics.macro_f1(matrix),
+            "seconds": self.watch.seconds,
+            "images_per_second": len(self.faces) / max(training_seconds, 1e-9),
+            **values,
+        }
+        if self.cfg.train.tencrop and self.rank == 0:
+            row["val_accuracy_tencrop"] = self.tencrop_accuracy()
+        recalls = metrics.per_class(matrix)[1].tolist()
+        for name, recall in zip(self.faces.classes, recalls, strict=True):
+            row[f"val_recall_{name}"] = recall
+        if not math.isfinite(row["val_loss"]):
+            self.refuse_weights()
+        return row, logits
+
+    def validation_logits(self) -> Tensor:
+        """One process validates and all know the result: they must stop together."""
+        faces = self.faces
+        logits = torch.zeros(len(faces.val_images), len(faces.classes), device=self.device)
+        if self.rank == 0:
+            logits = self.eval_network.logits(faces.val_images, EVAL_BATCH, self.computed_in)
+        return over_processes(logits, "sum")
+
+    def tencrop_accuracy(self) -> float:
+        """Validation accuracy over ten crops."""
+        images, labels = self.faces.val_images, self.faces.val_labels.cpu()
+        mean = probabilities(self.eval_network, images, EVAL_BATCH, "tencrop", self.computed_in)
+        return (mean.argmax(1) == labels).double().mean().item()
+
+    def read_record(self) -> Tensor:
+        """Losses and right answers of the epoch's steps so far, float64 on the CPU, over all
+        processes. Waits for the device. Raises UserError for a loss that is not finite.
+        """
+        record = over_processes(self.step_function.record.cpu(), "sum")[: self.step]
+        diverged = (~record[:, 0].isfinite()).nonzero()
+        if len(diverged):
+            step = int(diverged[0])
+            raise UserError(
+                f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}: "
+                f"loss became NaN or infinite (learning rate {self.learning_rate(step):.3g}); "
+                "try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
+            )
+        return record.double()
+
+    def learning_rate(self, step: int) -> float:
+        return self.plan.values(self.epoch, step, self.accuracies)["lr"]
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite: neither last.pt nor best.pt ever holds any."""
+        tensors = [*self.network.state_dict().values(), *self.eval_network.state_dict().values()]
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if not nn.utils.get_total_norm(floats, norm_type=math.inf).isfinite():
+            self.refuse_weights()
+
+    def refuse_weights(self) -> None:
+        epoch, step = self.epoch + 1, self.step
+        if step == 0:  # the epoch before has just ended
+            epoch, step = self.epoch, self.steps
+        raise UserError(
+            f"epoch {epoch}, step {step} of {self.steps}: weights became NaN or infinite "
+            f"(learning rate {self.learning_rate(step - 1):.3g}); nothing was saved since; "
+            "try a lower optim.lr, train.clip=1 or schedule.warmup=1"
+        )
+
+    def save(self) -> None:
+        """Write best.pt, if better weights are waiting, and last.pt."""
+        record = self.read_record()
+        self.check_weights()
+        self.saved_at = time.perf_counter()
+        if self.recorder:
+            self.recorder.write_best()
+            self.recorder.write_last(self.network, state.collect(self, record))
+
+    def keep_best_weights(self) -> None:
+        """After a failure: write best.pt if better weights are waiting."""
+        if self.recorder:
+            with contextlib.suppress(UserError):  # the disk may be full; the failure matters more
+                self.recorder.write_best()
+
+
+def build_objective(settings: config.Training, faces: TrainingFaces) -> Objective:
+    """What a step minimizes. Raises UserError for settings that the data's mode does not allow."""
+    balanced = settings.class_weights == "balanced"
+    if faces.data.mode == "multi" and (settings.label_smoothing or balanced):
+        raise UserError(
+            "data.mode=multi: not possible with train.label_smoothing or train.class_weights; "
+            "set train.label_smoothing=0 and train.class_weights=none"
+        )
+    class_weights = balanced_weights(faces.targets) if balanced else None
+    return Objective(faces.data.mode, settings.label_smoothing, class_weights)
+
+
+def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
+    """Copy the weights of the checkpoint at `path` into the model; the last layer keeps its own if
+    the checkpoint has other classes. Raises UserError if its faces were normalized otherwise.
+    """
+    contents = load_checkpoint(find_checkpoint(path))
+    kind = contents["normalization"]["kind"]
+    if normalize and kind != normalize:
+        raise UserError(
+            f"start={path}: was trained with data.normalize={kind}, not {normalize}; "
+            f"set data.normalize={kind}"
+        )
+    weights = contents["model"]
+    new_weights = model.state_dict()
+    layers = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    last = layers[-1]
+    if len(contents["classes"]) != len(new_weights[f"{last}.weight"]):
+        for name, value in new_weights.items():
+            if name.startswith(f"{last}."):
+                weights[name] = value
+    load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
