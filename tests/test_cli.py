@@ -247,9 +247,9 @@ def test_other_refusals(refused, fer, tmp_path):
     )
     assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
     assert "is the checkpoint itself" in refused("export", "ckpt=r", "out=r/best.pt")
-    assert "is a file of a run" in refused("export", "ckpt=r", "out=r/config.yaml")
-    assert "is a file of a run" in refused("predict", "ckpt=r", "out=r/last.pt")
-    assert "is a file of a run" in refused("predict", "ckpt=r", "probs=r/history.csv")
+    assert "would overwrite a run's own file" in refused("export", "ckpt=r", "out=r/config.yaml")
+    assert "would overwrite a run's own file" in refused("predict", "ckpt=r", "out=r/last.pt")
+    assert "would overwrite a run's own file" in refused("predict", "ckpt=r", "probs=r/history.csv")
     assert "take resume=r" in refused("train", "resume=r/best.pt")
     for command in ("explain", "export"):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
@@ -621,4 +621,4 @@ def test_a_folder_that_holds_no_training_is_not_offered_to_resume(refused, fer, 
     assert "resume" not in refused("train", *TINY, "run=photos")
     fer("train", *TINY, "run=my run")
     line = refused("train", *TINY, "run=my run")
-    assert "or go on with it: fer train resume='my run'" in line
+    assert "or resume it: fer train resume='my run'" in line

@@ -129,7 +129,7 @@ def test_faces_that_are_cropped_already_are_taken_whole(fer, tmp_path, tiny):
         90,
     ], err
     assert f"in/c.png, the whole picture: {table['label'][2]}" in out
-    assert "faces.csv: replaces what was written there on" in out
+    assert "faces.csv: replaces the one of" in out
     code, _, err = fer("predict", "ckpt=tiny.pt", "split=validation", "crop=whole", "device=cpu")
     assert code == 2 and "crop: is about photos" in err
 

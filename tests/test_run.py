@@ -126,7 +126,7 @@ def test_a_save_is_on_the_disk_before_its_name_and_its_name_after(tmp_path, monk
 
 
 def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(tmp_path):
-    message = "another training writes there; name another, or wait"
+    message = "another training is writing to it; wait, or choose another"
     with run.lock(tmp_path), pytest.raises(UserError, match=message), run.lock(tmp_path):
         pass
     with pytest.raises(KeyError), run.lock(tmp_path):
@@ -134,7 +134,7 @@ def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(
     with run.lock(tmp_path):
         pass
     with (
-        pytest.raises(UserError, match="nowhere: cannot be written in"),
+        pytest.raises(UserError, match="nowhere: cannot be written to"),
         run.lock(tmp_path / "nowhere"),
     ):
         pass
@@ -194,7 +194,9 @@ def test_a_running_training_holds_the_lock(fer, tmp_path):
     with run.lock(tmp_path / "r"):
         code, _, err = fer("train", "resume=r", "train.epochs=2")
     assert (
-        code == 2 and "run folder r: another training writes there" in err and err.count("\n") == 1
+        code == 2
+        and "run folder r: another training is writing to it" in err
+        and err.count("\n") == 1
     )
     assert fer("train", "resume=r", "train.epochs=2")[0] == 0
     starts = list(yaml.safe_load_all((tmp_path / "r" / "environment.yaml").read_text()))
@@ -526,7 +528,7 @@ def test_a_changed_pickle_is_refused_or_restored(tiny, at, cut, put):
 def test_a_history_with_numbers_that_no_picture_holds_is_refused(tmp_path):
     row = {"epoch": 1, "seconds": 1.0, "train_loss": 1e308}
     pd.DataFrame([row]).to_csv(tmp_path / "history.csv", index=False)
-    with pytest.raises(UserError, match="numbers beyond 1e"):
+    with pytest.raises(UserError, match="numbers above 1e"):
         run.read_history(tmp_path)
 
 

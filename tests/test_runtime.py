@@ -107,7 +107,7 @@ def test_one_of_several_gpus_is_named_by_its_number(machine):
         runtime.pick_device("cuda:2")
     machine()
     for name in ("cuda", "cuda:0", "mps"):
-        with pytest.raises(UserError, match=f"device={name}: torch .* finds none"):
+        with pytest.raises(UserError, match=f"device={name}: torch .* finds no such device"):
             runtime.pick_device(name)
 
 

@@ -786,7 +786,7 @@ def test_a_run_is_locked_before_it_is_read(fer, monkeypatch):
     monkeypatch.setattr("fer.commands.train.resumed", lambda *_: pytest.fail("read last.pt"))
     with lock("r"):
         code, _, err = fer("train", "resume=r", "train.epochs=2")
-    assert code == 2 and "another training writes there" in err
+    assert code == 2 and "another training is writing to it" in err
 
 
 @pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt()])

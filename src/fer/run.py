@@ -1,7 +1,5 @@
 """The run folder, the contract between commands: config.yaml, environment.yaml, history.csv,
-best.pt, last.pt, report/.
-
-What is in a checkpoint stays out; how files are written, files.py knows.
+best.pt, last.pt, report/. What is in a checkpoint stays out.
 """
 
 import contextlib
@@ -29,41 +27,29 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FILES = (
-    "config.yaml",
-    "environment.yaml",
-    "history.csv",
-    "best.pt",
-    "last.pt",
-)  # what a training writes
-TIMES = (
-    "epoch",
-    "seconds",
-    "images_per_second",
-)  # columns of history.csv that tell of no quantity of the training
+# What a training writes.
+FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")
+# The columns of history.csv that measure time, not training.
+TIMES = ("epoch", "seconds", "images_per_second")
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
-LOOKS = "evaluations.csv"  # fer evaluate's record of PrivateTest, which the report tells
+LOOKS = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    write_text(
-        path,
-        pd.DataFrame(rows, columns=list(header), dtype=object).to_csv(
-            index=False, lineterminator="\n"
-        ),
-    )
+    table = pd.DataFrame(rows, columns=list(header), dtype=object)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
-    """history.csv, a row an epoch; no file before the first."""
+    """Write history.csv, a row an epoch; no file before the first epoch."""
     if history:
         table = pd.DataFrame(history).to_csv(index=False, float_format="%.6g", na_rep="nan")
         write_text(folder / "history.csv", table)
 
 
 def read_history(folder: Path) -> pd.DataFrame:
-    """history.csv, a row an epoch; UserError unless it has numbers in all columns that a report
-    needs.
+    """Read history.csv, a row an epoch. Raises UserError unless it has numbers in all columns that
+    a report needs.
     """
     path = folder / "history.csv"
     try:
@@ -72,16 +58,11 @@ def read_history(folder: Path) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     numbers = history.select_dtypes("number")
     if (numbers.abs() > LARGEST).any(axis=None):
-        raise UserError(
-            f"{path}: holds numbers beyond {LARGEST:g}; it is not the history of this run"
-        )
-    needed = {
-        *TIMES,
-        "lr",
-        *(f"{part}_{what}" for part in ("train", "val") for what in ("loss", "accuracy")),
-    }
+        raise UserError(f"{path}: holds numbers above {LARGEST:g}; it is not the history of a run")
+    needed = {*TIMES, "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
     needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
-    if missing := needed - {*history.select_dtypes("number")}:
+    missing = needed - {*numbers}
+    if missing:
         raise UserError(
             f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of "
             "this run"
@@ -90,22 +71,22 @@ def read_history(folder: Path) -> pd.DataFrame:
 
 
 def spare_runs(*paths: str | Path | None) -> None:
-    """Refuse to write over a file of a run."""
+    """Refuse to overwrite a file that belongs to a run."""
     for path in [Path(path) for path in paths if path]:
         if path.name in (*FILES, LOOKS) and path.exists():
-            raise UserError(f"{path}: is a file of a run; choose another name")
+            raise UserError(f"{path}: would overwrite a run's own file; choose another name")
 
 
 def tell_if_replaced(path: Path) -> None:
     """Print a line if a file or a folder of pictures is about to be replaced."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        print(f"{path}: replaces what was written there on {made}; out= names another place")
+        print(f"{path}: replaces the one of {made}; out= sets another place")
 
 
 @contextlib.contextmanager
 def told(what: str, remedy: str) -> Iterator[None]:
-    """Within the context what the system refuses is a UserError: what, why, and the remedy."""
+    """Within the context an OSError becomes a UserError: `what`, the reason, the `remedy`."""
     try:
         yield
     except OSError as error:
@@ -113,8 +94,8 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def create(path: str | None, name: str) -> Path:
-    """A new, empty run folder; `path` None chooses runs/<date>_<time>_<name>. An existing run is
-    refused.
+    """A new, empty run folder; runs/<date>_<time>_<name> if `path` is None. Raises UserError for a
+    folder that holds something.
     """
     stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
@@ -127,16 +108,14 @@ def create(path: str | None, name: str) -> Path:
             return folder
     if folder.is_dir() and not any(folder.iterdir()):
         return folder
-    resume = (
-        f", or go on with it: fer train resume={shlex.quote(str(folder))}"
-        if (folder / "last.pt").is_file()
-        else ""
-    )
+    resume = ""
+    if (folder / "last.pt").is_file():
+        resume = f", or resume it: fer train resume={shlex.quote(str(folder))}"
     raise UserError(f"run={path}: exists already; choose another name{resume}")
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made where it is missing: for pictures, which may replace older ones."""
+    """The folder, made if it is missing: for pictures, which may replace older ones."""
     with told(f"{path}: cannot be made", "choose another with out="):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -144,21 +123,20 @@ def make_folder(path: Path) -> Path:
 
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
-    """Within the context no other process trains in `folder`, and what a killed save left there is
-    gone. The kernel lets go of the lock when its process ends, in whatever way.
+    """Within the context no other process trains in `folder`. What a killed save left there is
+    removed. The kernel releases the lock when its process ends, however that happens.
     """
     with contextlib.ExitStack() as held:
-        with told(f"run folder {folder}: cannot be written in", "name another"):
+        with told(f"run folder {folder}: cannot be written to", "choose another"):
             file = held.enter_context(Path(folder, ".lock").open("a"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for stale in [
-                path for name in (*FILES, LOOKS) for path in Path(folder).glob(f".{name}.*.tmp")
-            ]:
-                stale.unlink()
+            for name in (*FILES, LOOKS):
+                for stale in Path(folder).glob(f".{name}.*.tmp"):
+                    stale.unlink()
         except BlockingIOError:
             raise UserError(
-                f"run folder {folder}: another training writes there; name another, or wait"
+                f"run folder {folder}: another training is writing to it; wait, or choose another"
             ) from None
         except (AttributeError, OSError):  # Windows, or a file system without locks
             pass
@@ -168,16 +146,13 @@ def lock(folder: str | Path) -> Iterator[None]:
 def write_environment(
     folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any]
 ) -> None:
-    """Add to environment.yaml, a document for each start, what the training rests on besides its
-    config.
+    """Append to environment.yaml what the training depends on besides its config, a document for
+    each start.
 
-    typed: the words of the command line, of a sweep those of this job. machine: device, number
+    typed: the words of the command line; of a sweep, those of this job. machine: device, number
     format and the like, see runtime.describe.
     """
-    path, processor = folder / "environment.yaml", Path("/proc/cpuinfo")
-    names = (
-        re.findall(r"model name\s*:\s*(.+)", processor.read_text()) if processor.exists() else []
-    )
+    path = folder / "environment.yaml"
     values = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
@@ -188,28 +163,31 @@ def write_environment(
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor_name(),
         "threads": torch.get_num_threads(),
         **machine,
         "data_sha256": data_hash or None,  # drawn faces have none
     }
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""
-    write_text(
-        path,
-        f"{earlier}---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)}",
-    )
+    document = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
+    write_text(path, f"{earlier}---\n{document}")
+
+
+def processor_name() -> str:
+    """The processor's model name on Linux, what Python knows of it elsewhere."""
+    listing = Path("/proc/cpuinfo")
+    if listing.exists():
+        names = re.findall(r"model name\s*:\s*(.+)", listing.read_text())
+        if names:
+            return names[0]
+    return platform.processor()
 
 
 def typed_words(folder: Path) -> list[str] | None:
-    """What was typed when the run in `folder` began, as KEY=VALUE; None where that is not known, as
-    of a sweep's job from before it was written down.
+    """What was typed when the run in `folder` began, as KEY=VALUE. None if that is unknown, as for
+    a sweep's job of an earlier version.
     """
-    try:
-        started = next(
-            yaml.safe_load_all((folder / "environment.yaml").read_text(encoding="utf-8"))
-        )
-        command = shlex.split(str(started["command"]))
-    except (
+    unreadable = (
         OSError,
         ValueError,
         TypeError,
@@ -217,7 +195,12 @@ def typed_words(folder: Path) -> list[str] | None:
         RecursionError,
         yaml.YAMLError,
         StopIteration,
-    ):
+    )
+    try:
+        text = (folder / "environment.yaml").read_text(encoding="utf-8")
+        started = next(yaml.safe_load_all(text))
+        command = shlex.split(str(started["command"]))
+    except unreadable:
         return None
     typed = started.get("typed")
     if typed is None and "train" in command and not {"-m", "--multirun"} & {*command}:
@@ -228,21 +211,11 @@ def typed_words(folder: Path) -> list[str] | None:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of the checkout at `root`, ending in -dirty where its files differ; None without a
-    checkout.
-    """
-    command = [
-        "git",
-        f"--git-dir={root / '.git'}",
-        f"--work-tree={root}",
-        "describe",
-        "--always",
-        "--dirty",
-    ]
+    """The commit checked out at `root`, with -dirty if files differ; None without a checkout."""
+    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run(
-            [*command, "--abbrev=40", "--exclude=*"], capture_output=True, check=True, text=True
-        )
+        done = subprocess.run([*git, *describe], capture_output=True, check=True, text=True)
         return done.stdout.strip()
     return None
 

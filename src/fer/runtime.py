@@ -1,7 +1,6 @@
-"""The machine: device, number format, randomness, memory, the processes that torchrun starts, and
-signals.
+"""The machine: device, number format, random seeds, memory, torchrun's processes, signals.
 
-Knows torch, and nothing of configs, data or networks.
+Knows torch; nothing of configs, data or networks.
 """
 
 import contextlib
@@ -38,9 +37,7 @@ SIGNALS = [
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `device=` names: cpu, cuda, cuda:N or mps; auto takes CUDA, then MPS, then
-    the CPU.
-    """
+    """The device that `device=` names: cpu, cuda, cuda:N or mps. auto prefers CUDA, then MPS."""
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
@@ -56,14 +53,16 @@ def pick_device(name: str) -> torch.device:
     if kind == "mps":
         if not torch.backends.mps.is_available():
             raise UserError(
-                f"device=mps: torch {torch.__version__} finds none; use device=auto or device=cpu"
+                f"device=mps: torch {torch.__version__} finds no such device; "
+                "use device=auto or device=cpu"
             )
         if reason := mps_lacks():
             raise UserError(f"device=mps: {reason}; upgrade torch or use device=cpu")
         return torch.device("mps")
     if not torch.cuda.is_available():
         raise UserError(
-            f"device={name}: torch {torch.__version__} finds none; use device=auto or device=cpu"
+            f"device={name}: torch {torch.__version__} finds no such device; "
+            "use device=auto or device=cpu"
         )
     index = int(number or (os.environ["LOCAL_RANK"] if in_processes() else 0))
     count = torch.cuda.device_count()
@@ -73,7 +72,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def mps_lacks() -> str | None:
-    """Why this version of torch cannot augment on MPS, if it cannot."""
+    """Why this version of torch cannot augment on MPS; None if it can."""
     if TorchVersion(torch.__version__) < "2.13":
         return f"torch {torch.__version__} cannot resample images on MPS (torch 2.13 can)"
     return None
@@ -86,39 +85,31 @@ def say_once(line: str) -> None:
 
 
 def computes_in(device: torch.device, number_format: Format) -> bool:
-    """Does the device have instructions for the format? What it lacks it emulates, many times more
-    slowly.
-    """
+    """Does the device have instructions for the format? Emulating it is many times slower."""
     if number_format == "fp32":
         return True
-    if (
-        device.type == "cuda"
-    ):  # is_bf16_supported() counts emulation too, and cuDNN has no bf16 below 8.0
+    if device.type == "cuda":
+        # is_bf16_supported() counts emulation too, and cuDNN has no bf16 below 8.0.
         capability = torch.cuda.get_device_capability(device)
         if number_format == "bf16":
             return capability >= (8, 0)
-        return capability >= (7, 0) or capability == (
-            6,
-            0,
-        )  # GTX 10xx, 6.1: at 1/64 of the speed of fp32
+        # The GTX 10xx cards, 6.1, compute fp16 at 1/64 of the speed of fp32.
+        return capability >= (7, 0) or capability == (6, 0)
     if device.type == "cpu":
-        if torch.backends.cpu.get_cpu_capability() in (
-            "DEFAULT",
-            "AVX2",
-        ):  # also by ATEN_CPU_CAPABILITY
+        # The environment's ATEN_CPU_CAPABILITY may hold torch to these too.
+        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
             return False
         instructions = ("avx512_bf16", "amx_tile") if number_format == "bf16" else ("amx_fp16",)
-        # torch tells of them in no public function
+        # torch has no public function for them.
         return any(getattr(torch.cpu, f"_is_{name}_supported", bool)() for name in instructions)
     return device.type == "mps" and number_format == "fp16"
 
 
 def number_format(device: torch.device) -> Format:
-    """What the device computes in when nobody asks for another format.
+    """The format that the device computes in by default.
 
-    CPU: bf16 with AVX512-BF16 or AMX, else fp32. CUDA: bf16 from capability 8.0 (Ampere) on, below
-    it fp16.
-    MPS: fp32, since nothing else was measured there.
+    CPU: bf16 with AVX512-BF16 or AMX, else fp32. CUDA: bf16 from capability 8.0 (Ampere) on, fp16
+    below. MPS: fp32, since nothing else was measured there.
     """
     if device.type in ("cpu", "cuda") and computes_in(device, "bf16"):
         return "bf16"
@@ -128,17 +119,14 @@ def number_format(device: torch.device) -> Format:
 
 
 def choose_format(device: torch.device, precision: Precision = "auto") -> Format:
-    """The format that `precision` asks for; a line on standard error where the device only emulates
-    it.
-    """
+    """The format that `precision` asks for; warns if the device only emulates it."""
     natural = number_format(device)
     if precision == "auto":
         return natural
     if not computes_in(device, precision):
         say_once(
             f"train.precision={precision}: this {device.type} device only emulates {precision}, "
-            "which is slow; "
-            f"train.precision=auto takes {natural}"
+            f"which is slow; train.precision=auto uses {natural}"
         )
     return precision
 
@@ -156,7 +144,7 @@ def has_fused_kernels(device: torch.device) -> bool:
 
 
 class Stream(enum.IntEnum):
-    """What randomness is for. Each purpose draws from a stream of its own."""
+    """The purposes of random numbers. Each has a stream of its own."""
 
     WEIGHTS = 1
     ORDER = 2
@@ -165,12 +153,10 @@ class Stream(enum.IntEnum):
 
 
 def seed_of(stream: Stream, seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> int:
-    """The seed of a stream at a place in training, below 2^63. Two places never share one by
-    construction.
+    """The seed of a stream at a step of training, below 2^63. No two steps share one.
 
-    A step's randomness depends on its place alone, so a resumed training draws what it would have
-    drawn. `seed` comes last, since SeedSequence reads a large number as several and pads with
-    zeros.
+    It depends on these numbers alone, so a resumed training draws what it would have drawn. `seed`
+    comes last, since SeedSequence splits a large number into several and pads with zeros.
     """
     place = (int(stream), epoch, step, rank, seed)
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1)
@@ -187,12 +173,12 @@ def seed_device(device: torch.device, number: int) -> None:
 
 @contextlib.contextmanager
 def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
-    """Within the context torch may choose the fastest kernels, or only those that give the same
-    result every time.
+    """Within the context torch uses the fastest kernels or, if `deterministic`, only those that
+    give the same result every time.
 
-    deterministic: a layer that has no such kernel raises RuntimeError. Otherwise fp32 products on
-    CUDA may use TF32. cuDNN does not try its algorithms out: on an H200 four networks were as fast
-    without, and each new shape of the images took it 5 seconds and more.
+    deterministic: a layer without such a kernel raises RuntimeError. Otherwise fp32 products on
+    CUDA may use TF32. cuDNN does not benchmark its algorithms: on an H200 four networks were as
+    fast without, and each new image size took it 5 seconds and more.
     """
     algorithms = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -200,9 +186,8 @@ def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
     matmul_precision = torch.get_float32_matmul_precision()
     try:
         if deterministic:
-            os.environ.setdefault(
-                "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-            )  # cuBLAS reads it when it starts
+            # cuBLAS reads it when it starts.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
             torch.backends.cudnn.benchmark = False
         elif device.type == "cuda":
@@ -217,8 +202,9 @@ def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def profile(path: Path) -> Iterator[Callable[[], None]]:
-    """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto; call
-    what it yields after each step. The first five are left out, since they may compile or capture.
+    """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto. Call
+    the yielded function after each step. The first five steps are left out: they may compile or
+    capture.
     """
     from torch.profiler import ProfilerActivity, schedule
 
@@ -234,7 +220,7 @@ def profile(path: Path) -> Iterator[Callable[[], None]]:
 
 
 def describe(device: torch.device, computed_in: Format) -> dict[str, object]:
-    """What a training's numbers and speed depend on, for environment.yaml."""
+    """What the results and the speed of a training depend on, for environment.yaml."""
     values: dict[str, object] = {
         "device": device.type,
         "number_format": computed_in,
@@ -256,7 +242,7 @@ def describe(device: torch.device, computed_in: Format) -> dict[str, object]:
 
 
 def driver_version() -> str | None:
-    """NVIDIA's driver, as nvidia-smi tells it; None where it does not."""
+    """The version of NVIDIA's driver, from nvidia-smi; None if that fails."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, check=True, text=True, timeout=10)
@@ -265,9 +251,7 @@ def driver_version() -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Did memory run out, on a GPU, on MPS or in the machine? Only CUDA has an exception of its own
-    for it.
-    """
+    """Did memory run out, on a GPU, on MPS or on the host? Only CUDA has an exception for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(OUT_OF_MEMORY.search(str(error)))
@@ -275,7 +259,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_named(device: torch.device, batch: str) -> Iterator[None]:
-    """Within the context memory that runs out is a UserError that names `batch`, a key and its
+    """Within the context running out of memory raises UserError, naming `batch`: a key and its
     value.
     """
     try:
@@ -284,8 +268,8 @@ def memory_named(device: torch.device, batch: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory on {device.type} at {batch}; halve it, take a smaller model, or free "
-            "the device's memory"
+            f"out of memory on {device.type} at {batch}; halve it, use a smaller model, or free "
+            "memory of the device"
         ) from None
 
 
@@ -304,26 +288,24 @@ def refuse_processes(what: str) -> None:
 
 
 def join_processes(device: torch.device) -> tuple[int, int]:
-    """The rank of this process and how many there are, joined where torchrun started several; 0, 1
-    otherwise.
+    """The rank of this process and the number of processes, connected if torchrun started several;
+    0 and 1 otherwise.
     """
     if not in_processes():
         return 0, 1
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    if (
-        not dist.is_initialized()
-    ):  # CPU tensors go by gloo: what all must agree on does not wait for a GPU
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=WAIT
-        )
+    if not dist.is_initialized():
+        # CPU tensors go through gloo: agreeing on something does not wait for a GPU.
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=WAIT)
     return dist.get_rank(), dist.get_world_size()
 
 
 @contextlib.contextmanager
 def processes_left() -> Iterator[None]:
-    """After the context the connections that join_processes opened, if any, are closed: once all
-    processes are done, or at once where this one fails.
+    """After the context the connections that join_processes opened are closed: once all processes
+    are done, or at once if this one fails.
     """
     try:
         yield
@@ -344,7 +326,7 @@ def over_processes(values: Tensor, how: str) -> Tensor:
 
 @contextlib.contextmanager
 def others_named() -> Iterator[None]:
-    """Within the context the end of another process is a UserError, as far as it can be told."""
+    """Within the context the end of another process raises UserError, as far as it shows."""
     try:
         yield
     except RuntimeError as error:  # DistBackendError and what gloo raises
@@ -353,13 +335,13 @@ def others_named() -> Iterator[None]:
         ):
             raise
         raise UserError(
-            "another process of this training has ended; see what it said, then go on with resume="
+            "another process of this training has ended; see its message, then use resume="
         ) from None
 
 
 class Signals:
-    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) is only noted
-    in `caught`, 0 until then; a second one acts as usual.
+    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) only sets
+    `caught`, which is 0 until then. A second one acts as usual.
     """
 
     caught = 0
@@ -383,8 +365,8 @@ class Signals:
 
 
 class Interrupted(BaseException):
-    """A signal ended the command after everything so far was saved; `code` is the exit code. It
-    ends a sweep too.
+    """A signal ended the command, with everything saved; `code` is the exit code. A sweep ends
+    too.
     """
 
     def __init__(self, number: int):

@@ -1,4 +1,4 @@
-"""What training minimizes: the targets of a batch, the loss, and which answers count as right."""
+"""What training minimizes: targets, loss, and which answers count as right."""
 
 import torch
 import torch.nn.functional as F

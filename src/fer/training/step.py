@@ -1,7 +1,7 @@
-"""One training step: a batch is augmented, the network learns from it, and what it did is noted.
+"""One training step: augment a batch, learn from it, record the loss.
 
-Step runs it as written. CapturedStep does the same on one CUDA GPU by replaying CUDA graphs: small
-networks otherwise wait for the host to launch some 300 kernels a step.
+CapturedStep replays it from CUDA graphs: on a GPU small networks otherwise wait for the host, which
+launches some 300 kernels a step.
 """
 
 import contextlib
@@ -26,9 +26,8 @@ from fer.training.objective import Objective
 class Moment:
     """What is particular to one step of an epoch.
 
-    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of
-    dropout's. side: of the images, in pixels. amounts: of augmentation, see Augment.amounts. seeds:
-    for augmentation and for the network.
+    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of the
+    dropout rates. side: of the images, in pixels. amounts: of augmentation, see Augment.amounts.
     """
 
     step: int
@@ -44,12 +43,11 @@ class Moment:
 class Parts:
     """What a step works on and with.
 
-    images: uint8 N×1×H×W, targets: float N×C, both on the device. dropouts: the layers whose rate a
-    curve drives.
-    model: the network's model, wrapped where several processes train it. compiled: the same by
-    torch.compile, if that is asked for. average: of the weights, if one is kept.
-    clip: the largest norm of the gradient, if any. rank, world: of this process, and how many there
-    are.
+    images: uint8 N×1×H×W, targets: float N×C, both on the device. model: the network's model, in
+    DistributedDataParallel if several processes train it. compiled: the model by torch.compile, if
+    used. average: moving average of the weights, if used. clip: maximum gradient norm, if any.
+    dropouts: the layers whose rate a curve drives. rank, world: of this process, and the number of
+    processes.
     """
 
     device: torch.device
@@ -72,10 +70,10 @@ class Parts:
 
 
 class Step:
-    """A step, run as it is written.
+    """A step, run kernel by kernel.
 
-    record: float32 steps×2 on the device, the sum of the losses and the number of right answers of
-    each step of the epoch; a process's own, of several.
+    record: float32 steps×2 on the device: the summed loss and the number of right answers of each
+    step of the epoch, over this process's faces.
     """
 
     def __init__(self, parts: Parts, steps: int):
@@ -87,7 +85,7 @@ class Step:
 
     @contextlib.contextmanager
     def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
-        """Within the context an epoch's steps are made, from `start` on."""
+        """The context of an epoch's steps, from step `start` on."""
         self.position.fill_(start)
         yield
 
@@ -114,24 +112,22 @@ class Step:
         return p.network.prepare(images, side), targets
 
     def learn(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
-        """Forward, backward and update. batch_size: of the whole batch, of which several processes
-        have a part each.
-        """
+        """Forward, backward and update. batch_size: of the whole batch, over all processes."""
         p = self.parts
-        # Another shape would be compiled anew.
+        # The last batch of an epoch has another shape, which would be compiled again.
         model = p.compiled if p.compiled and len(inputs) == p.batch_size else p.model
         with autocast(p.device, p.computed_in):
             logits = model(inputs)
             loss = p.objective.loss(logits, targets)
         p.optimizer.zero_grad()
-        # Processes average their gradients, but the last batch may not be divided evenly.
+        # Processes average their gradients, but the last batch may not divide evenly among them.
         share = len(inputs) * p.world / batch_size
         p.scaler.scale(loss if share == 1 else loss * share).backward()
         self.update()
         self.note(loss.detach(), p.objective.right(logits.detach(), targets), len(inputs))
 
     def update(self) -> None:
-        """Move the weights along the gradient, and their average after them."""
+        """Update the weights, and their moving average."""
         p = self.parts
         if p.clip:
             p.scaler.unscale_(p.optimizer)
@@ -140,9 +136,8 @@ class Step:
         p.scaler.step(p.optimizer)
         p.scaler.update()
         if p.average:
-            skipped = (
-                scale is not None and p.scaler.get_scale() < scale
-            )  # the gradient did not fit into fp16
+            # The scaler skips a step whose gradient overflows fp16, and lowers its scale.
+            skipped = scale is not None and p.scaler.get_scale() < scale
             if not skipped:
                 p.average.update_parameters(p.network.model)
 
@@ -153,13 +148,13 @@ class Step:
 
 
 class CapturedStep(Step):
-    """The same step as two CUDA graphs, replayed side by side: the next batch is prepared while
-    this one is learned.
+    """The same step as two CUDA graphs that run in parallel: one prepares the next batch while the
+    other learns from this one.
 
-    A graph's kernels read their arguments from fixed places in memory. So what changes from step to
-    step is copied there before a replay: positions of the faces, amounts of augmentation, learning
-    rates, dropout. Whatever decides which kernels run is part of the graph's key. A batch of
-    another size, the last of an epoch, runs as written.
+    A graph's kernels read their arguments from fixed addresses. So what changes from step to step
+    is copied there before a replay: face positions, augmentation amounts, learning rates, dropout
+    rates. What decides which kernels run is part of the graph's key. A batch of another size, the
+    last of an epoch, runs kernel by kernel.
     """
 
     def __init__(self, parts: Parts, steps: int):
@@ -172,10 +167,9 @@ class CapturedStep(Step):
         self.batch = torch.zeros(parts.batch_size, dtype=torch.int64, device=device)
         self.amounts = torch.zeros(len(STRENGTHS), device=device)
         self.numbers = torch.zeros(len(self.initial_rates) + len(parts.dropouts), device=device)
-        self.inputs: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # by side, what the captured graph learns from
-        self.fed: tuple[Tensor, Tensor] | None = None
+        # By image side: the inputs and targets that the captured graph learns from.
+        self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
+        self.fed: tuple[Tensor, Tensor] | None = None  # the prepared batch
 
     @contextlib.contextmanager
     def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
@@ -188,12 +182,12 @@ class CapturedStep(Step):
         # Copies from pinned memory do not wait.
         self.amount_rows = torch.tensor(amounts).pin_memory()
         self.number_rows = torch.tensor(numbers).pin_memory()
-        for group, number in zip(self.parts.optimizer.param_groups, self.numbers, strict=False):
-            group["lr"] = number
-        for dropout, number in zip(
-            self.parts.dropouts, self.numbers[len(self.initial_rates) :], strict=True
-        ):
-            dropout.rate = number
+        learning_rates = self.numbers[: len(self.initial_rates)]
+        for group, rate in zip(self.parts.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate
+        dropout_rates = self.numbers[len(self.initial_rates) :]
+        for dropout, rate in zip(self.parts.dropouts, dropout_rates, strict=True):
+            dropout.rate = rate
         self.position.fill_(start)
         outside = torch.cuda.current_stream(self.parts.device)
         self.main.wait_stream(outside)
@@ -285,13 +279,12 @@ class Graphs:
 def can_capture(
     device: torch.device, world: int, computed_in: Format, optimizer: torch.optim.Optimizer
 ) -> bool:
-    """Can steps be captured? Not on a CPU or MPS, with several processes, or with an optimizer that
-    waits for the host.
-    fp16 neither: its scaler decides on the host whether a step counts.
+    """Can steps be captured? Only on CUDA, in one process, and with an optimizer that does not wait
+    for the host. Not in fp16: its scaler decides on the host whether a step counts.
     """
-    return (
-        device.type == "cuda" and world == 1 and computed_in != "fp16" and takes_tensors(optimizer)
-    )
+    if device.type != "cuda" or world > 1 or computed_in == "fp16":
+        return False
+    return takes_tensors(optimizer)
 
 
 def takes_tensors(optimizer: torch.optim.Optimizer) -> bool:
