@@ -99,7 +99,7 @@ def test_four_processes_give_the_losses_of_one_and_two_go_on_from_a_signal(fer, 
     done = torch.load(tmp_path / "torn" / "last.pt", weights_only=True)["training"]["epoch"]
     assert 0 < done < 60
     code, out = torchrun(tmp_path, 2, "resume=torn", f"train.epochs={done + 1}")
-    assert code == 0 and "goes on at epoch" in out
+    assert code == 0 and "resuming at epoch" in out
     assert len(pd.read_csv(tmp_path / "torn" / "history.csv")) == done + 1
 
 

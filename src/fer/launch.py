@@ -107,7 +107,7 @@ def launch(command: str, args: list[str]) -> int:
 
 
 def lines_of(failures: list[Exception]) -> list[str]:
-    """A line for each failure of a sweep; the same one of many jobs is told once."""
+    """A line for each failure of a sweep; one line if more than three jobs failed alike."""
     jobs: dict[str, list[str]] = {}
     for failure in failures:
         job, _, reason = str(failure).partition(": ")
@@ -116,8 +116,10 @@ def lines_of(failures: list[Exception]) -> list[str]:
         jobs.setdefault(reason, []).append(job)
     lines = []
     for reason, names in jobs.items():
-        others = f" (and so {len(names) - 1} other jobs)" if len(names) > 1 else ""
-        lines.append(f"{names[0]}: {reason}{others}" if names[0] else reason)
+        if len(names) > 3:
+            lines.append(f"{names[0]}: {reason} (and {len(names) - 1} other jobs alike)")
+        else:
+            lines += [f"{name}: {reason}" if name else reason for name in names]
     return lines
 
 
