@@ -20,19 +20,18 @@ from fer import UserError, augment, config
 from fer.augment import Augment
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "augment").glob("*.yaml"))
-STANDARD = yaml.safe_load(next(path for path in CONFIGS if path.stem == "standard").read_text())
 
 
 def values(path):
-    """The numbers of a YAML, with standard's where it gives none."""
-    return {
-        key: value
-        for key, value in (STANDARD | yaml.safe_load(path.read_text())).items()
-        if key != "defaults"
-    }
+    """The numbers of a YAML, over those of the one that it starts from."""
+    own = yaml.safe_load(path.read_text())
+    base = {}
+    for name in own.pop("defaults", []):
+        base |= values(path.with_stem(name))
+    return base | own
 
 
-OFF = values(next(path for path in CONFIGS if path.stem == "none"))
+OFF = values(CONFIGS[0].with_stem("none"))
 ON = {
     "flip": 1.0,
     "rotate": 30.0,

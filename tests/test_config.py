@@ -1,6 +1,8 @@
 """The catalogue: every YAML composes, checks and builds; every key reaches code."""
 
 import ast
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,6 @@ GROUPS = {
     folder.name: sorted(f.stem for f in folder.glob("*.yaml"))
     for folder in CONFIGS.iterdir()
     if folder.is_dir()
-}
-OWN = {
-    g: {k for n in GROUPS[g] for k in yaml.safe_load((CONFIGS / g / f"{n}.yaml").read_text())}
-    - {"_target_"}
-    for g in ("augment", "optim", "schedule")
 }
 CHOICES = [(group, name) for group, names in GROUPS.items() for name in names]
 
@@ -38,27 +35,43 @@ def test_every_choice_composes_checks_and_builds(compose, group, name):
             config.build("data", cfg.data | {"path": "/nowhere"})
 
 
-def pinned(name):
-    """Dotted keys that an experiment, or one that it starts from, gives a value."""
-    values, keys = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text()), set()
+def said(name):
+    """The groups that an experiment, or one that it starts from, chooses, and the dotted keys to
+    which it gives a value.
+    """
+    values = yaml.safe_load((CONFIGS / "experiment" / f"{name}.yaml").read_text())
+    chosen, keys = set(), set()
     for entry in values.pop("defaults"):
-        keys |= pinned(entry) if isinstance(entry, str) else {key.split("/")[-1] for key in entry}
-    return keys | {f"{k}.{leaf}" for k, v in values.items() if isinstance(v, dict) for leaf in v}
+        if isinstance(entry, str):
+            base_chosen, base_keys = said(entry)
+            chosen |= base_chosen
+            keys |= base_keys
+        else:
+            chosen |= {key.split("/")[-1] for key in entry}
+    for key, value in values.items():
+        keys |= {f"{key}.{leaf}" for leaf in value} if isinstance(value, dict) else {key}
+    return chosen, keys
 
 
 @pytest.mark.parametrize("name", GROUPS["experiment"])
-def test_an_experiment_pins_what_its_result_depends_on(compose, name):
-    cfg = config.check("train", compose("train", f"experiment={name}"))
-    needed = {"data", "model", "augment", "optim", "schedule", "data.normalize"}
-    needed |= {
-        f"{g}.{key}"
-        for g in ("augment", "optim", "schedule")
-        for key in getattr(cfg, g)
-        if key in OWN[g]
-    }
-    needed |= {f"train.{key}" for key in config.Training.model_fields}
-    needed -= {f"train.{key}" for key in ("precision", "channels_last", "cuda_graphs", "compile")}
-    assert not needed - pinned(name)
+def test_an_experiment_says_all_that_differs_from_what_absence_means(compose, name):
+    """So that another default of a bare `fer train` leaves every recipe as it was."""
+    values = compose("train", f"experiment={name}")["train"]
+    chosen, keys = said(name)
+    assert chosen == {"data", "model", "augment", "optim", "schedule"}
+    assert {"name", "data.normalize", "optim.lr"} <= keys
+    for key, field in config.Training.model_fields.items():
+        if field.is_required() or values[key] != field.default:
+            assert f"train.{key}" in keys
+
+
+def test_every_number_of_augmentation_is_listed_once_and_off():
+    """A new one is a line in none.yaml: other files start from it and say what they change."""
+    none = config.check_node("augment", {"_target_": "fer.augment.Augment"})
+    assert yaml.safe_load((CONFIGS / "augment" / "none.yaml").read_text()) == none
+    for name in set(GROUPS["augment"]) - {"none"}:
+        values = yaml.safe_load((CONFIGS / "augment" / f"{name}.yaml").read_text())
+        assert values["defaults"] and "_target_" not in values
 
 
 @pytest.mark.parametrize("name", GROUPS["experiment"])
@@ -87,6 +100,25 @@ def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
         set(config.Training.model_fields) if "train" in schema.model_fields else set()
     )
     assert not keys - read
+
+
+def test_an_old_run_gets_what_the_absence_of_a_key_meant(compose, monkeypatch, tmp_path):
+    """Also where a bare `fer train` of today would do something else."""
+    old = compose("train", "experiment=compact_dnn")
+    whole = config.check("train", old).model_dump()
+    for key in ("erase", "cutmix", "crop"):
+        del old["augment"][key]
+    for key in ("ema", "class_weights", "tencrop"):
+        del old["train"][key]
+    del old["profile"]
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    today = tmp_path / "configs" / "train.yaml"
+    text = today.read_text()
+    today.write_text(text.replace("ema: 0.0 ", "ema: 0.9 "))
+    assert today.read_text() != text
+    monkeypatch.setattr(sys.modules[config.parse.__module__], "config_dir", lambda: today.parent)
+    saved = config.parse(yaml.safe_dump(old), "x.pt")
+    assert config.check("train", saved).model_dump() == whole
 
 
 def test_a_saved_config_is_plain_and_its_new_keys_have_defaults():

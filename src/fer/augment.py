@@ -245,7 +245,8 @@ def beta_quantiles(alpha: float, device: torch.device, steps: int = 4096) -> Ten
 @dataclass(frozen=True, kw_only=True)
 class Augment:
     """Random changes of a batch, for each image its own, in the order of the arguments; the first
-    six in one resample.
+    six in one resample. By default nothing is changed, so a new number leaves every recipe and
+    checkpoint as it was.
 
     flip, erase: probabilities, for each image. rotate: degrees, shift: share of the side, right or
     left and down or up, zoom: share of the scale, on both axes the same or each its own; all three
@@ -256,18 +257,18 @@ class Augment:
     both on, a coin gives every batch one of them.
     """
 
-    flip: Share
-    rotate: Annotated[float, Ge(0), Le(180)]
-    shift: Share
-    zoom: Annotated[float, Ge(0), Lt(1)]
-    zoom_axes: Literal["together", "separate"]
-    crop: Annotated[int, Ge(1)] | None
-    fill: Fill
-    brightness: Share
-    contrast: Share
-    erase: Share
-    mixup: Annotated[float, Ge(0)]
-    cutmix: Annotated[float, Ge(0)]
+    flip: Share = 0.0
+    rotate: Annotated[float, Ge(0), Le(180)] = 0.0
+    shift: Share = 0.0
+    zoom: Annotated[float, Ge(0), Lt(1)] = 0.0
+    zoom_axes: Literal["together", "separate"] = "together"
+    crop: Annotated[int, Ge(1)] | None = None
+    fill: Fill = "nearest"
+    brightness: Share = 0.0
+    contrast: Share = 0.0
+    erase: Share = 0.0
+    mixup: Annotated[float, Ge(0)] = 0.0
+    cutmix: Annotated[float, Ge(0)] = 0.0
 
     def __call__(
         self,

@@ -91,20 +91,24 @@ class Strict(BaseModel):
 
 
 class Training(Strict):
+    """The block `train`. A default is what the absence of the key means, in a recipe and in an old
+    run: a new key's default is what was done before there was one.
+    """
+
     epochs: Count
     batch_size: Count
-    patience: Count | None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
-    clip: Annotated[float, Field(gt=0)] | None
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    precision: Precision
-    cuda_graphs: bool
-    compile: bool
-    channels_last: bool
-    class_weights: Literal["none", "balanced"]
-    sampling: Literal["shuffle", "balanced"]
-    copies: Literal["keep", "drop"]
-    tencrop: bool
+    patience: Count | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    clip: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    precision: Precision = "auto"
+    cuda_graphs: bool = True
+    compile: bool = False
+    channels_last: bool = True
+    class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    copies: Literal["keep", "drop"] = "keep"
+    tencrop: bool = False
 
 
 class TrainConfig(Strict):
@@ -581,7 +585,7 @@ def over_seeds(settings: list[TrainConfig]) -> list[list[int]]:
 
 def parse(text: str, where: str) -> dict:
     """The plain values of a saved training config; nothing in it is interpolated or executed. Keys
-    that came after it have their default.
+    that it lacks, because they are newer, get the value that was in force without them.
     """
     try:
         if bloated(text):
@@ -594,7 +598,11 @@ def parse(text: str, where: str) -> dict:
     if not isinstance(values, dict):
         raise UserError(f"{where}: its config is not a mapping of keys")
     root = yaml.safe_load((config_dir() / "train.yaml").read_text(encoding="utf-8"))
-    return overlay({key: value for key, value in root.items() if key != "defaults"}, values)
+    in_force = {key: value for key, value in root.items() if key != "defaults"}
+    for name, field in Training.model_fields.items():
+        if not field.is_required():
+            in_force["train"][name] = field.default
+    return overlay(in_force, values)
 
 
 def check_numbers(values: Any) -> None:

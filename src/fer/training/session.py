@@ -46,7 +46,8 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
 
 
 def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig) -> None:
-    saved = config.parse(contents["config"], str(folder / "last.pt"))
+    values = config.parse(contents["config"], str(folder / "last.pt"))
+    saved = config.check("train", values).model_dump()  # with the keys that are newer than the run
     differences = config.difference(saved, cfg.model_dump())
     changed = [line for key, line in differences.items() if key not in PLACES]
     if changed:
