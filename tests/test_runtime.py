@@ -147,3 +147,10 @@ def test_memory_that_runs_out_is_told_with_the_batch_size(error):
 def test_another_error_is_not_taken_for_memory():
     with pytest.raises(RuntimeError, match="another"), runtime.memory_named(CPU, "x"):
         raise RuntimeError("another")
+
+
+def test_a_device_has_room_for_half_of_its_free_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 4000))
+    gpu = torch.device("cuda", 0)
+    assert runtime.has_room(gpu, 500) and not runtime.has_room(gpu, 501)
+    assert runtime.has_room(torch.device("cpu"), 10**15)

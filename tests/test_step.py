@@ -3,6 +3,7 @@ limits.
 """
 
 import contextlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -237,10 +238,10 @@ def test_every_recorded_number_that_changes_is_read_at_replay(trainer, gpu):
 def test_steps_are_captured_on_one_gpu_only(device, world, computed_in, expected):
     parameters = [torch.nn.Parameter(torch.zeros(2, 2))]
     optimizer = torch.optim.SGD(parameters, lr=0.1, fused=True)
-    assert step.can_capture(torch.device(device), world, computed_in, optimizer) is expected
-    assert not step.can_capture(
-        torch.device(device), world, computed_in, torch.optim.SGD(parameters, lr=0.1)
-    )
+    images = SimpleNamespace(device=torch.device(device))
+    assert step.can_capture(images, world, computed_in, optimizer) is expected
+    unfused = torch.optim.SGD(parameters, lr=0.1)
+    assert not step.can_capture(images, world, computed_in, unfused)
 
 
 # The loop makes no wait

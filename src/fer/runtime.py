@@ -250,6 +250,19 @@ def driver_version() -> str | None:
     return None
 
 
+def has_room(device: torch.device, size: int) -> bool:
+    """Do `size` bytes fit into half of the device's free memory? Always on a CPU, which reads files
+    that are mapped into memory as it needs them.
+    """
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    else:
+        return True
+    return size <= free / 2
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Did memory run out, on a GPU, on MPS or on the host? Only CUDA has an exception for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -1,4 +1,4 @@
-"""The faces of a training on its device, and the order in which an epoch goes through them."""
+"""The faces of a training, on its device if they fit, and their order in each epoch."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from fer import UserError
 from fer.augment import check_crop
 from fer.data.faces import Data
 from fer.models.network import Normalize
-from fer.runtime import Stream, seed_of
+from fer.runtime import Stream, has_room, seed_of
 from fer.training.objective import balanced_weights
 
 
 @dataclass(frozen=True)
 class TrainingFaces:
-    """Training and validation faces on the device.
+    """Training and validation faces, on the device or, if they do not fit there, on the host.
 
-    images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images, val_labels: those of
-    the validation faces. normalize: fitted on the training faces. fingerprint: SHA-256 of all of
-    them, labels included; a resumed training must find the same.
+    images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images: uint8 M×1×H×W.
+    val_labels: int64 M, always on the device. normalize: fitted on the training faces. fingerprint:
+    SHA-256 of all faces and labels; a resumed training must find the same.
     """
 
     images: Tensor
@@ -38,7 +38,7 @@ class TrainingFaces:
     def load(
         cls, data: Data, device: torch.device, drop_copies: bool, crop: int | None
     ) -> "TrainingFaces":
-        """Move the faces to the device.
+        """Move the faces to the device, if it has room.
 
         drop_copies: leave out training faces that are validation faces too. crop: the side of
         augmentation's window; refused if the faces are smaller.
@@ -58,10 +58,13 @@ class TrainingFaces:
         digest = hashlib.sha256(validation.labels.numpy().data)
         for tensor in (validation.images, training.images, targets):
             digest.update(tensor.contiguous().numpy().data)
+        home = device
+        if not has_room(device, training.images.nbytes + validation.images.nbytes):
+            home = torch.device("cpu")
         return cls(
-            images=training.images.to(device),
-            targets=targets.to(device),
-            val_images=validation.images.to(device),
+            images=training.images.to(home),
+            targets=targets.to(home),
+            val_images=validation.images.to(home),
             val_labels=validation.labels.to(device),
             normalize=Normalize.fit(data.normalize, training.images),
             data=data,
@@ -81,7 +84,8 @@ class TrainingFaces:
 def epoch_batches(
     faces: TrainingFaces, seed: int, epoch: int, batch_size: int, sampling: str, processes: int
 ) -> Sequence[Tensor]:
-    """The positions of an epoch's batches, int64 on the device; they depend on (seed, epoch) alone.
+    """The positions of an epoch's batches, int64, on the images' device. They depend on (seed,
+    epoch) alone.
 
     sampling: `shuffle` goes through every face once; `balanced` makes as many draws, each class
     equally likely.

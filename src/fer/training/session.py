@@ -147,6 +147,9 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         f"{folder}"
     )
     print(f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces")
+    if faces.images.device.type != trainer.device.type:
+        gigabytes = (faces.images.nbytes + faces.val_images.nbytes) / 1e9
+        print(f"they stay in main memory ({gigabytes:.1f} GB); each batch moves when it is needed")
     for warning in warnings_of(trainer):
         print(wrapped(warning))
 

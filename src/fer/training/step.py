@@ -43,9 +43,10 @@ class Moment:
 class Parts:
     """What a step works on and with.
 
-    images: uint8 N×1×H×W, targets: float N×C, both on the device. model: the network's model, in
-    DistributedDataParallel if several processes train it. compiled: the model by torch.compile, if
-    used. average: moving average of the weights, if used. clip: maximum gradient norm, if any.
+    images: uint8 N×1×H×W, targets: float N×C, on the device or on the host. model: the network's
+    model, in DistributedDataParallel if several processes train it. compiled: the model by
+    torch.compile, if used. average: moving average of the weights, if used. clip: maximum gradient
+    norm, if any.
     dropouts: the layers whose rate a curve drives. rank, world: of this process, and the number of
     processes.
     """
@@ -90,7 +91,7 @@ class Step:
         yield
 
     def __call__(self, batch: Tensor, moment: Moment) -> None:
-        """Learn from the faces at the positions `batch`, int64 on the device."""
+        """Learn from the faces at the positions `batch`, int64, where the images are."""
         for group, rate in zip(self.parts.optimizer.param_groups, self.initial_rates, strict=True):
             group["lr"] = rate * moment.rate
         for dropout in self.parts.dropouts:
@@ -105,8 +106,9 @@ class Step:
     ) -> tuple[Tensor, Tensor]:
         """The model's input and the targets: this process's part of the batch, augmented."""
         p = self.parts
-        images = p.images.index_select(0, batch)
-        targets = p.objective.draw(p.targets.index_select(0, batch), self.generator)
+        images = p.images.index_select(0, batch).to(p.device)
+        targets = p.targets.index_select(0, batch).to(p.device)
+        targets = p.objective.draw(targets, self.generator)
         part = slice(p.rank, None, p.world) if p.world > 1 else None
         images, targets = p.augment.apply(images, targets, amounts, self.generator, part)
         return p.network.prepare(images, side), targets
@@ -277,12 +279,13 @@ class Graphs:
 
 
 def can_capture(
-    device: torch.device, world: int, computed_in: Format, optimizer: torch.optim.Optimizer
+    images: Tensor, world: int, computed_in: Format, optimizer: torch.optim.Optimizer
 ) -> bool:
-    """Can steps be captured? Only on CUDA, in one process, and with an optimizer that does not wait
-    for the host. Not in fp16: its scaler decides on the host whether a step counts.
+    """Can steps be captured? Only with the faces on a CUDA device, in one process, and with an
+    optimizer that does not wait for the host. Not in fp16: its scaler decides on the host whether a
+    step counts.
     """
-    if device.type != "cuda" or world > 1 or computed_in == "fp16":
+    if images.device.type != "cuda" or world > 1 or computed_in == "fp16":
         return False
     return takes_tensors(optimizer)
 

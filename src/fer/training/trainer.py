@@ -105,7 +105,7 @@ class Trainer:
             augment=augment,
             network=self.network,
             model=DistributedDataParallel(model) if self.world > 1 else model,
-            objective=build_objective(cfg.train, self.faces),
+            objective=build_objective(cfg.train, self.faces, device),
             optimizer=self.optimizer,
             scaler=self.scaler,
             computed_in=self.computed_in,
@@ -117,7 +117,7 @@ class Trainer:
             rank=self.rank,
             world=self.world,
         )
-        capture = can_capture(device, self.world, self.computed_in, self.optimizer)
+        capture = can_capture(self.faces.images, self.world, self.computed_in, self.optimizer)
         step_class = CapturedStep if capture and cfg.train.cuda_graphs else Step
         self.step_function = step_class(parts, self.steps)
         self.throughput = Throughput()
@@ -367,7 +367,9 @@ class Trainer:
                 self.recorder.write_best()
 
 
-def build_objective(settings: config.Training, faces: TrainingFaces) -> Objective:
+def build_objective(
+    settings: config.Training, faces: TrainingFaces, device: torch.device
+) -> Objective:
     """What a step minimizes. Raises UserError for settings that the data's mode does not allow."""
     balanced = settings.class_weights == "balanced"
     if faces.data.mode == "multi" and (settings.label_smoothing or balanced):
@@ -375,7 +377,7 @@ def build_objective(settings: config.Training, faces: TrainingFaces) -> Objectiv
             "data.mode=multi: not possible with train.label_smoothing or train.class_weights; "
             "set train.label_smoothing=0 and train.class_weights=none"
         )
-    class_weights = balanced_weights(faces.targets) if balanced else None
+    class_weights = balanced_weights(faces.targets).to(device) if balanced else None
     return Objective(faces.data.mode, settings.label_smoothing, class_weights)
 
 
