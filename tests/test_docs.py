@@ -1,5 +1,5 @@
 """What the pages say is true of the code: each command in them is taken by fer as it stands and, by
-`scripts/test all`, run on small data; the diffs of CONTRIBUTING.md apply and do what it says.
+`scripts/test all`, run on small data; the examples of CONTRIBUTING.md apply and work.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its diffs
+CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its examples
 
 # Commands that no test runs, by how they start, and why.
 NOT_RUN = {
@@ -215,7 +216,7 @@ def test_what_else_a_page_names_is_there(name):
     for command in re.findall(r"`fer ([a-z]+)", text):
         assert command in cli.COMMANDS, command
     for path in re.findall(r"`((?:src|configs|tests)/[\w/.]+)`", text):
-        assert (ROOT / path).exists() or path in re.findall(r"^\+\+\+ b/(.+)", text, re.M), path
+        assert (ROOT / path).exists() or f"\n`{path}`:\n" in text, path
     for kind, block, _ in blocks(ROOT / name):  # no command hides in a block of output
         assert kind == "sh" or not re.search(r"^(fer|scripts/|pip|torchrun) ?", block, re.M), block
 
@@ -295,36 +296,44 @@ def test_the_commands_of_a_page_run(name, stage, fer):
         assert code == 0, f"{line}\n{' '.join(words)}\n{out[-2000:]}{err[-4000:]}"
 
 
-def patched(folder: Path) -> None:
-    """What the diffs of CONTRIBUTING.md change, in `folder`, with them applied."""
-    for part in ("src", "configs", "tests", "pyproject.toml"):
-        take = shutil.copytree if (ROOT / part).is_dir() else shutil.copyfile
-        take(ROOT / part, folder / part)
-    diffs = [text for kind, text, _ in blocks(ROOT / CONTRIBUTING) if kind == "diff"]
-    assert len(diffs) >= 4
-    for diff in diffs:
-        command = ["git", "apply", "--whitespace=nowarn", "-"]
-        env = os.environ | {
-            "GIT_CEILING_DIRECTORIES": str(folder.parent)
-        }  # or a repository around it would be asked
-        done = subprocess.run(
-            command, input=diff + "\n", cwd=folder, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, diff + done.stderr
+def apply_examples(folder: Path) -> None:
+    """Copies the project to `folder` and makes the changes that CONTRIBUTING.md shows.
+
+    A block after "`path`:" is a new file. A block after "In `path`, above `text`:" goes above the
+    line that begins with the text, at the same indentation.
+    """
+    for part in ("src", "configs", "tests"):
+        shutil.copytree(ROOT / part, folder / part)
+    shutil.copyfile(ROOT / "pyproject.toml", folder / "pyproject.toml")
+    for kind, text, heading in blocks(ROOT / CONTRIBUTING):
+        if kind == "sh":
+            continue
+        if new_file := re.fullmatch(r"`(\S+)`:", heading):
+            assert not (folder / new_file[1]).exists(), heading
+            (folder / new_file[1]).write_text(text + "\n", encoding="utf-8")
+            continue
+        change = re.fullmatch(r"In `(\S+)`, above `(.+)`:", heading)
+        assert change, f"where does this go? {heading}\n{text}"
+        path, anchor = folder / change[1], change[2]
+        lines = path.read_text(encoding="utf-8").splitlines()
+        places = [i for i, line in enumerate(lines) if line.strip().startswith(anchor)]
+        assert len(places) == 1, f"{heading} there are {len(places)} such lines"
+        indent = re.match(" *", lines[places[0]])[0]
+        lines[places[0] : places[0]] = textwrap.indent(text, indent).splitlines()
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def test_the_diffs_of_contributing_apply_and_are_in_the_house_style(tmp_path):
-    patched(tmp_path)
-    for args in (["check"], ["format", "--check"]):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *args, "src", "tests"], cwd=tmp_path, capture_output=True
-        )
-        assert done.returncode == 0, done.stdout.decode()
+def test_the_examples_of_contributing_apply_and_pass_the_linter(tmp_path):
+    apply_examples(tmp_path)
+    for args in (["format"], ["check"]):
+        command = [sys.executable, "-m", "ruff", *args, "src", "tests"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_the_commands_of_contributing_run_on_its_diffs(tmp_path):
-    patched(tmp_path)
+def test_the_commands_of_contributing_run_on_its_examples(tmp_path):
+    apply_examples(tmp_path)
     env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     for line in commands(ROOT / CONTRIBUTING):
         if excused(line):
@@ -332,7 +341,8 @@ def test_the_commands_of_contributing_run_on_its_diffs(tmp_path):
         words = shlex.split(line, comments=True)
         assert words[0] in ("fer", ".venv/bin/python"), line
         words = ["-m", *words] if words[0] == "fer" else words[1:]
-        words += ["-n", "0"] if "pytest" in words else []
+        if "pytest" in words:
+            words += ["-n", "0"]
         done = subprocess.run(
             [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True
         )
