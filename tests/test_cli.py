@@ -327,7 +327,7 @@ def test_a_users_own_configs(fer, tmp_path):
     code, out, err = fer(
         "train", *TINY[:2], *TINY[4:], "--config-dir", "mine", "model=little", "run=r"
     )
-    assert code == 0 and out.startswith("little: "), err
+    assert code == 0 and out.startswith("r: little, "), err
 
 
 def test_a_group_typed_beside_an_experiment_counts_whole(fer):

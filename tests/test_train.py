@@ -847,3 +847,26 @@ def test_faces_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch):
     monkeypatch.setattr("fer.training.faces.has_room", lambda device, size: True)
     faces = TrainingFaces.load(data, gpu, drop_copies=False, crop=None)
     assert faces.images.device.type == "meta"
+
+
+def test_what_a_training_prints_fits_80_columns(fer):
+    """In its default folder, with warnings; commands to copy are as long as their paths."""
+    code, out, err = fer(
+        "train",
+        "data=demo",
+        "data.images=141",
+        "model=resnet_fast",
+        "model.features=[4, global_pool]",
+        "train.epochs=2",
+        "device=cpu",
+        "augment.crop=40",
+        "schedule=knots",
+        "schedule.epochs=[0, 9]",
+        "schedule.values=[1, 0]",
+    )
+    assert code == 0, err
+    folder = out.partition(":")[0]
+    code, again, err = fer("train", f"resume={folder}", "train.epochs=3")
+    assert code == 0 and "resuming at epoch 3" in again, err
+    lines = [line for line in (out + again).splitlines() if not line.startswith("  fer ")]
+    assert len(lines) > 15 and max(map(len, lines)) <= 80, lines

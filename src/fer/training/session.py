@@ -142,11 +142,11 @@ def print_start(trainer: Trainer, folder: Path) -> None:
     """What is trained on what, where, and what is likely not meant."""
     cfg, faces = trainer.cfg, trainer.faces
     parameters = sum(p.numel() for p in trainer.network.parameters())
+    print(f"{folder}: {cfg.name}, {parameters:,} parameters")
     print(
-        f"{cfg.name}: {parameters:,} parameters on {trainer.device.type} in {trainer.computed_in}, "
-        f"{folder}"
+        f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces, "
+        f"on {trainer.device.type} in {trainer.computed_in}"
     )
-    print(f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces")
     if faces.images.device.type != trainer.device.type:
         gigabytes = (faces.images.nbytes + faces.val_images.nbytes) / 1e9
         print(f"they stay in main memory ({gigabytes:.1f} GB); each batch moves when it is needed")
