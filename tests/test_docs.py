@@ -29,6 +29,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+NARROW = ["README.md", "CONTRIBUTING.md"]
 CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its examples
 
 # Commands that no test runs, by how they start, and why.
@@ -163,6 +164,16 @@ def test_links_lead_somewhere(name):
             assert not heading or heading in [
                 re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles
             ], link
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_lines_of_prose_fit_100_columns(name):
+    """Tables, code blocks and pictures may be wider: they cannot be wrapped."""
+    in_block = False
+    for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+        in_block ^= line.startswith("```")
+        if not in_block and not line.startswith(("|", "    ", "![", "[")):
+            assert len(line) <= 100, f"{name}:{number} has {len(line)} columns"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
