@@ -41,7 +41,9 @@ ON = {
     "contrast": 0.3,
     "erase": 1.0,
 }
-ON |= {"mixup": 1.0, "cutmix": 1.0}
+ON |= {"mixup": 1.0, "cutmix": 1.0, "jitter": 0.5}
+MORE = ON | {"resized_crop": (0.8, 1.2), "rotate_probability": 0.5}
+MORE |= {"crop": 40, "crops": 5, "erase_value": "black"}
 
 
 @functools.cache
@@ -150,7 +152,55 @@ def test_crops_for_evaluation_are_five_and_five_of_the_mirror_image(faces, size)
         assert torch.equal(views, torch.stack([*corners, theirs.center_crop(image, [size])]))
 
 
+def test_resized_crop_equals_torchvision(faces):
+    boxes = draws(len(faces)).resized_crop_boxes(0.3, 1.2, 48, 48)
+    ours = augment.resized_crop(faces, boxes)
+    for i, (top, left, bottom, right) in enumerate(boxes.int().tolist()):
+        expected = theirs.resized_crop(
+            faces[i].float(), top, left, bottom - top, right - left, [48, 48]
+        )
+        assert torch.allclose(ours[i], expected, atol=0.02)
+
+
+@pytest.mark.parametrize("area", [(0.8, 1.2), (0.1, 1.0), (1.9, 2.0)])
+def test_resized_crops_are_drawn_as_torchvision_draws_them(area):
+    """Also where no window of an image of this size is large enough."""
+    top, left, bottom, right = draws(3000).resized_crop_boxes(*area, 48, 48).T
+    torch.manual_seed(0)
+    transform = v2.RandomResizedCrop(48, scale=area)
+    drawn = [transform.make_params([torch.zeros(1, 48, 48)]) for _ in range(3000)]
+    for name, values in (
+        ("height", bottom - top),
+        ("width", right - left),
+        ("top", top),
+        ("left", left),
+    ):
+        other = [parameters[name] for parameters in drawn]
+        assert scipy.stats.ks_2samp(values.numpy(), other).pvalue > 1e-3, name
+
+
+@pytest.mark.parametrize(("count", "cut"), [(5, theirs.five_crop), (10, theirs.ten_crop)])
+def test_fixed_crops_equal_torchvision(faces, count, cut):
+    ours = augment.fixed_crops(faces, 40, count).view(len(faces), count, 1, 40, 40)
+    for image, crops in zip(faces, ours, strict=True):
+        assert torch.equal(crops, torch.stack(cut(image, [40])))
+
+
 # Colour and mixing
+
+
+def test_jitter_equals_torchvision_in_either_order(faces):
+    bright, factor = torch.linspace(0.4, 1.6, len(faces)), torch.linspace(1.6, 0.4, len(faces))
+    first = torch.arange(len(faces)) % 2 == 0
+    ours = augment.jitter(faces.float(), bright, factor, first)
+    for i, face in enumerate(faces.float() / 255):
+        steps = [
+            lambda image, i=i: theirs.adjust_brightness(image, bright[i].item()),
+            lambda image, i=i: theirs.adjust_contrast(image, factor[i].item()),
+        ]
+        for step in reversed(steps) if first[i] else steps:
+            face = step(face)
+        assert torch.allclose(ours[i], face * 255, atol=1e-3)
 
 
 def test_contrast_equals_torchvision(faces):
@@ -265,6 +315,27 @@ def test_zooms_are_even(axes):
         assert abs(np.corrcoef(x, y)[0, 1]) < 0.1
 
 
+@pytest.mark.parametrize("name", ["rotate", "shift"])
+def test_a_probability_leaves_the_other_images_where_they_were(name):
+    moved = apply(
+        dots(2000), **{name: 0.2 if name == "shift" else 30.0, f"{name}_probability": 0.3}
+    )
+    same = (moments(moved[0]) - moments(dots(1))).abs().amax(1) < 1e-3
+    assert 0.66 < same.float().mean() < 0.74
+
+
+def test_jitter_draws_factors_evenly_for_a_share_of_the_images():
+    grey = torch.full((4000, 1, 8, 8), 100.0)
+    grey[..., :4], grey[..., 4:] = 90, 110
+    images, _ = apply(grey, jitter=0.5, jitter_probability=0.4)
+    changed = (images != grey).flatten(1).any(1)
+    assert 0.37 < changed.float().mean() < 0.43
+    means = images[changed].mean((1, 2, 3)) / 100
+    assert uniform(means, 0.5, 1.5)
+    contrasts = (images[changed][:, 0, 0, 7] / 100 - means) / (0.1 * means)
+    assert uniform(contrasts, 0.5, 1.5)
+
+
 def test_crops_lie_at_every_place_equally_often():
     ramp = (torch.arange(48)[:, None] * 48 + torch.arange(48.0)).expand(9000, 1, 48, 48)
     images, _ = apply(ramp, crop=46)
@@ -361,6 +432,41 @@ def test_targets_follow_the_pictures(faces):
         assert (targets - own * soft).min() > -0.03
 
 
+# Several crops of each image
+
+
+def test_each_crop_is_erased_by_itself_and_keeps_its_target(faces):
+    images, targets = apply(faces, crop=40, crops=5, erase=1.0, erase_value="black")
+    assert images.shape == (200, 1, 40, 40)
+    expected = torch.eye(7)[torch.arange(40) % 7].repeat_interleave(5, 0)
+    assert torch.equal(targets, expected)
+    plain = augment.fixed_crops(faces, 40, 5)
+    erased = images != plain
+    assert erased.flatten(1).any(1).all()
+    assert not images[erased].any()
+    shares = erased.float().mean((1, 2, 3))
+    assert len(shares.view(40, 5).unique()) > 100  # not one box for all crops of a face
+    smaller = apply(faces, crop=40, crops=5, erase=1.0, erase_value="black", erase_area=0.05)[0]
+    assert (smaller != plain).float().mean((1, 2, 3)).max() < 0.06
+
+
+def test_crops_of_one_image_are_mixed_by_themselves(faces):
+    images, targets = apply(faces, crop=40, crops=10, mixup=0.4)
+    assert images.shape == (400, 1, 40, 40)
+    assert len(targets.view(40, 10, 7)[0].unique(dim=0)) > 1
+    assert torch.allclose(targets.sum(1), torch.ones(400))
+
+
+def test_crops_need_a_side_and_a_window_an_area():
+    for changes, words in (
+        ({"crops": 5}, "set augment.crop=40"),
+        ({"resized_crop": [1.2, 0.8]}, "smallest and largest|smallest, largest"),
+        ({"resized_crop": [1.1, 1.2]}, "the smallest at most 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make.__wrapped__(**changes)
+
+
 # Augment as a whole
 
 
@@ -403,15 +509,16 @@ def test_crop_within_the_resample_is_the_crop(faces):
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.float32, torch.float64])
 @pytest.mark.parametrize(
-    "changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}]
+    "changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}, MORE]
 )
 def test_shape_kind_range_and_input_untouched(faces, kind, changes):
     given, side = faces.to(kind), changes.get("crop", 48)
     images, targets = apply(given, **changes)
-    assert images.shape == (40, 1, side, side)
+    count = 40 * changes.get("crops", 1)
+    assert images.shape == (count, 1, side, side)
     assert images.dtype == torch.float32
     assert 0 <= images.min() <= images.max() <= 255
-    assert torch.allclose(targets.sum(1), torch.ones(40))
+    assert torch.allclose(targets.sum(1), torch.ones(count))
     assert torch.equal(given, faces.to(kind))
 
 
@@ -478,12 +585,15 @@ def test_the_host_never_reads_from_the_device(faces):
     """A meta tensor has no values: .item(), bool(), a mask as index all fail on it, as they would
     wait for a GPU.
     """
-    for changes in (ON, ON | {"crop": 40}, {"crop": 40, "flip": 0.5}):
+    for changes in (ON, ON | {"crop": 40}, {"crop": 40, "flip": 0.5}, MORE):
         images, targets = make(**changes)(faces.to("meta"), torch.zeros(40, 7, device="meta"))
         assert images.device.type == targets.device.type == "meta"
 
 
-@pytest.mark.parametrize("changes", [ON, ON | {"crop": 40, "cutmix": 0.0}, {"flip": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [ON, ON | {"crop": 40, "cutmix": 0.0}, {"flip": 0.5}, MORE, {"crop": 40, "crops": 5}],
+)
 def test_processes_that_share_a_batch_change_it_as_one_would(faces, changes):
     augmented, targets = make(**changes), torch.eye(7)[torch.arange(40) % 7]
     apply_part = lambda part: augmented.apply(  # noqa: E731
@@ -493,7 +603,9 @@ def test_processes_that_share_a_batch_change_it_as_one_would(faces, changes):
     for rank in range(3):
         part = slice(rank, None, 3)
         images, mixed = apply_part(part)
-        assert torch.equal(images, whole[part]) and torch.equal(mixed, whole_targets[part])
+        shape = (40, changes.get("crops", 1))
+        assert torch.equal(images, whole.unflatten(0, shape)[part].flatten(0, 1))
+        assert torch.equal(mixed, whole_targets.unflatten(0, shape)[part].flatten(0, 1))
 
 
 def test_amounts_that_are_tensors_change_as_numbers_do(faces):

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fer import UserError, config
+from fer.augment import fixed_crops
 from fer.runtime import Signals
 from fer.training import recorder, step
 from fer.training.trainer import Trainer
@@ -149,6 +150,12 @@ RECIPES = {
         "++curves.rotate={_target_: fer.schedule.Knots, epochs: [1, 4], values: [0, 1]}",
         *("model.features=[4, pool]", "model.head=[8, dropout]"),
     ],
+    "five crops of each face": [
+        *("model=dnn", "model.head=[8]", "optim=sgd", "++optim.fused=true", "schedule=plateau"),
+        *("++model.size=40", "augment.crop=40", "augment.crops=5", "augment.mixup=1"),
+        *("++augment.resized_crop=[0.8, 1.2]", "augment.jitter=0.5", "augment.erase=0.5"),
+        *("augment.erase_value=black", "augment.jitter_probability=0.5"),
+    ],
     "sgd and an average": [
         *(
             "model=dnn",
@@ -188,6 +195,29 @@ def test_captured_steps_give_the_weights_and_losses_of_eager_ones(
     if eager.average:
         for a, b in zip(captured.average.parameters(), eager.average.parameters(), strict=True):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("crops", [5, 10])
+def test_crops_of_a_face_count_as_one_face(trainer, crops):
+    """Loss, accuracy and gradient are means, whatever the number of crops."""
+    recipe = ["model=dnn", "model.head=[]", "++model.size=40", "augment=none", "augment.crop=40"]
+    recipe += ["optim=sgd", "optim.lr=0.1", "optim.momentum=0", "optim.nesterov=false"]
+    recipe += ["optim.weight_decay=0", "schedule=constant", "train.epochs=1"]
+    trained = trainer(*recipe, f"augment.crops={crops}", "train.batch_size=141")  # one step
+    model, faces = trained.network.model, trained.faces
+    inputs = trained.network.prepare(fixed_crops(faces.images, 40, crops))
+    labels = faces.targets.argmax(1).repeat_interleave(crops)
+    logits = model(inputs)
+    loss = torch.nn.functional.cross_entropy(logits, labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    expected = [p.detach() - 0.1 * g for p, g in zip(model.parameters(), gradients, strict=True)]
+    trained.fit()
+    row = trained.history[0]
+    assert row["train_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    right = (logits.argmax(1) == labels).double().mean().item()
+    assert row["train_accuracy"] == pytest.approx(right)
+    for parameter, other in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), other)
 
 
 def test_a_captured_training_resumes_from_the_middle_of_an_epoch(trainer, gpu, tmp_path):

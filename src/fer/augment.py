@@ -16,12 +16,13 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
 from fer import UserError
 
 Share = Annotated[float, Ge(0), Le(1)]
+Area = Annotated[float, Gt(0), Le(2)]  # a share of the image's
 Number = float | Tensor  # a tensor of no dimensions, on the device
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
@@ -36,6 +37,7 @@ STRENGTHS = (
     "contrast",
     "mixup",
     "cutmix",
+    "jitter",
 )
 SHARES = ("crop", "mixup", "cutmix")  # of which a strength is not a factor, but a share by itself
 
@@ -91,6 +93,26 @@ def crop(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     return images.flatten(1).gather(1, index.flatten(1)).view(-1, 1, size, size)
 
 
+def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
+    """Float N×1×H×W, the part of each image inside its box enlarged to the whole: torchvision's
+    `resized_crop`, bilinear.
+
+    boxes: N×4, see inside.
+    """
+    height, width = images.shape[-2:]
+    top, left, bottom, right = boxes.float()[:, :, None].unbind(1)
+    y = (torch.arange(height, device=images.device) + 0.5) * (bottom - top) / height - 0.5
+    x = (torch.arange(width, device=images.device) + 0.5) * (right - left) / width - 0.5
+    # No pixel from outside the box is mixed in.
+    y = top + y.clamp(min=0).minimum(bottom - top - 1)
+    x = left + x.clamp(min=0).minimum(right - left - 1)
+    rows = ((2 * y + 1) / height - 1)[:, :, None].expand(-1, height, width)
+    columns = ((2 * x + 1) / width - 1)[:, None, :].expand(-1, height, width)
+    grid = torch.stack([columns, rows], dim=3)
+    cut = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return cut.clamp_(0, 255)
+
+
 def brightness(images: Tensor, delta: Tensor) -> Tensor:
     """delta (N, grey levels) is added, within 0..255. torchvision's adjust_brightness multiplies
     instead.
@@ -104,6 +126,23 @@ def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + (images - mean) * factor[:, None, None, None]).clamp_(0, 255)
+
+
+def jitter(images: Tensor, bright: Tensor, factor: Tensor, contrast_first: Tensor) -> Tensor:
+    """Float N×1×H×W × bright, and contrast by `factor` before or after it: torchvision's
+    adjust_brightness and adjust_contrast, each within 0..255.
+
+    bright, factor: N, from 0. contrast_first: N, bool.
+    """
+
+    def brightened(images: Tensor) -> Tensor:
+        return (images * bright[:, None, None, None]).clamp_(0, 255)
+
+    return torch.where(
+        contrast_first[:, None, None, None],
+        brightened(contrast(images, factor)),
+        contrast(brightened(images), factor),
+    )
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -158,6 +197,17 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
     return torch.stack(ten_crop(images, [size]))
 
 
+def fixed_crops(images: Tensor, size: int, count: int) -> Tensor:
+    """N·count×1×size×size, the crops of one image one after another.
+
+    count: 5, the corners and the centre, or 10, those of the flipped image too.
+    """
+    from torchvision.transforms.v2.functional import five_crop, ten_crop
+
+    cut = five_crop if count == 5 else ten_crop
+    return torch.stack(cut(images, [size]), dim=1).flatten(0, 1)
+
+
 class Draws:
     """Random numbers for a batch of `count` images on `device`, from `generator` or else torch's
     global one.
@@ -196,13 +246,32 @@ class Draws:
         """Even draws from 0 to 1 for the whole batch."""
         return torch.rand(shape, device=self.device, generator=self.generator)
 
-    def boxes(self, probability: Number, height: int, width: int) -> Tensor:
-        """Boxes for erase, N×4: 2 to 40 % of the area, sides 0.3 to 1/0.3, as published.
+    def resized_crop_boxes(self, low: float, high: float, height: int, width: int) -> Tensor:
+        """Boxes for resized_crop, N×4, as torchvision's RandomResizedCrop draws them: low to high
+        of the area, sides 3/4 to 4/3, the first of ten attempts that lies inside the image; after
+        ten the whole image.
+        """
+        attempts = 10
+        area = self.uniform(attempts, low=low, high=high) * height * width
+        ratio = (self.spread(attempts) * math.log(4 / 3)).exp()
+        h = (area / ratio).sqrt().round()
+        w = (area * ratio).sqrt().round()
+        fits = (h <= height) & (w <= width)
+        first = fits.float().argmax(1, keepdim=True)
+        none_fits = ~fits.any(1)
+        h = torch.where(none_fits, height, h.gather(1, first)[:, 0])
+        w = torch.where(none_fits, width, w.gather(1, first)[:, 0])
+        top = (self.uniform() * (height - h + 1)).floor()
+        left = (self.uniform() * (width - w + 1)).floor()
+        return torch.stack([top, left, top + h, left + w], dim=1)
+
+    def boxes(self, probability: Number, height: int, width: int, largest: float = 0.4) -> Tensor:
+        """Boxes for erase, N×4: 2 % of the area to `largest`, sides 0.3 to 1/0.3, as published.
 
         The paper draws again when a box is taller or wider than the image; here the ratio is drawn
         among those that fit. probability: that an image has a box, and not an empty one.
         """
-        area = self.uniform(low=0.02, high=0.4)
+        area = self.uniform(low=0.02, high=largest)
         stretch = (-area.log()).clamp(max=-math.log(0.3)) * self.spread()
         some = self.some(probability)
         h = ((area * stretch.exp()).sqrt() * height).round() * some
@@ -255,6 +324,13 @@ class Augment:
     own pixels or the image mirrored. brightness: share of 255 that is added, contrast: share of the
     factor, both drawn from ±. erase paints a box with noise. mixup, cutmix: alpha, 0 is off; with
     both on, a coin gives every batch one of them.
+
+    What follows is for recipes of others. jitter: factors of brightness and of contrast are drawn
+    from 1 ± its value, in either order, before anything moves. resized_crop: smallest and largest
+    share of the area of a window that is enlarged to the image, before it moves. rotate_, shift_,
+    jitter_probability: for each image. crops: 5 or 10 fixed windows of side `crop` of each image
+    take the place of the random one, each erased by itself and mixed by itself; the batch is as
+    many times as large. erase_area: largest share of the area; erase_value: of the box.
     """
 
     flip: Share = 0.0
@@ -269,6 +345,23 @@ class Augment:
     erase: Share = 0.0
     mixup: Annotated[float, Ge(0)] = 0.0
     cutmix: Annotated[float, Ge(0)] = 0.0
+    jitter: Share = 0.0
+    jitter_probability: Share = 1.0
+    resized_crop: tuple[Area, Area] | None = None
+    rotate_probability: Share = 1.0
+    shift_probability: Share = 1.0
+    crops: Literal[1, 5, 10] = 1
+    erase_area: Annotated[float, Gt(0.02), Lt(1)] = 0.4
+    erase_value: Literal["noise", "black"] = "noise"
+
+    def __post_init__(self) -> None:
+        if self.crops > 1 and not self.crop:
+            raise ValueError(f"crops={self.crops}: needs their side; set augment.crop=40, say")
+        if self.resized_crop and not self.resized_crop[0] <= min(self.resized_crop[1], 1):
+            raise ValueError(
+                f"resized_crop={list(self.resized_crop)}: should be [smallest, largest] share of "
+                "the area, the smallest at most 1"
+            )
 
     def __call__(
         self,
@@ -312,7 +405,8 @@ class Augment:
         generator: torch.Generator | None = None,
         part: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The batch, changed by `amounts`, whose numbers may be tensors on the device.
+        """The batch, changed by `amounts`, whose numbers may be tensors on the device. With
+        `crops`, N × crops images and targets, those of one image one after another.
 
         part: the rows to return, of a batch that several processes share. The random numbers are
         those of the whole batch, so that all processes together change it as one would; only the
@@ -320,20 +414,24 @@ class Augment:
         """
         draws = Draws(len(images), images.device, generator)
         changes = self.draw(images, amounts, draws)
+        crop_draws = Draws(self.crops * len(images), images.device, generator)
+        erasures = self.draw_erasures(images, amounts, crop_draws)
         mixes = "mixup" in amounts or "cutmix" in amounts
-        perm = draws.permutation() if mixes else None
+        perm = crop_draws.permutation() if mixes else None
         if part is None:
-            images = self.change(images, changes)
+            images = self.erase_boxes(self.change(images, changes), erasures)
+            targets = self.repeat(targets)
             if perm is None:
                 return images, targets
             others, other_targets = images.index_select(0, perm), targets.index_select(0, perm)
         else:
-            rows = torch.arange(len(images), device=images.device)[part]
+            rows = self.crop_rows(torch.arange(len(images), device=images.device)[part])
             partners = rows.new_empty(0) if perm is None else perm[rows]
             needed = torch.cat([rows, partners])
-            own = {name: drawn[needed] for name, drawn in changes.items()}
-            images, others = self.change(images[needed], own).split([len(rows), len(partners)])
-            targets, other_targets = targets[rows], targets[partners]
+            changed = self.change_some(images, changes, needed)
+            changed = self.erase_boxes(changed, pick(erasures, needed))
+            images, others = changed.split([len(rows), len(partners)])
+            targets, other_targets = targets[rows // self.crops], targets[partners // self.crops]
             if perm is None:
                 return images, targets
         coin = draws.one()
@@ -348,6 +446,24 @@ class Augment:
             images, targets = cutmix(images, targets, box, others, other_targets)
         return images, targets
 
+    def repeat(self, targets: Tensor) -> Tensor:
+        """A row for each crop."""
+        return targets.repeat_interleave(self.crops, dim=0) if self.crops > 1 else targets
+
+    def crop_rows(self, rows: Tensor) -> Tensor:
+        """The rows that the crops of these images have in the batch."""
+        crops = torch.arange(self.crops, device=rows.device)
+        return (rows[:, None] * self.crops + crops).flatten()
+
+    def change_some(self, images: Tensor, changes: Mapping[str, Tensor], needed: Tensor) -> Tensor:
+        """The `needed` rows of the changed batch."""
+        sources = needed // self.crops
+        changed = self.change(images[sources], pick(changes, sources))
+        if self.crops == 1:
+            return changed
+        position = torch.arange(len(needed), device=needed.device)
+        return changed[position * self.crops + needed % self.crops]
+
     def draw(
         self, images: Tensor, amounts: Mapping[str, Number], draws: Draws
     ) -> dict[str, Tensor]:
@@ -358,11 +474,16 @@ class Augment:
             changes["flip"] = draws.some(amounts["flip"])
         if self.crop:
             check_crop(images, self.crop)
+        if self.crop and self.crops == 1:
             changes["top"] = draws.window(height - self.crop, amounts.get("crop", 0.0))
             changes["left"] = draws.window(width - self.crop, amounts.get("crop", 0.0))
         if "rotate" in amounts or "shift" in amounts or "zoom" in amounts:
             changes["degrees"] = amounts.get("rotate", 0.0) * draws.spread()
+            if self.rotate_probability < 1:
+                changes["degrees"] = changes["degrees"] * draws.some(self.rotate_probability)
             shift = amounts.get("shift", 0.0) * draws.spread(2)
+            if self.shift_probability < 1:
+                shift = shift * draws.some(self.shift_probability)[:, None]
             changes["shift"] = torch.stack([width * shift[:, 0], height * shift[:, 1]], dim=1)
             axes = 1 if self.zoom_axes == "together" else 2
             changes["scale"] = (1 + amounts.get("zoom", 0.0) * draws.spread(axes)).expand(-1, 2)
@@ -370,27 +491,57 @@ class Augment:
             changes["brightness"] = amounts["brightness"] * 255 * draws.spread()
         if "contrast" in amounts:
             changes["contrast"] = 1 + amounts["contrast"] * draws.spread()
-        if "erase" in amounts:
-            size = (self.crop, self.crop) if self.crop else (height, width)
-            changes["noise"] = draws.uniform(1, *size, high=255)
-            changes["boxes"] = draws.boxes(amounts["erase"], *size)
+        if "jitter" in amounts:
+            strength = amounts["jitter"] * draws.some(self.jitter_probability)
+            changes["bright"] = 1 + strength * draws.spread()
+            changes["factor"] = 1 + strength * draws.spread()
+            changes["contrast_first"] = draws.some(0.5)
+        if self.resized_crop:
+            changes["window"] = draws.resized_crop_boxes(*self.resized_crop, height, width)
         return changes
 
+    def draw_erasures(
+        self, images: Tensor, amounts: Mapping[str, Number], draws: Draws
+    ) -> dict[str, Tensor]:
+        """The box of each image or crop, and what is painted into it; nothing if none is erased."""
+        if "erase" not in amounts:
+            return {}
+        height, width = images.shape[-2:]
+        size = (self.crop, self.crop) if self.crop else (height, width)
+        if self.erase_value == "black":
+            value = torch.zeros(draws.count, 1, 1, 1, device=draws.device)
+        else:
+            value = draws.uniform(1, *size, high=255)
+        boxes = draws.boxes(amounts["erase"], *size, largest=self.erase_area)
+        return {"value": value, "boxes": boxes}
+
     def change(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
-        """The images, each changed by its row of `changes`."""
+        """The images, each changed by its row of `changes`; N × crops of them."""
+        if "bright" in changes:
+            images = jitter(
+                images.float(), changes["bright"], changes["factor"], changes["contrast_first"]
+            )
+        if "window" in changes:
+            images = resized_crop(images, changes["window"])
         images = self.move(images, changes)
         if "brightness" in changes:
             images = brightness(images, changes["brightness"])
         if "contrast" in changes:
             images = contrast(images, changes["contrast"])
-        if "boxes" in changes:
-            images = erase(images, changes["boxes"], changes["noise"])
+        if self.crop and self.crops > 1:
+            images = fixed_crops(images, self.crop, self.crops)
         return images
+
+    def erase_boxes(self, images: Tensor, erasures: Mapping[str, Tensor]) -> Tensor:
+        """The images with their boxes erased, if any are."""
+        if not erasures:
+            return images
+        return erase(images, erasures["boxes"], erasures["value"])
 
     def move(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
         """Flip, rotation, shift, zoom and crop."""
         height, width = images.shape[-2:]
-        size = self.crop
+        size = self.crop if self.crops == 1 else None
         flip = changes.get("flip")
         if "degrees" in changes:
             shift = changes["shift"]
@@ -409,3 +560,8 @@ class Augment:
         if size:
             images = crop(images, changes["top"], changes["left"], size)
         return images.float()
+
+
+def pick(changes: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Those rows of every change."""
+    return {name: drawn[rows] for name, drawn in changes.items()}

@@ -26,9 +26,13 @@ class Stopwatch:
 
 
 class Throughput:
-    """What this process has trained so far: faces by the side of their images, and seconds."""
+    """What this process has trained so far: faces by the side of their images, and seconds.
 
-    def __init__(self) -> None:
+    crops: images that the network sees of each face.
+    """
+
+    def __init__(self, crops: int = 1) -> None:
+        self.crops = crops
         self.faces: Counter[int] = Counter()
         self.seconds = 0.0
 
@@ -42,5 +46,6 @@ class Throughput:
         passes, per_multiply_add = 3, 2
         operations = 0
         for side, faces in self.faces.items():
-            operations += passes * per_multiply_add * multiply_adds(model, side) * faces
+            images = faces * self.crops
+            operations += passes * per_multiply_add * multiply_adds(model, side) * images
         return operations / self.seconds

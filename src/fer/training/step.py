@@ -116,17 +116,18 @@ class Step:
     def learn(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
         """Forward, backward and update. batch_size: of the whole batch, over all processes."""
         p = self.parts
+        faces = len(inputs) // p.augment.crops
         # The last batch of an epoch has another shape, which would be compiled again.
-        model = p.compiled if p.compiled and len(inputs) == p.batch_size else p.model
+        model = p.compiled if p.compiled and faces == p.batch_size else p.model
         with autocast(p.device, p.computed_in):
             logits = model(inputs)
             loss = p.objective.loss(logits, targets)
         p.optimizer.zero_grad()
         # Processes average their gradients, but the last batch may not divide evenly among them.
-        share = len(inputs) * p.world / batch_size
+        share = faces * p.world / batch_size
         p.scaler.scale(loss if share == 1 else loss * share).backward()
         self.update()
-        self.note(loss.detach(), p.objective.right(logits.detach(), targets), len(inputs))
+        self.note(loss.detach(), p.objective.right(logits.detach(), targets), faces)
 
     def update(self) -> None:
         """Update the weights, and their moving average."""
@@ -143,8 +144,10 @@ class Step:
             if not skipped:
                 p.average.update_parameters(p.network.model)
 
-    def note(self, loss: Tensor, right: Tensor, count: int) -> None:
-        row = torch.stack([loss.float() * count, right.sum()])
+    def note(self, loss: Tensor, right: Tensor, faces: int) -> None:
+        """Record the step. loss: mean. right: bool, one for each crop of each face."""
+        right_faces = right.sum() / self.parts.augment.crops
+        row = torch.stack([loss.float() * faces, right_faces])
         self.record.index_copy_(0, self.position, row[None])
         self.position.add_(1)
 

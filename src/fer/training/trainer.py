@@ -120,7 +120,7 @@ class Trainer:
         capture = can_capture(self.faces.images, self.world, self.computed_in, self.optimizer)
         step_class = CapturedStep if capture and cfg.train.cuda_graphs else Step
         self.step_function = step_class(parts, self.steps)
-        self.throughput = Throughput()
+        self.throughput = Throughput(augment.crops)
         self.saved_at = time.perf_counter()
         self.begin_epoch()
         if cfg.resume:
