@@ -1,15 +1,24 @@
 """Tab completion: what may follow, and what bash, zsh and fish are told."""
 
+import inspect
 import os
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
-from fer import cli, completion
-from fer.config import SCHEMAS, TARGETS, path_keys
+from fer import FilePath, cli, completion
+from fer.augment import Augment
+from fer.config import SCHEMAS
+from fer.data.demo import demo
+from fer.data.ferplus import ferplus
+from fer.data.readers import fer2013
+from fer.models.convnet import ConvNet
+from fer.models.torchvision import classifier
+from fer.signatures import path_keys, path_parameters
 
 COMMANDS = [*cli.COMMANDS]
 
@@ -80,11 +89,35 @@ def test_every_key_of_every_command_is_completed():
             assert inner or f"{key}=" in found
 
 
-def test_completed_as_paths_are_the_keys_whose_type_is_a_path():
-    typed = {
-        key for command in COMMANDS for group in ("", *TARGETS) for key in path_keys(command, group)
-    }
-    assert typed == completion.PATHS
+def is_path(annotation):
+    """Whether a type, as it is at run time, is FilePath or holds it."""
+    if annotation == FilePath:
+        return True
+    return any(is_path(kind) for kind in get_args(annotation) if kind is not str)
+
+
+def test_completed_and_quoted_as_paths_are_the_keys_whose_type_is_a_path(folder):
+    """What is read from source text is what the types are."""
+    paths = set()
+    for command, schema in SCHEMAS.items():
+        for key, annotation in get_type_hints(schema, include_extras=True).items():
+            assert is_path(annotation) == (key in path_keys(command)), key
+            if is_path(annotation):
+                paths.add(key)
+    for target in (fer2013, ferplus, demo, classifier, Augment, ConvNet):
+        parameters = inspect.signature(target, eval_str=True).parameters
+        typed = {name for name, given in parameters.items() if is_path(given.annotation)}
+        assert typed == path_parameters(f"{target.__module__}.{target.__qualname__}")
+        paths |= typed
+    assert {"resume", "ckpt", "image", "path", "votes", "weights"} <= paths
+    assert completion.candidates(COMMANDS, "fer train data.votes=m") == ["data.votes=mine/"]
+    Path("mylab.py").write_text("from fer import FilePath\ndef faces(*, folder: FilePath): ...\n")
+    line = "fer train data._target_=mylab.faces data.folder=mi"
+    assert completion.candidates(COMMANDS, line) == ["data.folder=mine/"]
+
+
+def test_a_home_of_nobody_has_no_files(folder):
+    assert completion.candidates(COMMANDS, "fer train data.path=~nobodyxyz/") == []
 
 
 def test_completion_loads_nothing_that_takes_long(folder):

@@ -1,6 +1,7 @@
 """The catalogue: every YAML composes, checks and builds; every key reaches code."""
 
 import ast
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_no_recipe_asks_for_a_number_format_that_a_machine_may_lack(compose, nam
 
 
 @pytest.mark.parametrize("command", config.SCHEMAS)
-def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
+def test_the_root_yaml_has_the_keys_of_the_schema(command):
     root = yaml.safe_load((CONFIGS / f"{command}.yaml").read_text())
     groups = {next(iter(entry)) for entry in root["defaults"] if isinstance(entry, dict)} - {
         "experiment"
@@ -88,18 +89,38 @@ def test_the_root_yaml_has_the_keys_of_the_schema_and_code_reads_each(command):
     if "train" in root["defaults"]:
         train = yaml.safe_load((CONFIGS / "train.yaml").read_text())
         root |= {k: v for k, v in train.items() if k != "defaults"}
-        groups |= set(config.TARGETS)
+        groups |= set(config.GROUPS)
     schema = config.SCHEMAS[command]
     assert set(root) - {"defaults"} | groups == set(schema.model_fields) | (groups & {"model"})
+
+
+TRAINING = ("commands/train.py", "training/*.py", "config/*.py", "checkpoint.py")
+
+
+def keys_read(*patterns):
+    """The keys that source files read of a config: `cfg.seed`, `self.cfg.train.epochs`."""
     read = set()
-    for path in Path(config.__file__).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Attribute):
-                read.add(node.attr)
-    keys = set(schema.model_fields) | (
-        set(config.Training.model_fields) if "train" in schema.model_fields else set()
-    )
-    assert not keys - read
+    for pattern in patterns:
+        for path in (Path(config.__file__).parents[1]).glob(pattern):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Attribute):
+                    owner = ast.unparse(node.value)
+                    if re.fullmatch(r"(.*\.)?(cfg|config|settings)(\.train)?", owner):
+                        read.add(node.attr)
+    return read
+
+
+@pytest.mark.parametrize("command", config.SCHEMAS)
+def test_the_command_reads_each_of_its_keys(command):
+    """Each by its own module, as `cfg.key`; keys of trainings, by those that train."""
+    keys, shared = set(config.SCHEMAS[command].model_fields), set()
+    if "train" in keys:
+        shared = set(config.TrainConfig.model_fields) - {"trust"}  # resumed() has it unchecked
+        shared |= set(config.Training.model_fields)
+        assert not shared - keys_read(*TRAINING)
+        keys -= set(config.TrainConfig.model_fields)
+    helper = {"evaluate": ["commands/predict.py"]}.get(command, [])
+    assert not keys - keys_read(f"commands/{command}.py", *helper)
 
 
 def test_an_old_run_gets_what_the_absence_of_a_key_meant(compose, monkeypatch, tmp_path):
@@ -152,6 +173,13 @@ def test_a_saved_config_is_plain_and_its_new_keys_have_defaults():
         ("schedule", 5),
     ],
 )
-def test_targets_of_others_are_refused(group, path):
+def test_a_checkpoint_may_not_name_targets_of_others(group, path):
     with pytest.raises(UserError, match=f"{group}._target_"):
-        config.check_node(group, {"_target_": path})
+        config.check_node(group, {"_target_": path}, trust=[])
+
+
+def test_what_may_change_on_resume_is_noted_on_the_fields():
+    data = {"_target_": "fer.data.ferplus.ferplus"}
+    places = {"run", "resume", "device", "data.path", "data.votes"}
+    assert config.places(data) == places
+    assert config.resumable(data) == places | {"train.epochs", "train.patience"}

@@ -6,7 +6,7 @@ Errors that a user can mend are fer.UserError, in the words of the command line.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,15 +122,15 @@ def history(run: str | Path) -> pd.DataFrame:
     return read_history(Path(run))
 
 
-def load(ckpt: str | Path, device: config.Device = "auto") -> Classifier:
+def load(ckpt: str | Path, device: config.Device = "auto", trust: Sequence[str] = ()) -> Classifier:
     """The network of a checkpoint, or of the best.pt in a run folder. Nothing in the file is
-    executed.
+    executed. trust: names of modules whose code the checkpoint may name, such as your own model's.
     """
     try:
         config.device_name(device)
     except ValueError as error:
         raise UserError(f"device={device}: {error}") from None
-    checkpoint = Checkpoint.open(find_checkpoint(str(ckpt)))
+    checkpoint = Checkpoint.open(find_checkpoint(str(ckpt)), trust)
     return Classifier(checkpoint, checkpoint.network(pick_device(device)))
 
 

@@ -1,47 +1,45 @@
-"""Checkpoints, best.pt and last.pt: written self-describing, read as what anyone may have sent.
-Knows configs, networks and the data that a config names; how the numbers came about stays out.
+"""Checkpoints, best.pt and last.pt: found, written self-describing, and opened.
+
+Knows configs, networks and the data that a config names; what a file may hold is contents.py's.
 """
 
 import contextlib
 import glob
-import pickle
-import warnings
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 from torch import nn
 
-from fer import Normalization, UserError, __version__, class_names, config
+from fer import UserError, __version__, class_names, config
+from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
 from fer.files import write
 from fer.models.network import Network, Normalize
 from fer.run import newest
 
-FORMAT = 1  # raised when an older version could not read it
-MAY_CHANGE = {"train.epochs", "train.patience", "device", "data.path"}  # on resume
+OF_ITS_CONFIG = "the model of its config; the file was changed"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a best.pt or last.pt holds, and the config that it carries, checked like one that was
-    typed.
-    """
+    """What a best.pt or last.pt holds, and its config, checked like one that was typed."""
 
     path: Path
-    contents: dict
+    contents: dict[str, Any]
     settings: config.TrainConfig
 
     @classmethod
-    def open(cls, path: Path) -> "Checkpoint":
+    def open(cls, path: Path, trust: Sequence[str] = ()) -> "Checkpoint":
+        """trust: modules whose code its config may name besides this project's own."""
         contents = load_checkpoint(path)
         values = config.parse(contents["config"], str(path))
         with blame(path):
-            return cls(path, contents, config.check("train", values))
+            own = config.check("train", values, trust)
+            settings = settings_in_force(path, own, trust)
+        return cls(path, contents, settings)
 
     @property
     def classes(self) -> list[str]:
@@ -49,78 +47,104 @@ class Checkpoint:
 
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""
-        model = self.settings.model
-        stored = sum(tensor.numel() for tensor in tensors_of(self.contents["model"]))
-        if least_parameters(model) > stored:
-            raise UserError(
-                f"{self.path}: its weights do not fit the model of its config; the file was changed"
-            )
-        with blame(self.path):  # model.weights is a file to start from; the weights are here now
-            built = config.build("model", model | ({"weights": None} if "weights" in model else {}))
-        load_weights(built, self.contents["model"], self.path)
-        network = Network(built, Normalize(**self.contents["normalization"])).to(device)
+        check_fit(self.settings.model, self.contents["model"], self.path)
+        with blame(self.path):
+            model = config.build("model", without_weights(self.settings.model))
+        load_weights(model, self.contents["model"], self.path)
+        network = Network(model, Normalize(**self.contents["normalization"])).to(device)
         if self.settings.train.channels_last:
             network.to(memory_format=torch.channels_last)
         return network.eval()
 
     def data(self, typed: dict | None = None, whole: bool = True, used_whole: bool = False) -> Data:
-        """Its data, over which a typed `data` lies; `whole`: the training's `limit` does not count.
-        `used_whole`: a single file that is typed as data.path is not split, since nothing is
-        trained on it.
+        """Its data, with a typed `data` laid over it.
+
+        whole: leave out the training's `limit`. used_whole: do not split a single file that is
+        typed as data.path, since nothing is trained on it.
         """
-        if typed and "normalize" in typed and "_target_" not in typed:
+        typed = typed or {}
+        if "normalize" in typed and "_target_" not in typed:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
         if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
             raise UserError(
-                "data.validation=test: is for trainings; leave it out, and name the split: "
+                "data.validation=test: is for training; leave it out, and name the split: "
                 "split=test"
             )
-        own = self.settings.data | ({"limit": None} if whole else {})
-        node = config.check_node("data", config.overlay(own, typed or {}))
-        if (
-            used_whole
-            and typed
-            and node.get("split") is not None
-            and typed.get("split", "auto") == "auto"
-        ):
-            with contextlib.suppress(
-                OSError, RuntimeError
-            ):  # what is wrong with the path is told below
-                if Path(typed.get("path") or "").expanduser().is_file():
-                    data = config.build("data", node | {"split": "none"})
-                    if data.only == "all":  # else its column Usage splits it
-                        return data
+        base = dict(self.settings.data)
+        if whole and "limit" in base:
+            base["limit"] = None
+        node = config.check_node("data", config.overlay(base, typed))
+        splittable = node.get("split") is not None and typed.get("split", "auto") == "auto"
+        if used_whole and splittable and is_file(typed.get("path")):
+            data = config.build("data", node | {"split": "none"})
+            if data.only == "all":  # else its column Usage splits it
+                return data
         return config.build("data", node)
+
+
+def is_file(place: str | None) -> bool:
+    """Whether a typed path is a file. What is wrong with one is told where it is read."""
+    with contextlib.suppress(OSError, RuntimeError):
+        return bool(place) and Path(str(place)).expanduser().is_file()
+    return False
+
+
+def settings_in_force(
+    path: Path, own: config.TrainConfig, trust: Sequence[str]
+) -> config.TrainConfig:
+    """The settings of the run of which the checkpoint at `path` is part. A resume may have changed
+    some since it was written; the config.yaml beside it has them. Elsewhere, or beside another
+    run's config.yaml, its `own` hold.
+    """
+    try:
+        text = (path.parent / "config.yaml").read_text(encoding="utf-8")
+        values = config.parse(text, str(path.parent / "config.yaml"))
+        current = config.check("train", values, trust)
+    except (OSError, ValueError, UserError):
+        return own
+    changed = config.difference(own.model_dump(), current.model_dump())
+    return current if set(changed) <= config.resumable(own.data) else own
 
 
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their
-    best.pt, sweep folders for those of all runs, patterns with *; none: the newest run's.
+    best.pt, sweep folders for those of all runs, patterns with *; None: the newest run's.
     """
     if named == []:
         raise UserError(
             "[]: names no checkpoint; name one, or leave the key out for the newest run's"
         )
+    if named is None:
+        named = str(newest())
     found: list[Path] = []
-    for name in named if isinstance(named, list) else [named or str(newest())]:
-        pattern = "*" in name and not Path(name).exists()
-        matches = sorted(glob.glob(name)) if pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
+    for name in named if isinstance(named, list) else [named]:
+        is_pattern = "*" in name and not Path(name).exists()
+        matches = sorted(glob.glob(name)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
         if not matches:
             raise UserError(
                 f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt"
             )
         for place in map(Path, matches):
-            own = place / "best.pt" if place.is_dir() else place
-            sweep = sorted(
-                place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path)
-            )  # 2 before 10
-            if pattern and place.is_dir() and not own.is_file() and not sweep:
+            best = checkpoints_at(place)
+            if is_pattern and best == [place / "best.pt"] and not best[0].is_file():
                 print(f"{place}: has no best.pt yet, left out")
-                continue
-            found += [own] if own.is_file() or not sweep else sweep
+            else:
+                found += best
         if not found:
             raise UserError(f"{name}: no best.pt there yet; name a run with one")
     return list(dict.fromkeys(map(existing, found)))
+
+
+def checkpoints_at(place: Path) -> list[Path]:
+    """A file itself; of a run folder its best.pt, which may not exist yet; of a sweep folder those
+    of its runs, 2 before 10.
+    """
+    if not place.is_dir():
+        return [place]
+    of_sweep = sorted(place.glob("*/best.pt"), key=lambda path: (len(path.parent.name), path))
+    if of_sweep and not (place / "best.pt").is_file():
+        return of_sweep
+    return [place / "best.pt"]
 
 
 def find_checkpoint(named: str | None) -> Path:
@@ -135,9 +159,9 @@ def find_checkpoint(named: str | None) -> Path:
 
 def existing(path: Path) -> Path:
     if not path.is_file():
-        several = "; several are named as [a,b]" if "," in str(path) else ""
+        listed = "; write several as [a,b]" if "," in str(path) else ""
         raise UserError(
-            f"{path}: no such checkpoint; a run folder holds best.pt and last.pt{several}"
+            f"{path}: no such checkpoint; a run folder holds best.pt and last.pt{listed}"
         )
     return path
 
@@ -160,126 +184,40 @@ def save_checkpoint(
     write(path, lambda file: torch.save(contents, file))
 
 
-def rewrite_settings(path: Path, settings: config.TrainConfig) -> None:
-    """Give the checkpoint at `path` the settings with which its training goes on; one that is
-    missing or damaged, which the training can do without, stays as it is.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The contents of a checkpoint written by save_checkpoint, checked, on the CPU. Raises
+    UserError for anything else.
     """
-    new = {"config": config.dump(settings)}
-    with contextlib.suppress(UserError):
-        contents = load_checkpoint(path)
-        if contents["config"] != new["config"]:
-            write(path, lambda file: torch.save(contents | new, file))
+    return read_contents(existing(Path(path)))
 
 
-def load_checkpoint(path: str | Path) -> dict:
-    """The contents of a checkpoint written by save_checkpoint, on the CPU. Raises UserError for
-    anything else.
+def without_weights(node: dict) -> dict:
+    """A model's node without the file that training started from: the weights are at hand."""
+    return node | {"weights": None} if "weights" in node else node
+
+
+def check_fit(node: dict, weights: dict, path: Path) -> None:
+    """Refuse weights that are not those of a model of this project, before it takes any memory:
+    a config may name a network of any size.
     """
-    path = existing(Path(path))
+    if not node["_target_"].startswith("fer."):
+        return
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            bomb = (
-                sum(entry.file_size for entry in entries) > path.stat().st_size
-            )  # torch packs nothing
-            hollow = any(
-                entry.external_attr & 0x10 for entry in entries
-            )  # a folder: torch leaves its tensor unset
-            if bomb or hollow or archive.testzip():
-                raise zipfile.BadZipFile
-        with warnings.catch_warnings(action="ignore"):  # of what a foreign file holds
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path}: holds more than weights and plain values; not loaded, it could run code"
-        ) from None
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except Exception:  # zipfile and torch raise a dozen kinds
-        raise UserError(
-            f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)"
-        ) from None
-    contents = contents if isinstance(contents, dict) else {}
-    if type(contents.get("format")) is int and contents["format"] > FORMAT:
-        raise UserError(
-            f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; "
-            "upgrade fer"
-        )
-    match {
-        "validation": {"logits": torch.empty(0, 7), "labels": torch.empty(0)}
-    } | contents:  # only best.pt has any
-        case {
-            "format": int(),
-            "config": str(),
-            "classes": list(classes),
-            "normalization": {"kind": kind, "mean": float(), "std": float(std), **more},
-            "model": dict(),
-            "validation": {
-                "logits": torch.Tensor(shape=(n, c)),
-                "labels": torch.Tensor(shape=(m,)) as labels,
-            },
-        } if kind in get_args(Normalization) and std > 0 and not more and n == m:  # type: ignore[has-type]
-            if not all(is_stored(tensor) for tensor in tensors_of(contents)):
-                raise UserError(
-                    f"{path}: damaged, a tensor is larger than what the file holds of it, or of "
-                    "another kind than ours"
-                )
-            if any(not bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
-                raise UserError(
-                    f"{path}: its weights hold NaN or infinity, so it can label nothing; take "
-                    "another checkpoint, or "
-                    "train again with a lower optim.lr"
-                )
-            if classes not in (list(class_names(7)), list(class_names(8))):
-                raise UserError(
-                    f"{path}: trained for other classes than {', '.join(class_names(8))}; of no "
-                    "use here"
-                )
-            if n == 0 or (c == len(classes) and {*labels.tolist()} <= {*range(c)}):
-                return contents
-    raise UserError(f"{path}: a torch file, but not one of fer's checkpoints")
-
-
-def tensors_of(contents: object) -> Iterator[torch.Tensor]:
-    """All tensors within nested mappings and lists."""
-    if isinstance(contents, torch.Tensor):
-        yield contents
-    elif isinstance(contents, Mapping):
-        for value in contents.values():
-            yield from tensors_of(value)
-    elif isinstance(contents, list | tuple):
-        for value in contents:
-            yield from tensors_of(value)
-
-
-def is_stored(tensor: torch.Tensor) -> bool:
-    """Is it a plain tensor whose every element the file holds? Strides of 0 repeat one 10^10 times,
-    which fills the memory when it is used; sparse and quantized tensors, and those without data, no
-    checkpoint of ours has.
-    """
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def least_parameters(node: dict) -> int:
-    """At least so many parameters has the network of a config, as far as its lists of layers tell;
-    nothing is built.
-    """
-    widths = []
-    for layer in [*node.get("features", []), *node.get("head", [])]:
-        if isinstance(layer, dict):
-            layer = layer.get("conv", layer.get("residual"))
-        if isinstance(layer, int):
-            widths.append(layer)
-    return sum(before * after for before, after in pairwise(widths))
+        with blame(path), torch.device("meta"):
+            model = config.build("model", without_weights(node))
+    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
+        return
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    stored = {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
+    if shapes != stored:
+        raise UserError(f"{path}: its weights do not fit {OF_ITS_CONFIG}")
 
 
 def load_weights(
     model: nn.Module,
     weights: dict,
     path: str | Path,
-    to: str = "the model of its config; the file was changed",
+    to: str = OF_ITS_CONFIG,
 ) -> None:
     try:
         model.load_state_dict(weights)
@@ -289,7 +227,7 @@ def load_weights(
 
 @contextlib.contextmanager
 def blame(path: str | Path) -> Iterator[None]:
-    """Within the context what is refused is told as a fault of the config in the file `path`."""
+    """Within the context, what is refused is told as a fault of the config in the file `path`."""
     try:
         yield
     except UserError as error:
@@ -297,37 +235,38 @@ def blame(path: str | Path) -> Iterator[None]:
 
 
 def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
-    """The config of the run that `resume` names, the `typed` keys of `values` laid over it, and the
-    contents of its last.pt; what would make it another training is refused.
+    """The config of the run that `resume` names with the `typed` keys of `values` laid over it, and
+    the contents of its last.pt. What would make it another training is refused.
     """
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
         raise UserError(
-            f"resume={named}: a training goes on from its last.pt; take resume={named.parent}"
+            f"resume={named}: training continues from last.pt; take resume={named.parent}"
         )
     folder = named.parent if named.is_file() else named
-    contents = load_checkpoint(folder / "last.pt")
+    path = folder / "last.pt"
+    contents = load_checkpoint(path)
     if "training" not in contents:
-        raise UserError(
-            f"{folder / 'last.pt'}: holds weights only; resume needs a last.pt written by fer train"
-        )
+        raise UserError(f"{path}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in typed:
-        raise UserError(
-            "run: not together with resume, which goes on in its own folder; leave run= out"
-        )
-    saved = config.parse(contents["config"], str(folder / "last.pt"))
+        raise UserError("run: cannot be set with resume, which uses the run's own folder; leave it")
+    saved = config.parse(contents["config"], str(path))
+    trust = config.trusted(values)
 
     def merged(keys: Iterable[str]) -> dict:
-        keys = [key for key in keys if key not in ("resume", "run", "experiment")]
-        return config.check("train", config.overlay(saved, config.pick(values, keys))).model_dump()
+        keys = [key for key in keys if key not in ("resume", "run", "experiment", "trust")]
+        laid_over = config.overlay(saved, config.pick(values, keys))
+        return config.check("train", laid_over, trust).model_dump()
 
-    new = merged(
-        values if "experiment" in typed else typed
-    )  # an experiment says something of every key
-    if changed := [
-        line for key, line in config.difference(merged(()), new).items() if key not in MAY_CHANGE
-    ]:
+    before = merged(())
+    # An experiment says something of every key.
+    after = merged(values if "experiment" in typed else typed)
+    may_change = config.resumable(before["data"])
+    lines = config.difference(before, after)
+    changed = [line for key, line in lines.items() if key not in may_change]
+    if changed:
         raise UserError(
             f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that"
         )
+    check_fit(before["model"], contents["model"], path)
     return merged(typed) | {"run": None, "resume": str(folder)}, contents

@@ -1,5 +1,6 @@
-"""The command line: finds the command and words every refusal. Nothing heavy is imported before a
-command is known to run; then launch.py does the rest.
+"""The command line: finds the command, and prints every refusal as one line.
+
+Nothing heavy is imported before a command is known to run; then launch.py takes over.
 """
 
 import contextlib
@@ -8,23 +9,23 @@ import sys
 
 NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
 try:
-    from fer import UserError, __version__, choices, config_dir, in_processes, nearest
+    from fer import UserError, __version__, in_processes, nearest
     from fer.streams import Output, open_closed_descriptors
 except ImportError:
     print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
     sys.exit(2)
 
 COMMANDS = {
-    "download": "get FER2013 from Kaggle through your own account",
+    "download": "download FER2013 from Kaggle through your own account",
     "train": "train a network and write a run folder",
-    "predict": "label the faces of a split, write a submission",
-    "evaluate": "measure on a labelled split, with intervals and paired tests",
-    "curves": "plot what a training would change over time",
-    "report": "turn a run into pictures and tables",
+    "predict": "label faces and write a submission",
+    "evaluate": "measure accuracy on a labelled split, with intervals and paired tests",
+    "curves": "plot the learning rate and all else that a training would change over time",
+    "report": "make pictures and tables of a run, or compare several",
     "explain": "show what a network looks at in a face, and what its filters respond to",
-    "export": "write a network for other programs, ONNX or torch.export",
+    "export": "write a network for other programs, as ONNX or torch.export",
     "inspect": "look at the data: counts, mean faces, copies within and across splits",
-    "mislabels": "find the training faces that are likeliest labelled wrong",
+    "mislabels": "find the training faces that are most likely labelled wrong",
     "selftrain": "measure what unlabelled faces add",
     "summary": "show networks layer by layer, or side by side",
 }
@@ -32,28 +33,17 @@ USAGE = """usage: fer COMMAND [KEY=VALUE ...]
 
 {commands}
 
-fer COMMAND --help explains a command's keys. First steps, with built-in data:
+fer COMMAND --help explains the keys of a command. First steps, with built-in data:
   fer train data=demo train.epochs=5
   fer predict
   fer report
 Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
 """
-HELP = """usage: fer {command} [KEY=VALUE ...]
-
-{heading}
-Groups (GROUP=NAME chooses, GROUP.KEY=VALUE changes):{groups}
-
-Keys, with their defaults:
-{keys}
-Options:
-  -m                sweep over comma-separated values
-  --config-dir DIR  add your own configs
-  --cfg job         show the composed config"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 refused, 75, 130 or 143 ended by a signal
-    with all saved.
+    """Run one command. Returns the exit code: 0 done, 2 refused; 75, 130 or 143 ended by a signal,
+    everything saved.
     """
     args = sys.argv[1:] if argv is None else argv
     open_closed_descriptors()
@@ -64,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         output.flush()
         if output.lost and code == 0:
             print(
-                f"fer: standard output cannot be written ({output.lost}); name a file or a pipe",
+                f"fer: standard output cannot be written ({output.lost}); redirect it elsewhere",
                 file=sys.stderr,
             )
             code = 2
@@ -73,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(args: list[str]) -> int:
-    """Run one command; what a user can mend is a line on standard error."""
+    """Run one command. What a user can mend is one line on standard error."""
     try:
         return run(*args)
     except KeyboardInterrupt:
@@ -82,20 +72,21 @@ def guarded(args: list[str]) -> int:
     except UserError as error:
         if os.environ.get("FER_DEBUG"):
             sys.excepthook(type(error), error, error.__traceback__)
-        words = "".join(
-            c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(error)
-        )  # no terminal codes
+        words = printable(str(error))
         first = not in_processes() or os.environ["RANK"] == "0"
-        if first or "another process" in words:  # of several processes one speaks
+        if first or "another process" in words:  # only one of several processes reports
             print(f"fer: {words}", file=sys.stderr)
         return 2
 
 
+def printable(text: str) -> str:
+    """The text with terminal codes and the like written out."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
 def run(command: str = "--help", *args: str) -> int:
     if any("\ud800" <= c <= "\udfff" for c in "".join([command, *args])):
-        raise UserError(
-            "an argument holds bytes that are no text; rename the file or folder that it names"
-        )
+        raise UserError("an argument is not valid text; rename the file or folder that it names")
     if command in ("-h", "--help", "help"):
         print(
             USAGE.format(
@@ -112,6 +103,8 @@ def run(command: str = "--help", *args: str) -> int:
     elif command not in COMMANDS:
         raise UserError(f"{command}: no such command; {nearest(command, COMMANDS)}")
     elif "--help" in args or "-h" in args:
+        from fer.helptext import help_text
+
         print(help_text(command))
     elif command != "train" and in_processes() and os.environ["WORLD_SIZE"] != "1":
         raise UserError(f"{command}: only fer train runs in several processes; leave torchrun out")
@@ -137,29 +130,3 @@ def warn_of_namesake() -> None:
         f"fer: PyPI's package fer {version} is installed too, in the same folder; {NAMESAKE}",
         file=sys.stderr,
     )
-
-
-def help_text(command: str) -> str:
-    """The command's root config, which documents itself: its heading, its groups, its keys with
-    their comments.
-    """
-    import re
-    from textwrap import fill, indent
-
-    import yaml
-
-    root = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
-    heading, _, rest = root.partition("defaults:\n")
-    groups = ""
-    for group, names in choices(command).items():
-        line = f"{group:<11} {', '.join(names)}"
-        groups += "\n" + fill(line, 110, initial_indent="  ", subsequent_indent=" " * 14)
-    keys = indent(rest.partition("\n\n")[2], "  ")
-    for entry in yaml.safe_load(root)["defaults"]:
-        for group, choice in entry.items() if isinstance(entry, dict) else ():
-            if choice and group != "model":
-                own = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8")
-                own = re.sub(r"^(#|_target_).*\n", "", own, flags=re.MULTILINE)
-                keys += f"  {group}:     # {group}={choice}\n" + indent(own, "    ")
-    heading = re.sub(r"^# ?", "", heading, flags=re.MULTILINE)
-    return HELP.format(command=command, heading=heading, groups=groups, keys=keys)

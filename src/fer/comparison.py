@@ -25,18 +25,6 @@ from fer.page import Part, write_page
 from fer.run import read_history, tell_if_replaced, typed_words
 
 NAME = 60  # characters at most of a recipe's name and of a value in a table
-# Keys that tell of no recipe: where a run lies, which of its seeds it is, and on what it ran.
-OF_A_RUN = {
-    "run",
-    "resume",
-    "name",
-    "seed",
-    "device",
-    "deterministic",
-    "profile",
-    "tensorboard",
-    "data.path",
-}
 
 
 @dataclass(frozen=True)
@@ -47,8 +35,8 @@ class Run:
     typed: list[str] | None  # KEY=VALUE; None where it is not known
 
     @classmethod
-    def open(cls, folder: Path) -> "Run":
-        checkpoint = Checkpoint.open(folder / "best.pt")
+    def open(cls, folder: Path, trust: list[str]) -> "Run":
+        checkpoint = Checkpoint.open(folder / "best.pt", trust)
         return cls(folder, checkpoint, read_history(folder), typed_words(folder))
 
     @property
@@ -97,9 +85,9 @@ class Recipe:
         return torch.stack(known).sum(0)
 
 
-def compare(folders: list[Path], out: Path, kind: str) -> None:
+def compare(folders: list[Path], out: Path, kind: str, trust: list[str]) -> None:
     """Write the page of several runs, and say what is on it."""
-    runs = [Run.open(folder) for folder in folders]
+    runs = [Run.open(folder, trust) for folder in folders]
     apart: tuple[str, ...] = ()
     if len({run.judges for run in runs}) > 1:
         apart = (
@@ -251,7 +239,7 @@ def differences(recipes: list[Recipe]) -> list[list[str]]:
     """
     flat = [flattened(recipe.runs[0]) for recipe in recipes]
     keys = list(dict.fromkeys(key for own in flat for key in own))
-    groups = {key for key in config.TARGETS if len({own[key] for own in flat}) > 1}
+    groups = {key for key in config.GROUPS if len({own[key] for own in flat}) > 1}
     listed = []
     for key in keys:
         differs = len({own.get(key) for own in flat}) > 1
@@ -270,16 +258,17 @@ def flattened(run: Run) -> dict[str, str]:
     it was typed, or else what it makes.
     """
     typed = dict(word.split("=", 1) for word in run.typed or [])
+    skipped = config.not_of_the_recipe(run.settings.data) | {"name"}
     found: dict[str, str] = {}
 
     def walk(key: str, value: Any) -> None:
-        if key in config.TARGETS:
+        if key in config.GROUPS:
             found[key] = typed.get(key, str(value["_target_"]).rpartition(".")[2])
         if isinstance(value, dict) and not key.startswith("curves."):
             for name, inner in value.items():
                 if name != "_target_":
                     walk(f"{key}.{name}" if key else name, inner)
-        elif key not in OF_A_RUN:
+        elif key not in skipped:
             found[key] = textwrap.shorten(str(value), NAME, placeholder=" …")
 
     walk("", run.settings.model_dump())
@@ -308,7 +297,8 @@ def words(run: Run) -> list[str] | None:
     """KEY=VALUE, as typed for the recipe."""
     if run.typed is None:
         return None
-    return [word for word in run.typed if word.partition("=")[0] not in OF_A_RUN - {"name"}]
+    skipped = config.not_of_the_recipe(run.settings.data)
+    return [word for word in run.typed if word.partition("=")[0] not in skipped]
 
 
 def names_the_run(word: str, settings: config.TrainConfig) -> bool:

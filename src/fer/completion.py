@@ -9,12 +9,8 @@ import re
 import shlex
 from pathlib import Path
 
-from fer import UserError, choices, vocabulary
+from fer import UserError, choices, signatures, vocabulary
 
-PATHS = {
-    *("run", "resume", "start", "ckpt", "out", "sample", "probs", "input", "image"),
-    *("data.path", "data.votes", "model.weights"),
-}
 OPTIONS = ("--cfg", "--config-dir", "--help", "-m")
 SPECIAL = re.compile(r"([^\w@%+=:,./~-])")  # what a shell reads as more than a letter of a word
 
@@ -120,7 +116,8 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
     end = "" if before.startswith("[") else " "
     if key in groups:
         return [f"{key}={before}{name}{end}" for name in groups[key] if name.startswith(value)]
-    if key in PATHS:
+    group = key.partition(".")[0] if "." in key else ""
+    if key in signatures.path_keys(command, group, user_dir, typed.get(f"{group}._target_")):
         return [
             f"{key}={before}{path}{'' if path.endswith('/') else end}"
             for path in paths(value, open_quote)
@@ -143,10 +140,10 @@ def paths(start: str, open_quote: bool) -> list[str]:
     ones only where the dot is typed.
     """
     folder, slash, name = start.rpartition("/")
-    place = Path(f"{folder}{slash}" or ".").expanduser()
+    place = Path(f"{folder}{slash}" or ".")
     try:
-        entries = sorted(place.iterdir())
-    except OSError:
+        entries = sorted(place.expanduser().iterdir())
+    except (OSError, RuntimeError):  # ~ of nobody
         return []
     shown = [
         entry

@@ -15,6 +15,7 @@ from pathlib import Path
 from traceback import walk_tb
 from typing import Any, NoReturn
 
+import yaml
 from hydra import compose, initialize_config_dir, version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
@@ -22,10 +23,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
-from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import OmegaConfBaseException
 
-from fer import UserError, choices, config, config_dir, nearest, vocabulary
+from fer import UserError, choices, config, config_dir, nearest, signatures, vocabulary
 from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
 
 
@@ -40,6 +40,8 @@ def launch(command: str, args: list[str]) -> int:
     if options.shell_completion:
         raise UserError(f"fer -sc comes before the command; see fer {command} --help")
     refuse_twice(options.overrides)
+    if options.config_dir:
+        check_chosen(Path(options.config_dir), groups, options.overrides)
     options.overrides = [
         rewrite(command, groups, override, options) for override in options.overrides
     ]
@@ -78,8 +80,7 @@ def launch(command: str, args: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     version.setbase("1.3")
     try:
-        with environment_closed():
-            _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
+        _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
     except Interrupted as signal:
         return signal.code
     except Exception as error:
@@ -155,22 +156,10 @@ def hydra_set_aside() -> Iterator[None]:
     kept = app.hydra, settings.cfg, base.version_base
     app.clear()
     try:
-        with environment_closed():
-            yield
+        yield
     finally:
         GlobalHydra.set_instance(app)  # Hydra's own contexts leave a copy
         app.hydra, settings.cfg, base.version_base = kept
-
-
-@contextlib.contextmanager
-def environment_closed() -> Iterator[None]:
-    """Within the context a config, which may come from others, reads no environment variables."""
-    resolvers = BaseContainer._resolvers.copy()  # OmegaConf gives no public way to read them
-    OmegaConf.clear_resolver("oc.env")
-    try:
-        yield
-    finally:
-        BaseContainer._resolvers = resolvers
 
 
 def of_job(error: Exception, overrides: list[str]) -> Exception:
@@ -201,12 +190,41 @@ def parse(command: str, args: list[str]) -> Namespace:
             raise UserError(f"{word}: no such option; {option_meant(command, word, args)}")
     if options.experimental_rerun:
         refuse("--experimental-rerun: not supported")
-    if options.config_dir:
-        if not Path(options.config_dir).is_dir():
-            raise UserError(f"--config-dir {options.config_dir}: no such folder")
-        config.vet(Path(options.config_dir))
+    if options.config_dir and not Path(options.config_dir).is_dir():
+        raise UserError(f"--config-dir {options.config_dir}: no such folder")
     options.overrides += extra
     return options
+
+
+def check_chosen(folder: Path, groups: dict[str, list[str]], overrides: list[str]) -> None:
+    """Refuse a chosen config of one's own that is not YAML, by its file; Hydra names none."""
+    for override in overrides:
+        group, _, choices_typed = override.lstrip("+").partition("=")
+        if group in groups:
+            for choice in choices_typed.split(","):
+                check_file(folder / group / f"{choice}.yaml", [])
+
+
+def check_file(file: Path, chain: list[str]) -> None:
+    """Check a config and, in its folder, those that it starts from. chain: the names that led to
+    it.
+    """
+    if not file.is_file():
+        return
+    if file.stem in chain:
+        way = " → ".join([*chain, file.stem])
+        raise UserError(f"{file}: starts from itself ({way}); change its defaults")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: is not valid YAML ({reason})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: is not a mapping of keys, KEY: VALUE a line")
+    for entry in values.get("defaults") or []:
+        if isinstance(entry, str):
+            name = entry.partition("@")[0]
+            check_file(file.with_name(f"{name}.yaml"), [*chain, file.stem])
 
 
 def option_meant(command: str, word: str, args: list[str]) -> str:
@@ -241,6 +259,8 @@ def better_key(error: Exception, command: str, user_dir: str | None) -> Exceptio
     """
     if not isinstance(error, config.UnknownKeyError):
         return error
+    if error.key in vocabulary.keys(command, user_dir):  # of another choice of its group
+        return error
     meant = vocabulary.meant(command, error.key, user_dir)
     return UserError(f"{error.key}: no such key; {meant}") if meant else error
 
@@ -272,9 +292,13 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, options: 
     if group not in groups and (config_dir() / group).is_dir():
         why = "comes from the checkpoint" if command in vocabulary.FROM_RUN else "no such key here"
         raise UserError(f"{key}: {why}; leave it out")
-    path = config.path_keys(command, group if group != key else "", options.config_dir).get(key)
+    group = group if group in groups else ""
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in options.overrides)
+    target = typed.get(f"{group}._target_")
+    paths = signatures.path_keys(command, group, options.config_dir, target)
+    path = paths.get(key)
     if path and not value:
-        raise UserError(f"{override}: names nothing; give a path, or leave {key} out")
+        raise UserError(f"{override}: needs a path; give one, or leave {key} out")
     is_list = path and path.listed and value.startswith("[") and value.endswith("]")
     if path and value != "null" and not is_list:
         value = ",".join(part if part.startswith(("'", '"')) else quoted(part) for part in parts)
@@ -292,7 +316,8 @@ def settle(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed values, and of each key that was typed the words, in a sweep those of this job.
 
-    An experiment pins keys; a group that is typed beside it counts whole.
+    An experiment pins keys; a group that is typed beside it counts whole. A `_target_` that is
+    typed takes no keys from the group's default choice, but those of a choice typed beside it.
     """
     overrides: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
@@ -304,6 +329,12 @@ def settle(
         )
         whole = {*typed.values()} & {*groups} - {"experiment"}
         values |= {group: OmegaConf.to_container(plain[group]) for group in whole}
+    for group in groups:
+        own_keys = [key for key in typed.values() if key.startswith(f"{group}.")]
+        if f"{group}._target_" in own_keys and group not in typed.values():
+            values[group] = config.pick(values, own_keys)[group]
+            if group == "model" and "name" in values and "name" not in typed.values():
+                values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
     return values, {key: override.lstrip("+") for override, key in typed.items()}
 
 

@@ -20,7 +20,7 @@ from fer.run import LOOKS, told
 
 
 def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
-    members = open_members(cfg.ckpt)
+    members = open_members(cfg.ckpt, cfg.trust)
     data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
     cfg.split = cfg.split or data.only or "validation"
     faces = data.open(cfg.split)

@@ -214,7 +214,10 @@ def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
 
 
 def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
-    checkpoint, device = Checkpoint.open(find_checkpoint(cfg.ckpt)), pick_device(cfg.device)
+    checkpoint, device = (
+        Checkpoint.open(find_checkpoint(cfg.ckpt), cfg.trust),
+        pick_device(cfg.device),
+    )
     network = checkpoint.network(device).requires_grad_(False)
     torch.manual_seed(cfg.seed)
     faces, logits = choose(cfg, checkpoint, network)

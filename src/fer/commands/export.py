@@ -34,7 +34,7 @@ DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
 def run(cfg: config.ExportConfig, typed: list[str]) -> None:
-    checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt))
+    checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt), cfg.trust)
     path = checkpoint.path
     if cfg.out and realpath(cfg.out) == realpath(path):
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")

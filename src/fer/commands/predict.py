@@ -62,7 +62,7 @@ class Submission:
 
 
 def run(cfg: config.PredictConfig, typed: list[str]) -> None:
-    members = open_members(cfg.ckpt)
+    members = open_members(cfg.ckpt, cfg.trust)
     cfg.out = cfg.out or ("faces.csv" if cfg.input else "submission.csv")
     taken = {realpath(member.path) for member in members}
     for target in filter(None, (cfg.out, cfg.probs)):
@@ -133,9 +133,9 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
             print(f"without tta: {(plain.argmax(1) == faces.labels).double().mean():.4f}")
 
 
-def open_members(named: str | list[str] | None) -> list[Checkpoint]:
+def open_members(named: str | list[str] | None, trust: list[str]) -> list[Checkpoint]:
     """The checkpoints that `ckpt=` names, with the same classes all."""
-    members = [Checkpoint.open(path) for path in find_checkpoints(named)]
+    members = [Checkpoint.open(path, trust) for path in find_checkpoints(named)]
     for member in members:
         if member.classes != members[0].classes:
             own = f"{member.path}: has {len(member.classes)} classes"

@@ -28,10 +28,10 @@ OVERFITTED = 0.15  # by how much training accuracy must be above validation's to
 def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
     if len(folders) > 1 or isinstance(cfg.run, list):
-        compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format)
+        compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format, cfg.trust)
         return
     folder = folders[0]
-    best, history = Checkpoint.open(folder / "best.pt"), read_history(folder)
+    best, history = Checkpoint.open(folder / "best.pt", cfg.trust), read_history(folder)
     settings, found, epoch = (
         best.settings,
         best.contents.get("validation"),

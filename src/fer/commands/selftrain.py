@@ -61,7 +61,7 @@ def run(cfg: config.SelftrainConfig, typed: list[str]) -> None:
             note(share, name, train_in(folder, cfg, device, seen), taken, right)
             if number < cfg.rounds:
                 found = label(
-                    Checkpoint.open(folder / "best.pt"),
+                    Checkpoint.open(folder / "best.pt", config.modules_named(cfg)),
                     others,
                     cfg.train.batch_size,
                     device,

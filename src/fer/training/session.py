@@ -11,16 +11,13 @@ from pathlib import Path
 import torch
 
 from fer import UserError, config, runtime, tensorboard
-from fer.checkpoint import load_checkpoint, rewrite_settings
+from fer.checkpoint import load_checkpoint
 from fer.data.faces import Data
 from fer.files import write_text
 from fer.progress import wrapped
 from fer.run import create, lock, write_environment, write_history
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer
-
-# What names a place or a device, and changes nothing of a training.
-PLACES = {"run", "resume", "device", "data.path", "data.votes"}
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
@@ -49,7 +46,8 @@ def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig)
     values = config.parse(contents["config"], str(folder / "last.pt"))
     saved = config.check("train", values).model_dump()  # with the keys that are newer than the run
     differences = config.difference(saved, cfg.model_dump())
-    changed = [line for key, line in differences.items() if key not in PLACES]
+    places = config.places(cfg.data)
+    changed = [line for key, line in differences.items() if key not in places]
     if changed:
         raise UserError(
             f"{folder}: was trained with other settings ({'; '.join(changed)}); set another out="
@@ -75,7 +73,6 @@ def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
         cfg.resume = None
         trainer.recorder = Recorder(folder, cfg, tensorboard_writer(trainer, folder))
         write_text(folder / "config.yaml", config.dump(cfg))
-        rewrite_settings(folder / "best.pt", cfg)  # reports group runs by it
         machine = runtime.describe(trainer.device, trainer.computed_in)
         write_environment(folder, trainer.faces.data.hash, typed or [], machine)
         print_start(trainer, folder)

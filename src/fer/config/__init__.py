@@ -1,0 +1,75 @@
+"""What a command may be told: schemas, their checks, and build(), the only place that instantiates.
+
+Knows Hydra's files, not its command line, which is launch.py's.
+"""
+
+from fer.config.build import GROUPS, build, check, check_node, modules_named, trusted
+from fer.config.schema import (
+    SCHEMAS,
+    CurvesConfig,
+    Device,
+    DownloadConfig,
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    InspectConfig,
+    MislabelsConfig,
+    PredictConfig,
+    ReportConfig,
+    SelftrainConfig,
+    SummaryConfig,
+    TrainConfig,
+    Training,
+    Views,
+    device_name,
+)
+from fer.config.validation import UnknownKeyError
+from fer.config.values import (
+    difference,
+    dump,
+    group_nodes,
+    not_of_the_recipe,
+    over_seeds,
+    overlay,
+    parse,
+    pick,
+    places,
+    resumable,
+)
+
+__all__ = [
+    "GROUPS",
+    "SCHEMAS",
+    "CurvesConfig",
+    "Device",
+    "DownloadConfig",
+    "EvaluateConfig",
+    "ExplainConfig",
+    "ExportConfig",
+    "InspectConfig",
+    "MislabelsConfig",
+    "PredictConfig",
+    "ReportConfig",
+    "SelftrainConfig",
+    "SummaryConfig",
+    "TrainConfig",
+    "Training",
+    "UnknownKeyError",
+    "Views",
+    "build",
+    "check",
+    "check_node",
+    "device_name",
+    "difference",
+    "dump",
+    "group_nodes",
+    "modules_named",
+    "not_of_the_recipe",
+    "over_seeds",
+    "overlay",
+    "parse",
+    "pick",
+    "places",
+    "resumable",
+    "trusted",
+]

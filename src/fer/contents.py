@@ -1,0 +1,214 @@
+"""What a checkpoint file holds: its schema, and checks of the tensors in it.
+
+A file may have been edited, or made to do harm: every fault is one line that names the file.
+"""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fer import Normalization, UserError, __version__, class_names
+
+FORMAT = 1  # raised when an older version could not read it
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """Part of a checkpoint. Keys of newer versions are let through."""
+
+    model_config = ConfigDict(extra="allow", strict=True, arbitrary_types_allowed=True)
+
+
+class NormalizationPart(Part):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    kind: Normalization
+    mean: Finite
+    std: Annotated[Finite, Field(gt=0)]
+
+
+class ValidationPart(Part):
+    """What the best weights said of the validation faces: logits N×classes, labels N, and the hash
+    of the images, which earlier versions did not note.
+    """
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    images: str | None = None
+
+
+class HistoryRow(Part):
+    """An epoch. Recalls and what curves drive come on top."""
+
+    epoch: Whole
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: Share
+    val_macro_f1: float
+    seconds: Finite
+    images_per_second: float
+
+
+class OptimizerPart(Part):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class TrainingPart(Part):
+    """What a resume needs besides weights. Earlier versions saved no faces, scaler and format, and
+    sums in place of a record.
+    """
+
+    epoch: Whole
+    step: Whole
+    seconds: Annotated[Finite, Field(ge=0)]
+    history: list[HistoryRow]
+    optimizer: OptimizerPart
+    record: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
+    faces: str | None = None
+    computed_in: str | None = None
+    scaler: dict | None = None
+    average: dict | None = None
+
+
+class Contents(Part):
+    """A checkpoint. best.pt has epoch, val_accuracy and validation, last.pt has training."""
+
+    format: int
+    config: str
+    classes: list[str]
+    normalization: NormalizationPart
+    model: dict
+    version: str = ""
+    epoch: Whole | None = None
+    val_accuracy: Share | None = None
+    validation: ValidationPart | None = None
+    training: TrainingPart | None = None
+
+
+def read_contents(path: Path) -> dict:
+    """The contents of a checkpoint file, checked, on the CPU; UserError for anything else."""
+    contents = unpickle(path)
+    if not isinstance(contents, dict):
+        contents = {}
+    number = contents.get("format")
+    if type(number) is int and number > FORMAT:
+        raise UserError(
+            f"{path}: written by fer {contents.get('version')}, newer than this {__version__}; "
+            "upgrade fer"
+        )
+    check_schema(path, contents)
+    if not all(is_stored(tensor) for tensor in tensors_of(contents)):
+        raise UserError(
+            f"{path}: damaged, a tensor is larger than what the file holds of it, or of another "
+            "kind than ours"
+        )
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
+        raise UserError(
+            f"{path}: its weights hold NaN or infinity, so it cannot label anything; take another "
+            "checkpoint, or train again with a lower optim.lr"
+        )
+    if contents["classes"] not in (list(class_names(7)), list(class_names(8))):
+        raise UserError(
+            f"{path}: was trained on other classes than {', '.join(class_names(8))}, and cannot be "
+            "used here"
+        )
+    if "validation" in contents:
+        check_validation(path, contents["validation"], len(contents["classes"]))
+    if "training" in contents:
+        check_training(path, contents["training"])
+    return contents
+
+
+def unpickle(path: Path) -> Any:
+    """What torch reads from the file, plain values and tensors only."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            # torch compresses nothing, so a file that unpacks to more than its size is a bomb.
+            bomb = sum(entry.file_size for entry in entries) > path.stat().st_size
+            # Of an entry that claims to be a folder torch leaves the tensor unset.
+            hollow = any(entry.external_attr & 0x10 for entry in entries)
+            if bomb or hollow or archive.testzip():
+                raise zipfile.BadZipFile
+        with warnings.catch_warnings(action="ignore"):  # about what a foreign file holds
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"{path}: holds more than weights and plain values; not loaded, it could run code"
+        ) from None
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except Exception:  # zipfile and torch raise a dozen kinds
+        raise UserError(
+            f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)"
+        ) from None
+
+
+def check_schema(path: Path, contents: dict) -> None:
+    try:
+        Contents.model_validate(contents)
+    except ValidationError as errors:
+        first = errors.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"][:6])
+        if first["type"] == "missing" and len(first["loc"]) == 1:
+            reason = f"it has no {key}"
+        else:
+            reason = f"{key}: {first['msg'].replace('Input should', 'should')}"
+        raise UserError(
+            f"{path}: a torch file, but not one of fer's checkpoints, or changed ({reason})"
+        ) from None
+
+
+def check_validation(path: Path, validation: dict, classes: int) -> None:
+    logits, labels = validation["logits"], validation["labels"]
+    fit = logits.ndim == 2 and labels.ndim == 1 and len(logits) == len(labels)
+    if fit and len(logits):
+        fit = logits.shape[1] == classes and set(labels.tolist()) <= set(range(classes))
+    if not fit:
+        raise UserError(
+            f"{path}: not one of fer's checkpoints, or changed (validation: logits and labels do "
+            "not fit)"
+        )
+
+
+def check_training(path: Path, training: dict) -> None:
+    history = training["history"]
+    numbers = [row["epoch"] for row in history]
+    if numbers != list(range(1, training["epoch"] + 1)):
+        raise UserError(
+            f"{path}: was changed (training.history: its epochs are not 1 to {training['epoch']})"
+        )
+
+
+def tensors_of(contents: object) -> Iterator[torch.Tensor]:
+    """All tensors within nested mappings and lists."""
+    if isinstance(contents, torch.Tensor):
+        yield contents
+    elif isinstance(contents, Mapping):
+        for value in contents.values():
+            yield from tensors_of(value)
+    elif isinstance(contents, list | tuple):
+        for value in contents:
+            yield from tensors_of(value)
+
+
+def is_stored(tensor: torch.Tensor) -> bool:
+    """Whether it is a plain tensor whose every element the file holds. Strides of 0 repeat one
+    10^10 times, which fills the memory once it is used; no checkpoint of ours has sparse or
+    quantized tensors, or tensors without data.
+    """
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()

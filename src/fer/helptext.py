@@ -1,0 +1,107 @@
+"""`fer COMMAND --help`, made of the command's YAML in configs/, which documents itself.
+
+In such a file the heading tells what the command does, with examples; the line RARELY parts the
+keys that people change first from the others. Reads YAML only and imports nothing heavy.
+"""
+
+import re
+from textwrap import fill, indent
+
+import yaml
+
+from fer import choices, config_dir
+
+WIDTH = 100
+FIRST = "Change first:\n"
+RARELY = "# Change rarely:\n"
+HELP = """usage: fer {command} [KEY=VALUE ...]
+
+{heading}
+
+{first}
+{groups}{rest}
+Options:
+  -m                try comma-separated values in turn (a sweep)
+  --config-dir DIR  use configs of your own, DIR/GROUP/NAME.yaml
+  --cfg job         show the composed config, and stop"""
+
+
+def help_text(command: str) -> str:
+    """What the command does, three examples, the keys that people change first, then the rest."""
+    text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    heading, _, body = text.partition("defaults:\n")
+    heading = re.sub(r"^# ?", "", heading, flags=re.MULTILINE).strip()
+    defaults = yaml.safe_load(text)["defaults"]
+    keys = body.partition("\n\n")[2]
+    if FIRST in heading:  # written out, for keys of groups
+        heading, _, first = heading.partition(FIRST)
+        rest = keys
+    else:
+        first, _, rest = keys.partition(RARELY)
+        first = indent(refilled(first, WIDTH - 2), "  ")
+    more = indent(refilled(rest, WIDTH - 2), "  ") + keys_of_choices(defaults)
+    if "train" in defaults:
+        more += "  and all keys of fer train; see fer train --help\n"
+    return HELP.format(
+        command=command,
+        heading=heading.strip(),
+        first=f"{FIRST}{first.rstrip()}\n",
+        groups=groups_text(command),
+        rest=f"All other keys, with their defaults:\n{more}" if more else "",
+    )
+
+
+def groups_text(command: str) -> str:
+    """Every group with the names of its configs."""
+    lines = []
+    for group, names in choices(command).items():
+        start = f"  {group:<11} "
+        lines.append(
+            fill(", ".join(names), WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+        )
+    if not lines:
+        return ""
+    return "\n".join(["Groups: GROUP=NAME chooses, GROUP.KEY=VALUE changes", *lines, "\n"])
+
+
+def keys_of_choices(defaults: list) -> str:
+    """The keys of each group's default choice, but of the model: a network has its own."""
+    text = ""
+    for entry in defaults:
+        for group, choice in entry.items() if isinstance(entry, dict) else ():
+            if choice and group != "model":
+                keys = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8")
+                keys = re.sub(r"^(#|_target_).*\n", "", keys, flags=re.MULTILINE)
+                text += f"  {group}:     # {group}={choice}\n"
+                text += indent(refilled(keys, WIDTH - 4), "    ")
+    return text
+
+
+def refilled(text: str, width: int) -> str:
+    """YAML whose comments are wrapped anew where a line of them is longer than `width`."""
+    paragraphs: list[list[str]] = []
+    for line in text.splitlines():
+        if re.match(r"\s+# ", line) and paragraphs:  # the comment of the key above goes on
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+    lines: list[str] = []
+    for paragraph in paragraphs:
+        if max(map(len, paragraph)) > width:
+            paragraph = [wrapped(paragraph, width)]
+        lines += paragraph
+    return "".join(f"{line}\n" for line in lines)
+
+
+def wrapped(paragraph: list[str], width: int) -> str:
+    """A key and its comment, of one line or several, as lines of at most `width`."""
+    key, _, first = paragraph[0].partition("# ")
+    words = [first, *(line.strip().removeprefix("# ") for line in paragraph[1:])]
+    return fill(
+        " ".join(words),
+        width,
+        initial_indent=f"{key}# ",
+        subsequent_indent=" " * len(key) + "# ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
