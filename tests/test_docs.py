@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from fer import cli, config
+from fer import cli, config, config_dir
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -129,9 +129,9 @@ def fer_words(command: str) -> list[str] | None:
 
 
 def write_configs(page: Path, folder: Path) -> None:
-    """The YAML that a page shows, under the path that it is given."""
+    """The YAML and Python files that a page shows, under the path in the line before."""
     for kind, text, before in blocks(page):
-        if kind == "yaml" and (path := re.match(r"`([\w/]+\.yaml)`", before)):
+        if kind in ("yaml", "python") and (path := re.match(r"`([\w/]+\.(yaml|py))`", before)):
             (folder / path[1]).parent.mkdir(parents=True, exist_ok=True)
             (folder / path[1]).write_text(text + "\n")
 
@@ -206,7 +206,7 @@ def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypat
             words = [
                 word for word in words if word not in launcher
             ]  # its processes would not know of begin()
-            with hydra.initialize_config_dir(str(cli.config_dir()), version_base="1.3"):
+            with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
                 hydra.compose("train", launcher, return_hydra_config=True)
         words = [
             re.sub("(?<=seed=0),.*|(?<=n_trials=).*", "1" * word.startswith("hydra"), word)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fer import cli, config
+from fer import config, config_dir
 from fer.commands import summary
 
 
@@ -110,7 +110,7 @@ def agrees(model):
 
 
 def test_the_catalogue_agrees_with_torchs_counter_and_its_own_formulas(model_name):
-    root = cli.config_dir() / "model" / f"{model_name}.yaml"
+    root = config_dir() / "model" / f"{model_name}.yaml"
     agrees(summary.build(config.parse(root.read_text(), model_name)))
 
 
@@ -149,7 +149,7 @@ def test_the_table_leaves_the_model_as_it_was(catalogue_model):
     assert text == real and max(map(len, text.splitlines())) <= 120
 
 
-SMALL = cli.config_dir() / "model" / "bn_cnn_small.yaml"
+SMALL = config_dir() / "model" / "bn_cnn_small.yaml"
 
 
 def test_one_dimensional_rows_and_shared_layers():
@@ -214,8 +214,7 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
     )
     width, count = int(found[1]), int(found[2].replace(",", ""))
     nodes = {
-        n: config.parse((cli.config_dir() / "model" / f"{n}.yaml").read_text(), n)
-        for n in (cnn, dnn)
+        n: config.parse((config_dir() / "model" / f"{n}.yaml").read_text(), n) for n in (cnn, dnn)
     }
     target = summary.count(summary.build(nodes[cnn]).parameters())
     assert (

@@ -469,5 +469,7 @@ def test_a_folder_of_anything_is_read_or_refused(tmp_path_factory, names, raw):
 def test_bad_yaml_in_a_later_choice_of_a_sweep_is_refused_before_the_first_runs(fer, tmp_path):
     args = theirs(tmp_path, {"augment/bad.yaml": "x: [\n"})
     code, _, err = fer(*TRAIN[:-1], "-m", "hydra.sweep.dir=s", *args, "augment=none,bad")
-    assert code == 2 and "theirs: a file there is no YAML" in err and err.count("\n") == 1
+    assert (
+        code == 2 and "theirs/augment/bad.yaml: is not valid YAML" in err and err.count("\n") == 1
+    )
     assert not list(tmp_path.glob("s/*/*"))

@@ -128,7 +128,7 @@ def call(command: str, overrides: list[str]) -> None:
     """Run the command once for a program of which this process is: its Hydra, its logging and its
     environment stay as they are. Raises Interrupted after a signal.
     """
-    options = Namespace(config_dir=None, multirun=False)
+    options = Namespace(config_dir=None, multirun=False, overrides=overrides)
     groups = choices(command)
     try:
         refuse_twice(overrides)
