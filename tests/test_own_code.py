@@ -146,7 +146,7 @@ def test_a_key_or_target_that_does_not_fit_is_one_line(fer, mylab, typed, words)
 
 def test_a_target_that_is_typed_starts_from_nothing_but_a_choice_typed_beside_it(fer, mylab):
     code, out, err = fer("train", *TINY, *MODEL, "optim._target_=mylab.nets.Sgd", "optim.lr=0.1")
-    assert code == 0 and "MyNet: " in out, err
+    assert code == 0 and "MyNet, " in out, err
     values = config.parse(Path("r/config.yaml").read_text(), "r")
     assert values["model"] == {"_target_": "mylab.nets.MyNet", "width": 4, "classes": 7}
     assert values["optim"] == {"_target_": "mylab.nets.Sgd", "lr": 0.1}
