@@ -29,7 +29,11 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
-NARROW = ["README.md", "CONTRIBUTING.md"]
+WIDE = [
+    f"docs/{name}.md" for name in "architecture data export predict speedrun systems train".split()
+]
+WIDE += ["data/README.md", "docs/promises.md", "docs/speed.md"]
+NARROW = [name for name in NAMES if name not in WIDE]
 CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its examples
 
 # Commands that no test runs, by how they start, and why.
