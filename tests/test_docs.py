@@ -35,7 +35,6 @@ WIDE = [
     "docs/data.md",
     "docs/export.md",
     "docs/predict.md",
-    "docs/promises.md",
     "docs/systems.md",
 ]
 NARROW = [name for name in NAMES if name not in WIDE]
@@ -147,7 +146,7 @@ def write_configs(page: Path, folder: Path) -> None:
 
 def test_every_promise_names_tests_that_exist():
     text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith("| ") and "held by" not in line]
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     defined = set(
         re.findall(
             r"def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("test_*.py"))
