@@ -49,6 +49,7 @@ NOT_RUN = {
     "scripts/bench": "takes many minutes of a machine to itself",
     "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 scripts/bench": "the same",
     "scripts/ablation": "21 trainings of 8 epochs",
+    "scripts/reproduce": "many trainings; tests/test_reproduce.py",
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "pip install": "downloads",
     "pip uninstall": "would change the environment",

@@ -1,0 +1,236 @@
+"""scripts/reproduce: its trainings on drawn faces, the tables and headings that it writes."""
+
+import importlib.util
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fer import UserError
+
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
+TINY = ["data=demo", "data.images=70", "train.epochs=2", "device=cpu"]
+PAGES = ["README.md", "docs/systems.md"]
+
+
+@pytest.fixture(scope="module")
+def reproduce():
+    path = ROOT / "scripts" / "reproduce.py"
+    spec = importlib.util.spec_from_file_location("reproduce", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the files that scripts/reproduce writes."""
+    root = tmp_path / "checkout"
+    for name in PAGES:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "configs" / "experiment", root / "configs" / "experiment")
+    return root
+
+
+def contents(root):
+    files = [root / name for name in PAGES]
+    files += sorted((root / "configs" / "experiment").glob("*.yaml"))
+    return {str(file.relative_to(root)): file.read_text() for file in files}
+
+
+@pytest.fixture(scope="module")
+def trained(reproduce, tmp_path_factory):
+    """The folder of two finished trainings of compact_dnn on drawn faces."""
+    runs = tmp_path_factory.mktemp("runs")
+    row = reproduce.BY_NAME["compact_dnn"]
+    words = [*TINY, "model.head=[4]", "train.batch_size=32"]
+    trainings = [
+        reproduce.Training(row, seed, runs / f"compact_dnn_{seed}", words) for seed in (0, 1)
+    ]
+    assert reproduce.train_all(trainings, 2, time.monotonic() + 100, on_cpu=False) == []
+    return runs
+
+
+# What stands in the pages
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_opens_with_what_docs_systems_says_of_it(reproduce, name):
+    found = reproduce.records((ROOT / "docs" / "systems.md").read_text())
+    text = (ROOT / "configs" / "experiment" / f"{name}.yaml").read_text()
+    lines = reproduce.heading(found[name], reproduce.BY_NAME[name].seeds)
+    assert text.startswith("# @package _global_\n# ")
+    assert text.count("# Command: ") == 1
+    assert lines in text.partition("defaults:")[0]
+
+
+def test_the_pages_are_as_scripts_reproduce_writes_them(reproduce, copy):
+    before = contents(copy)
+    found = reproduce.records(before["docs/systems.md"])
+    assert list(found) == [row.name for row in reproduce.ROWS]
+    assert {row.trained for row in reproduce.ROWS} == set(EXPERIMENTS) == set(reproduce.ORDER)
+    reproduce.write_pages(found, copy)
+    assert contents(copy) == before
+
+
+def test_the_parameters_in_the_readme_are_those_of_the_networks(reproduce, compose):
+    from fer import config
+
+    for row in reproduce.ROWS:
+        if row.title and not row.of:
+            cfg = config.check("train", compose("train", row.experiment))
+            model = config.build("model", cfg.model)
+            count = sum(p.numel() for p in model.parameters())
+            assert row.parameters.startswith(f"{count:,}"), row.name
+
+
+# Figures of runs
+
+
+def test_figures_come_from_the_run_folders(reproduce, trained):
+    row = reproduce.BY_NAME["compact_dnn"]
+    folders = [trained / "compact_dnn_0", trained / "compact_dnn_1"]
+    record = reproduce.measured(row, folders, ["x=1"])
+    best = [pd.read_csv(folder / "history.csv")["val_accuracy"].max() for folder in folders]
+    mean, deviation = pd.Series(best).mean(), pd.Series(best).std()
+    assert record["PublicTest"] == f"{mean:.4f} ± {deviation:.4f}"
+    assert record["command"] == "experiment=compact_dnn x=1"
+    assert (record["seeds"], record["epochs"]) == ("0, 1", "2")
+    assert "torch" in record["machine"] and record["format"] in ("fp32", "bf16")
+    one = reproduce.measured(row, folders[:1], [])
+    assert one["PublicTest"] == f"{best[0]:.4f}"
+    assert 0 <= float(one["with flips"]) <= 1 and 0 <= float(one["without copies"]) <= 1
+
+
+def test_an_ensemble_is_the_mean_of_the_networks(reproduce, trained):
+    row = reproduce.Row("pair", of="compact_dnn", ensemble=True)
+    folders = [trained / "compact_dnn_0", trained / "compact_dnn_1"]
+    record = reproduce.measured(row, folders, [])
+    runs = [reproduce.Run(folder) for folder in folders]
+    mean = sum(run.probabilities() for run in runs) / 2
+    right = (mean.argmax(1) == runs[0].labels).mean()
+    assert record["PublicTest"] == f"{right:.4f}"
+
+
+def test_new_figures_go_into_the_pages_and_others_stay(reproduce, trained, copy):
+    before = contents(copy)
+    row = reproduce.BY_NAME["compact_dnn"]
+    record = reproduce.measured(row, [trained / "compact_dnn_0", trained / "compact_dnn_1"], [])
+    found = reproduce.records(before["docs/systems.md"])
+    reproduce.write_pages(found | {"compact_dnn": record}, copy)
+    after = contents(copy)
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"README.md", "docs/systems.md", "configs/experiment/compact_dnn.yaml"}
+    text = after["configs/experiment/compact_dnn.yaml"]
+    assert "# Command: fer train -m experiment=compact_dnn seed=0,1\n" in text
+    assert f"# Result:  PublicTest {record['PublicTest']} (2 seeds), 1 minute on " in text
+    line = next(line for line in after["README.md"].splitlines() if line.startswith("| D's DNN"))
+    assert record["PublicTest"] in line
+    assert reproduce.records(after["docs/systems.md"])["compact_cnn"] == found["compact_cnn"]
+
+
+# The command
+
+
+def test_rows_are_trained_measured_and_kept(reproduce, copy, tmp_path, monkeypatch, capfd):
+    """On a CPU each is timed first; a second start trains nothing; words that change the recipe
+    keep the figures out of the pages.
+    """
+    monkeypatch.chdir(tmp_path)
+    before = contents(copy)
+    command = ["compact_dnn", *TINY, "model.head=[4]", "--runs", "runs"]
+    assert reproduce.main(command, copy) == 0
+    out = capfd.readouterr().out
+    assert "runs/compact_dnn_0: about " in out
+    assert "PublicTest 0." in out and "not written into the pages: data=demo" in out
+    history = tmp_path / "runs" / "compact_dnn_0" / "history.csv"
+    written = history.stat().st_mtime_ns
+    assert reproduce.main(command, copy) == 0
+    assert history.stat().st_mtime_ns == written
+    assert contents(copy) == before
+
+
+def test_what_does_not_fit_into_the_time_is_left_out(reproduce, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "estimate", lambda training: 3600)
+    row = reproduce.BY_NAME["compact_dnn"]
+    training = reproduce.Training(row, 0, tmp_path / "x", TINY)
+    assert reproduce.train_all([training], 1, time.monotonic() + 120, on_cpu=True) == []
+    assert "about 60 minutes here; left out, 2 minutes are left" in capsys.readouterr().out
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_training_is_stopped_when_the_time_is_up_and_resumes(reproduce, tmp_path, capsys):
+    row = reproduce.BY_NAME["compact_dnn"]
+    words = ["data=demo", "data.images=70", "train.epochs=100000", "device=cpu", "model.head=[4]"]
+    folder = tmp_path / "x"
+    training = reproduce.Training(row, 0, folder, words)
+    process = reproduce.start(training, 1)
+    try:
+        for _ in range(600):
+            if (folder / "last.pt").is_file():
+                break
+            time.sleep(0.1)
+        reproduce.stop({training: process})
+    finally:
+        process.kill()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "stopped, and saved; the same command resumes it" in capsys.readouterr().out
+    assert training.command()[-1] == f"resume={folder}" and not training.done
+
+
+def test_a_training_that_fails_is_told_and_others_go_on(reproduce, tmp_path, capsys):
+    row = reproduce.BY_NAME["compact_dnn"]
+    wrong = reproduce.Training(row, 0, tmp_path / "a", [*TINY, "model.haed=[4]"])
+    right = reproduce.Training(row, 0, tmp_path / "b", [*TINY, "model.head=[4]"])
+    failures = reproduce.train_all([wrong, right], 2, time.monotonic() + 100, on_cpu=False)
+    assert len(failures) == 1
+    assert "a: ended with code 2: fer: model.haed: no such key" in failures[0]
+    assert right.done and not wrong.done
+
+
+def test_rows_without_a_figure_come_first(reproduce):
+    found = {"compact_cnn": {"PublicTest": "0.64"}, "leaky_bn": {"PublicTest": "not run"}}
+    names = ["compact_cnn", "leaky_bn", "vgg16_staged_ensemble", "vgg16_staged_tencrop"]
+    order = [(row.name, seed) for row, seed in reproduce.planned(names, None, found)]
+    staged = [("vgg16_staged", seed) for seed in (0, 1, 2)]
+    assert order == [("leaky_bn", 0), *staged, ("compact_cnn", 0)]
+
+
+def test_submissions_are_written_for_a_competition(reproduce, trained, fer2013_csv, tmp_path):
+    _, *rows = fer2013_csv.read_text().splitlines()
+    place = tmp_path / "competition"
+    place.mkdir()
+    pairs = [row.split(",")[:2] for row in rows]
+    lines = ["emotion,pixels", *map(",".join, pairs)]
+    (place / "train.csv").write_text("\n".join(lines) + "\n")
+    (place / "test.csv").write_text("\n".join(["pixels", *(p for _, p in pairs[:9])]) + "\n")
+    folders = {"compact_dnn": [trained / "compact_dnn_0", trained / "compact_dnn_1"]}
+    reproduce.write_submissions(str(place), folders, tmp_path / "out")
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files == ["compact_dnn_0.csv", "compact_dnn_1.csv"]
+    assert len(pd.read_csv(tmp_path / "out" / files[0])) == 9
+    with pytest.raises(UserError, match="--private /nowhere"):
+        reproduce.write_submissions("/nowhere", folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["compact"], "compact: no such system"),
+        (["--seeds", "a"], "whole numbers"),
+        (["--jobs", "0"], "1 or more"),
+        (["--minutes", "-1"], "more than 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(reproduce, given, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(given)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err
