@@ -242,10 +242,10 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "is for trainings" in refused(
         "evaluate", "ckpt=r", "data=fer2013", "data.validation=test"
     )
-    assert "is the checkpoint, or named twice" in refused(
+    assert "is the checkpoint, or is named twice" in refused(
         "predict", "ckpt=r", "out=x.csv", "probs=x.csv"
     )
-    assert "is the checkpoint, or named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
+    assert "is the checkpoint, or is named twice" in refused("predict", "ckpt=r", "out=r/best.pt")
     assert "is the checkpoint itself" in refused("export", "ckpt=r", "out=r/best.pt")
     assert "would overwrite a run's own file" in refused("export", "ckpt=r", "out=r/config.yaml")
     assert "would overwrite a run's own file" in refused("predict", "ckpt=r", "out=r/last.pt")

@@ -87,7 +87,7 @@ def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fe
         and "21 faces of validation; 21 are exact copies" in out
         and out.splitlines()[2].endswith(" -")
     )
-    assert "r/best.pt learned 21 of these 21 faces" in out
+    assert "r/best.pt was trained on 21 of these 21 faces" in out
     fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
     code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
     assert (
@@ -101,7 +101,7 @@ def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_p
     assert code == 0 and not (tmp_path / "r" / "evaluations.csv").exists()
     for look in (1, 2):
         code, out, err = fer("evaluate", "ckpt=r", "split=private")
-        assert code == 0 and f"look number {look} at private" in out, err
+        assert code == 0 and f"evaluation {look} of r on private" in out, err
     noted = pd.read_csv("r/evaluations.csv")
     assert list(noted["split"]) == ["private"] * 2 and f"{noted['accuracy'][0]:.4f}" in out
     fer("report", "run=r")
@@ -127,12 +127,11 @@ def test_looks_of_several_processes_at_once_are_all_noted(tiny, tmp_path):
     from types import SimpleNamespace
 
     from fer.checkpoint import Checkpoint
-    from fer.commands.evaluate import record
+    from fer.commands.evaluate import log_look
 
     member = Checkpoint.open(tiny())
     data = SimpleNamespace(open=lambda split: [0], hash="")
-    cfg = SimpleNamespace(split="private", tta="none")
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda i: record(member, cfg, data, "0.5"), range(16)))
-    assert sorted(int(line.split()[2]) for line in said) == list(range(1, 17))
+        said = list(pool.map(lambda i: log_look(member, "private", "none", data, "0.5"), range(16)))
+    assert sorted(int(line.split()[1]) for line in said) == list(range(1, 17))
     assert len(pd.read_csv(tmp_path / "evaluations.csv")) == 16

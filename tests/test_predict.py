@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from fer import CLASSES
-from fer.commands.predict import greedy, probabilities
+from fer.inference import greedy, probabilities
 from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
@@ -108,7 +108,7 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     code, out, _ = fer("predict", "ckpt=runs", "data.seed=7")
     assert (
         code == 0
-        and "what each member adds is not shown" in out
+        and "contributions of members are not shown" in out
         and "labelled by 3 checkpoints" in out
     )
     Path("runs/begun").mkdir()
@@ -140,7 +140,7 @@ def test_members_validated_on_other_faces_neither_choose_nor_are_scored(fer, fer
     code, _, err = fer("predict", "ckpt=[r0,r1]", "select=greedy", "split=validation")
     assert code == 2 and "r1/best.pt was validated on other faces than these" in err
     code, out, _ = fer("predict", "ckpt=[r0,r1]", "split=validation")
-    assert code == 0 and "what each member adds is not shown" in out
+    assert code == 0 and "contributions of members are not shown" in out
     code, out, _ = fer("predict", "ckpt=[r0,r0/last.pt]", "select=greedy", "split=validation")
     assert code == 0 and "ensemble: accuracy" in out
 
@@ -158,12 +158,12 @@ def test_what_training_said_of_the_validation_faces_is_used_again(fer, monkeypat
     assert code == 0
     calls = []
     monkeypatch.setattr(
-        "fer.commands.predict.probabilities",
+        "fer.inference.probabilities",
         lambda *args: calls.append(args[-1]) or probabilities(*args),
     )
     assert fer("predict", "ckpt=r/last.pt", "out=t.csv")[0] == 0 and calls == ["none"]  # once
     monkeypatch.setattr(
-        "fer.commands.predict.probabilities", lambda *_: pytest.fail("ran the network again")
+        "fer.inference.probabilities", lambda *_: pytest.fail("ran the network again")
     )
     assert fer("predict", "ckpt=r", "split=validation", "out=b.csv")[0] == 0
     with pytest.raises(pytest.fail.Exception, match="ran the network"):
@@ -183,7 +183,8 @@ def test_an_accuracy_on_faces_that_the_network_learned_is_told(fer):
     code, out, err = fer("predict", "ckpt=r", "split=train", "out=s.csv")
     assert (
         code == 0
-        and "r/best.pt learned 140 of these 140 faces: its accuracy on them says little" in out
+        and "r/best.pt was trained on 140 of these 140 faces: its accuracy on them says little"
+        in out
     ), err
     code, out, err = fer("predict", "ckpt=r", "split=train", "data.images=150", "out=s.csv")
     assert code == 0 and "accuracy 0." in out, err
@@ -267,7 +268,7 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
     assert code == 0 and len(pd.read_csv("submission.csv")) == 5, err
     code, out, err = fer("predict", "data.path=labelled.csv")
     assert code == 0 and len(pd.read_csv("submission.csv")) == 70, err
-    assert "no accuracy is shown: all holds, or may hold, PrivateTest" in out
+    assert "no accuracy is shown: all contains, or may contain, PrivateTest" in out
     code, out, err = fer("evaluate", "data.path=labelled.csv")
     assert code == 0 and "70 faces of all" in out, err
     code, out, err = fer("evaluate", "data.path=labelled.csv", "split=validation")

@@ -376,7 +376,7 @@ def no_doubles(monkeypatch):
 
 
 def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubles):
-    from fer.commands.predict import probabilities
+    from fer.inference import probabilities
 
     t = trainer(
         *RECIPES["adam, every augmentation and a curve of dropout"],

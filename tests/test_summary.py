@@ -11,12 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fer import config, config_dir
-from fer.commands import summary
+from fer import config, config_dir, layer_table
 
 
 def torchvision(name, size):
-    return summary.build(
+    return layer_table.build(
         {"_target_": "fer.models.torchvision.classifier", "name": name, "size": size}
     )
 
@@ -39,7 +38,7 @@ def value(formula: str) -> tuple[list[int], list[int]]:
     ],
 )
 def test_totals_are_the_published_ones(catalogue_model, name, trainable, with_running):
-    totals = summary.totals(catalogue_model(name))
+    totals = layer_table.totals(catalogue_model(name))
     assert (totals["parameters"], totals["trainable"]) == (trainable, trainable)
     assert totals["with running statistics"] == with_running
 
@@ -48,11 +47,11 @@ def test_frozen_parameters_are_not_trainable(catalogue_model):
     model = catalogue_model("compact_cnn")
     model.features.requires_grad_(False)
     dense = (4608 * 256 + 256) + (256 * 256 + 256) + (256 * 7 + 7)
-    assert summary.totals(model)["trainable"] == dense
+    assert layer_table.totals(model)["trainable"] == dense
 
 
 def test_the_rows_of_leaky_bn(catalogue_model):
-    rows = {row.name: row for row in summary.layers(catalogue_model("leaky_bn"))}
+    rows = {row.name: row for row in layer_table.layers(catalogue_model("leaky_bn"))}
     first = rows["features.conv1_1"]
     assert (first.kind, first.kernel, first.stride, first.padding) == ("Conv2d", "5×5", "1", "2")
     assert first.formula == "floor((48 + 2·2 − 5) / 1) + 1 = 48"
@@ -64,7 +63,7 @@ def test_the_rows_of_leaky_bn(catalogue_model):
 
 
 def test_explicit_pads_are_rows_and_count_as_padding_in_the_formula(catalogue_model):
-    rows = summary.layers(catalogue_model("prelu_cnn"))
+    rows = layer_table.layers(catalogue_model("prelu_cnn"))
     windows = [row for row in rows if row.formula]
     assert [value(row.formula)[1] for row in windows] == [
         [n] for n in (44, 22, 22, 22, 10, 10, 10, 5)
@@ -74,10 +73,10 @@ def test_explicit_pads_are_rows_and_count_as_padding_in_the_formula(catalogue_mo
         ("2", (64, 48, 48)),
         ("1", (128, 12, 12)),
     ]
-    rows = {row.name: row for row in summary.layers(catalogue_model("bn_cnn_small"))}
+    rows = {row.name: row for row in layer_table.layers(catalogue_model("bn_cnn_small"))}
     assert rows["features.pad1_1"].padding == "0+1"
     assert rows["features.conv1_1"].formula == "floor((48 + 0 + 1 − 2) / 1) + 1 = 48"
-    rows = {row.name: row for row in summary.layers(catalogue_model("bn_cnn_deep"))}
+    rows = {row.name: row for row in layer_table.layers(catalogue_model("bn_cnn_deep"))}
     assert (
         rows["features.pool5"].formula == "ceil((3 + 2·0 − 2) / 2) + 1 = 2"
     )  # SAME: one cell below and to the right
@@ -85,14 +84,14 @@ def test_explicit_pads_are_rows_and_count_as_padding_in_the_formula(catalogue_mo
 
 def agrees(model):
     """Formulas agree with rows, rows with totals, multiply-adds with torch's counter."""
-    rows = summary.layers(model)
+    rows = layer_table.layers(model)
     for row in rows:
         if row.formula:
             computed, said = value(row.formula)
             assert computed == said == list(
                 dict.fromkeys(row.output[1:])
             ) or computed == said == list(row.output[1:])
-    totals = summary.totals(model)
+    totals = layer_table.totals(model)
     assert (
         sum(row.parameters for row in rows)
         == totals["parameters"]
@@ -111,7 +110,7 @@ def agrees(model):
 
 def test_the_catalogue_agrees_with_torchs_counter_and_its_own_formulas(model_name):
     root = config_dir() / "model" / f"{model_name}.yaml"
-    agrees(summary.build(config.parse(root.read_text(), model_name)))
+    agrees(layer_table.build(config.parse(root.read_text(), model_name)))
 
 
 @pytest.mark.parametrize(
@@ -132,20 +131,22 @@ def test_torchvisions_agree_too(name, size):
 
 def test_parameters_outside_of_the_layers_have_a_row_of_their_own():
     model = torchvision("vit_b_16", 48)
-    rows = summary.layers(model)
-    assert rows[-1].name == summary.OUTSIDE and rows[-1].parameters > 0
-    assert sum(row.parameters for row in rows) == summary.totals(model)["parameters"]
-    assert summary.table_text("vit", model).endswith("attention say, are not counted")
+    rows = layer_table.layers(model)
+    assert rows[-1].name == layer_table.OUTSIDE and rows[-1].parameters > 0
+    assert sum(row.parameters for row in rows) == layer_table.totals(model)["parameters"]
+    assert layer_table.table_text("vit", model).endswith("attention say, are not counted")
 
 
 def test_the_table_leaves_the_model_as_it_was(catalogue_model):
     model = catalogue_model("bn_cnn_small").train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    text = summary.table_text("small", model)
+    text = layer_table.table_text("small", model)
     assert model.training and model.head.dropout2.training
     assert all(torch.equal(before[key], tensor) for key, tensor in model.state_dict().items())
     assert not any(module._forward_hooks for module in model.modules())
-    real = summary.table_text("small", summary.build(config.parse(SMALL.read_text(), "small")))
+    real = layer_table.table_text(
+        "small", layer_table.build(config.parse(SMALL.read_text(), "small"))
+    )
     assert text == real and max(map(len, text.splitlines())) <= 120
 
 
@@ -167,7 +168,7 @@ def test_one_dimensional_rows_and_shared_layers():
         def forward(self, x):
             return self.dense(self.dense(self.flatten(self.conv(x))))
 
-    conv, _, first, second = summary.layers(Twice())
+    conv, _, first, second = layer_table.layers(Twice())
     assert conv.formula == "floor((4 + 2·1 − 3) / 1) + 1 = 4, floor((4 + 2·0 − 3) / 1) + 1 = 2"
     assert (conv.padding, conv.output) == ("1×0", (1, 4, 2))
     assert [(r.parameters, r.multiply_adds) for r in (first, second)] == [(72, 64), (0, 64)]
@@ -216,7 +217,7 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
     nodes = {
         n: config.parse((config_dir() / "model" / f"{n}.yaml").read_text(), n) for n in (cnn, dnn)
     }
-    target = summary.count(summary.build(nodes[cnn]).parameters())
+    target = layer_table.count(layer_table.build(nodes[cnn]).parameters())
     assert (
         float(found[3]) == round(100 * (count / target - 1), 2)
         and abs(count - target) < 0.05 * target
@@ -226,7 +227,10 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
         return [width if isinstance(spec, int) else spec for spec in nodes[dnn]["head"]]
 
     off = [
-        abs(summary.count(summary.build(nodes[dnn] | {"head": head(w)}).parameters()) - target)
+        abs(
+            layer_table.count(layer_table.build(nodes[dnn] | {"head": head(w)}).parameters())
+            - target
+        )
         for w in range(width - 2, width + 3)
     ]
     assert min(off) == off[2] == abs(count - target)

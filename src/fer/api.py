@@ -18,9 +18,8 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, config, photos
+from fer import UserError, config, inference, photos
 from fer.checkpoint import Checkpoint, find_checkpoint
-from fer.commands import predict
 from fer.data.faces import Faces
 from fer.launch import call
 from fer.models.network import Network
@@ -74,7 +73,7 @@ class Classifier:
         low, high = (found.min(), found.max()) if found.numel() else (0, 255)
         if not (low >= 0 and high <= 255) or 0 < high <= 1:  # NaN too
             raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
-        return predict.probabilities(
+        return inference.probabilities(
             self.network, found.reshape(-1, 1, 48, 48), batch_size, tta
         ).numpy()
 

@@ -19,10 +19,11 @@ import torch
 
 from fer import class_names, config, metrics, plots
 from fer.checkpoint import Checkpoint
-from fer.commands.summary import aligned, build, totals
 from fer.files import write_text
+from fer.layer_table import build, totals
 from fer.page import Part, write_page
 from fer.run import read_history, tell_if_replaced, typed_words
+from fer.text import aligned
 
 NAME = 60  # characters at most of a recipe's name and of a value in a table
 

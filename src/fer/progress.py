@@ -6,13 +6,13 @@ run folder.
 """
 
 import sys
-import textwrap
 from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
 
-COLUMNS = 80
+from fer.text import COLUMNS
+
 BAR = "{desc} {percentage:3.0f}%|{bar}|"  # tqdm fills it
 MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400  # seconds
 
@@ -82,13 +82,6 @@ def lasting(seconds: float) -> str:
     if seconds < YEAR:
         return f"{seconds / DAY:.0f} days"
     return "over a year"
-
-
-def wrapped(text: str) -> str:
-    """The text in lines that fit the terminal, later ones indented; paths are not broken."""
-    return textwrap.fill(
-        text, COLUMNS - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
 
 
 def warn_if_long(faces: int, rate: float, device: torch.device) -> None:

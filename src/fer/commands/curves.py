@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from fer import config, plots
-from fer.commands.summary import build
+from fer.layer_table import build
 from fer.training.curves import build_curves
 
 POINTS = 20  # an epoch

@@ -1,5 +1,5 @@
-"""fer evaluate: what checkpoints are worth on a labelled split, with intervals, paired tests and a
-record of each look at PrivateTest. Knows predictions and labels; networks stay in predict.py.
+"""fer evaluate: accuracy of checkpoints on a labelled split, with intervals and paired tests, and a
+log of every evaluation on PrivateTest.
 """
 
 import statistics
@@ -12,95 +12,125 @@ from torch import Tensor
 
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
-from fer.commands.predict import average, label_each, learned_faces, open_members, weigh
-from fer.commands.summary import aligned
-from fer.data.faces import Data
+from fer.data.faces import Data, Faces
 from fer.files import write_text
+from fer.inference import Ensemble, average, learned_faces
 from fer.run import LOOKS, told
+from fer.runtime import pick_device
+from fer.text import aligned
+
+HEADER = ["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]
 
 
 def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
-    members = open_members(cfg.ckpt, cfg.trust)
+    ensemble = Ensemble.open(cfg.ckpt, pick_device(cfg.device), cfg.batch_size, cfg.tta, cfg.trust)
+    members = ensemble.members
     data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
-    cfg.split = cfg.split or data.only or "validation"
-    faces = data.open(cfg.split)
+    split = cfg.split or data.only or "validation"
+    faces = data.open(split)
     if not faces.labelled:
         raise UserError(
-            f"split={cfg.split}: has no labels to measure against; fer predict makes its submission"
+            f"split={split}: has no labels to measure against; fer predict makes its submission"
         )
-    training = learned_faces(members, faces, strict=not cfg.data)
-    if "train" in data.splits:
-        training = [data.open("train"), *training]
-    fresh = torch.ones(len(faces), dtype=torch.bool)
-    for learned in training:
-        fresh &= ~faces.among(learned)
-    own = [
-        probabilities[:, : len(data.classes)] for probabilities in label_each(members, faces, cfg)
-    ]
-    found = dict(zip([str(member.path) for member in members], own, strict=True))
+    is_copy = copies_of_training(ensemble, data, faces, strict=not cfg.data)
+    parts = [part[:, : len(data.classes)] for part in ensemble.label_by_each(faces)]
+    predictions = {}
+    for name, part in zip(ensemble.names, parts, strict=True):
+        predictions[name] = part.argmax(1)
     if cfg.select and len(members) > 1:
-        found[f"ensemble, {cfg.select}"] = average(own, weigh(members, cfg, data))
+        ensemble, table = ensemble.weighted(cfg.select, data, own_data=cfg.data is None)
+        print(table)
+        mean = average(parts, ensemble.weights)
+        predictions[f"ensemble, {cfg.select}"] = mean.argmax(1)
 
-    rows, right = [["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]], {}
-    for name, probabilities in found.items():
-        predicted = probabilities.argmax(1)
-        right[name] = hits = predicted == faces.labels
-        low, high = metrics.interval(int(hits.sum()), len(faces))
-        macro = metrics.macro_f1(metrics.confusion(predicted, faces.labels, 8))
-        alone = f"{hits[fresh].double().mean():.4f}" if fresh.any() else "-"
-        rows.append(
-            [name, f"{hits.double().mean():.4f}", f"{low:.4f} to {high:.4f}", f"{macro:.4f}", alone]
-        )
-    looks = []
-    if cfg.split in data.shut:
-        looks = [
-            record(member, cfg, data, row[1])
-            for member, row in zip(members, rows[1:], strict=False)
-        ]
-    several = len({str(member.settings.data) for member in members}) > 1 and not cfg.data
-    whose = f" of {members[0].path}'s data" * several
-    copies = (
-        f"{len(faces)} faces of {cfg.split}{whose}; {int((~fresh).sum())} are exact copies of "
-        "training faces"
+    rows = [
+        [name, *scores(predicted, faces.labels, is_copy)] for name, predicted in predictions.items()
+    ]
+    log_lines = []
+    if split in data.shut:
+        for member, row in zip(members, rows[: len(members)], strict=True):
+            log_lines.append(log_look(member, split, cfg.tta, data, accuracy=row[1]))
+    right = {name: predicted == faces.labels for name, predicted in predictions.items()}
+    for line in aligned([HEADER, *rows]):
+        print(line)
+    print(copies_line(members, faces, split, is_copy, typed_data=bool(cfg.data)))
+    for line in [*seed_lines(members, right), *paired_lines(right), *log_lines]:
+        print(line)
+
+
+def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: bool) -> Tensor:
+    """Bool N: which faces are exact copies of training faces, of this data or of a member's own."""
+    training = learned_faces(ensemble.members, faces, strict)
+    if "train" in data.splits:
+        training.append(data.open("train"))
+    is_copy = torch.zeros(len(faces), dtype=torch.bool)
+    for learned in training:
+        is_copy |= faces.among(learned)
+    return is_copy
+
+
+def scores(predicted: Tensor, labels: Tensor, is_copy: Tensor) -> list[str]:
+    """Accuracy, its 95 % interval, macro F1, accuracy without copies: the cells of a row."""
+    right = predicted == labels
+    low, high = metrics.interval(int(right.sum()), len(right))
+    classes = int(max(predicted.max(), labels.max())) + 1
+    macro_f1 = metrics.macro_f1(metrics.confusion(predicted, labels, classes))
+    without_copies = "-"
+    if not is_copy.all():
+        without_copies = f"{right[~is_copy].double().mean():.4f}"
+    accuracy = f"{right.double().mean():.4f}"
+    return [accuracy, f"{low:.4f} to {high:.4f}", f"{macro_f1:.4f}", without_copies]
+
+
+def copies_line(
+    members: list[Checkpoint], faces: Faces, split: str, is_copy: Tensor, typed_data: bool
+) -> str:
+    """How many faces there are, whose, and how many of them are copies."""
+    sources = {str(member.settings.data) for member in members}
+    whose = ""
+    if len(sources) > 1 and not typed_data:
+        whose = f" of {members[0].path}'s data"
+    return (
+        f"{len(faces)} faces of {split}{whose}; {int(is_copy.sum())} are exact copies of training "
+        "faces"
     )
-    print(*aligned(rows), copies, *seeds(members, right), *paired(right), *looks, sep="\n")
 
 
-def seeds(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
-    """Mean and deviation of the members that differ in nothing but the seed."""
-    groups = config.over_seeds([member.settings for member in members])
-    found = [
-        [right[str(members[i].path)].double().mean().item() for i in group] for group in groups
-    ]
-    return [
-        f"{len(own)} seeds: {statistics.mean(own):.4f} ± {statistics.stdev(own):.4f} (sd)"
-        for own in found
-    ]
+def seed_lines(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
+    """Mean and standard deviation over members that differ in nothing but the seed."""
+    lines = []
+    for group in config.over_seeds([member.settings for member in members]):
+        accuracies = [right[str(members[i].path)].double().mean().item() for i in group]
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        lines.append(f"{len(group)} seeds: {mean:.4f} ± {deviation:.4f} (sd)")
+    return lines
 
 
-def paired(right: dict[str, Tensor]) -> list[str]:
-    """Each against the first by McNemar's test."""
-    (first, base), *others = right.items()
-    counts = [(name, int((hits & ~base).sum()), int((base & ~hits).sum())) for name, hits in others]
-    return [
-        f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = "
-        f"{metrics.mcnemar(won, lost):.3g}"
-        for name, won, lost in counts
-    ]
+def paired_lines(right: dict[str, Tensor]) -> list[str]:
+    """Each row against the first, by McNemar's test."""
+    (first, baseline), *others = right.items()
+    lines = []
+    for name, hits in others:
+        won = int((hits & ~baseline).sum())
+        lost = int((baseline & ~hits).sum())
+        p = metrics.mcnemar(won, lost)
+        lines.append(
+            f"{name} against {first}: right alone {won}, wrong alone {lost}, McNemar p = {p:.3g}"
+        )
+    return lines
 
 
-def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy: str) -> str:
-    """Add this look to the run's record, and say the how-manieth it is."""
-    folder, file = member.path.parent, member.path.parent / LOOKS
+def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str) -> str:
+    """Log this evaluation in the run's folder; returns a line that counts it."""
+    folder = member.path.parent
+    file = folder / LOOKS
     look = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "split": cfg.split,
-        "faces": len(data.open(str(cfg.split))),
-    }
-    look |= {
+        "split": split,
+        "faces": len(data.open(split)),
         "data_sha256": data.hash,
         "checkpoint": member.path.name,
-        "tta": cfg.tta,
+        "tta": tta,
         "accuracy": accuracy,
     }
     with (
@@ -110,7 +140,5 @@ def record(member: Checkpoint, cfg: config.EvaluateConfig, data: Data, accuracy:
         earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
         write_text(file, "\n".join([*earlier, *new, ""]))
-    return (
-        f"look number {len(earlier) or 1} at {cfg.split} with {folder}: noted in {file}; report "
-        "the first"
-    )
+    number = len(earlier) or 1
+    return f"evaluation {number} of {folder} on {split}, logged in {file}; report the first"

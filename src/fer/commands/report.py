@@ -15,8 +15,8 @@ import torch
 
 from fer import UserError, class_names, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
-from fer.commands.summary import build, table_text
 from fer.comparison import compare
+from fer.layer_table import build, table_text
 from fer.page import Part, write_page
 from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
 

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from fer import UserError, config, metrics, plots
 from fer.checkpoint import Checkpoint
-from fer.commands.predict import label
 from fer.data.faces import Faces, stratified
+from fer.inference import label
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in

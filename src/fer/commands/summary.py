@@ -1,53 +1,25 @@
-"""fer summary: a network's layers, how each output size comes about, and what the whole amounts to.
+"""fer summary: networks layer by layer, side by side, or matched in size."""
 
-Multiply-adds are those of convolutions and dense layers, counted where such a layer runs: output
-elements × kernel elements × input channels / groups, for one face. Everything else counts 0: norms,
-pools, activations, biases, and what a network computes outside its layers, as the attention of
-transformers. No weights, run or data are needed.
-"""
-
-import copy
 from bisect import bisect_left
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 import yaml
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from fer import UserError, config, nearest
+from fer.layer_table import build, count, side_by_side, table_text
 from fer.models.convnet import WIDEST
-
-HEADER = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds"]
-OUTSIDE = "(outside of these layers)"
-
-
-@dataclass
-class Layer:
-    """One run of a layer. `formula`: its output size, where a window slides."""
-
-    name: str
-    kind: str
-    parameters: int
-    output: tuple[int, ...] = ()
-    multiply_adds: int = 0
-    kernel: str = ""
-    stride: str = ""
-    padding: str = ""
-    formula: str = ""
 
 
 def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
-    if cfg.models and (cfg.match or any(key.split(".")[0] == "model" for key in typed)):
-        raise UserError(
-            f"models: not together with {'match' if cfg.match else 'model'}; leave one of them out"
-        )
+    if cfg.models and cfg.match:
+        raise UserError("models: not together with match; leave one of them out")
+    if cfg.models and any(key.split(".")[0] == "model" for key in typed):
+        raise UserError("models: not together with model; leave one of them out")
     nodes = config.group_nodes("model")
     if cfg.models:
-        if unknown := [name for name in cfg.models if name not in nodes]:
-            raise UserError(f"models={unknown[0]}: no such model; {nearest(unknown[0], nodes)}")
+        for name in cfg.models:
+            if name not in nodes:
+                raise UserError(f"models={name}: no such model; {nearest(name, nodes)}")
         print(side_by_side({name: build(nodes[name]) for name in cfg.models}))
     elif cfg.match:
         dense = [name for name, node in nodes.items() if node.get("features") == []]
@@ -61,8 +33,8 @@ def run(cfg: config.SummaryConfig, typed: list[str]) -> None:
 
 
 def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
-    """Print at which one width of all hidden layers the network `dense` comes nearest to the
-    model's parameters.
+    """Print the width of all hidden layers at which the network `dense` comes nearest to the
+    model's number of parameters.
     """
     wanted = count(model.parameters())
 
@@ -74,186 +46,15 @@ def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
 
     widths = range(1, min(wanted, WIDEST))  # a layer has more parameters than units
     above = 1 + bisect_left(widths, wanted, key=size)
-    width = min(max(above - 1, 1), above, key=lambda width: abs(size(width) - wanted))
+    below = max(above - 1, 1)
+    width = min(below, above, key=lambda width: abs(size(width) - wanted))
     print(side_by_side({name: model, dense: build(node | {"head": head(width)})}), end="\n\n")
-    off = 100 * (size(width) / wanted - 1)
+    percent = 100 * (size(width) / wanted - 1)
     print(
-        f"{dense} with hidden layers of {width}: {size(width):,} parameters, {off:+.2f} % of "
-        f"{name}'s"
+        f"{dense} with hidden layers of {width}: {size(width):,} parameters, "
+        f"{percent:+.2f} % of {name}'s"
     )
-    if abs(off) > 5:
+    if abs(percent) > 5:
         print("no width comes within 5 %; this is the nearest")
-    text = (
-        yaml.safe_dump(head(width), default_flow_style=True, width=999).strip().replace(", ", ",")
-    )
-    print(f"  fer train model={dense} 'model.head={text}'")
-
-
-def build(node: dict) -> nn.Module:
-    """A network of shapes without numbers, which takes milliseconds and no memory, nor the file of
-    its weights.
-    """
-    checked = config.check_node("model", node | ({"weights": None} if "weights" in node else {}))
-    try:
-        with torch.device("meta"):
-            return config.build("model", checked)
-    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
-        return config.build("model", checked).to("meta")
-
-
-def count(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() for tensor in tensors)
-
-
-@torch.no_grad()
-def multiply_adds(model: nn.Module, side: int) -> int:
-    """Of one face of side×side pixels, which the model sees on its own device."""
-    counts: list[int] = []
-
-    def note(module: nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            counts.append(out.numel() * module.weight[0].numel())
-
-    training = model.training
-    model.eval()
-    with register_module_forward_hook(note):
-        model(torch.zeros(1, 1, side, side, device=next(model.parameters()).device))
-    model.train(training)
-    return sum(counts)
-
-
-@torch.no_grad()
-def layers(model: nn.Module) -> list[Layer]:
-    """The layers in the order in which they run on one face. Parameters of a layer that runs twice
-    count once; those of no layer that runs come last.
-    """
-    shapes: Any = copy.deepcopy(model).to("meta").eval()
-    names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
-    rows: list[Layer] = []
-    unseen = set(shapes.parameters())
-    padded: dict[
-        torch.Tensor, tuple
-    ] = {}  # what a padding of its own put out: the size it was given, and its sides
-
-    def note(module: Any, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
-        if module not in names:
-            return
-        new = unseen.intersection(module.parameters())
-        unseen.difference_update(new)
-        row = Layer(names[module], type(module).__name__, count(new), tuple(out.shape[1:]))
-        rows.append(row)
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            row.multiply_adds = out.numel() * module.weight[0].numel()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            sides = [(padding, padding) for padding in pair(module.padding)]
-            row.kernel, row.stride = (
-                by(pair(module.kernel_size)),
-                by(dict.fromkeys(pair(module.stride))),
-            )
-            size, outer = padded.get(given[0], (given[0].shape[-2:], [(0, 0), (0, 0)]))
-            row.formula = formula(module, size, outer, out.shape[-2:])
-        elif isinstance(module, nn.ZeroPad2d):
-            left, right, top, bottom = module.padding
-            sides = [(top, bottom), (left, right)]
-            padded[out] = given[0].shape[-2:], sides
-        else:
-            return
-        row.padding = by(dict.fromkeys(f"{a}" if a == b else f"{a}+{b}" for a, b in sides))
-
-    with register_module_forward_hook(note):
-        shapes(torch.zeros(1, 1, shapes.size, shapes.size, device="meta"))
-    if unseen:
-        rows.append(Layer(OUTSIDE, "", count(unseen)))
-    return rows
-
-
-def formula(
-    module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]
-) -> str:
-    """floor((W + 2P − k) / s) + 1 with its numbers, for both axes where they differ; `outer`
-    padding counts as P.
-    """
-    options = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
-    rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
-    texts = []
-    for w, (before, after), to, k, s, p, d in zip(
-        size, outer, out, *map(pair, options), strict=True
-    ):
-        total = f"2·{before + p}" if before == after else f"{before + p} + {after + p}"
-        texts.append(f"{rounding}(({w} + {total} − {d * (k - 1) + 1}) / {s}) + 1 = {to}")
-    return ", ".join(dict.fromkeys(texts))
-
-
-def pair(value: Any) -> tuple:
-    return value if isinstance(value, tuple) else (value, value)
-
-
-def totals(model: nn.Module) -> dict[str, int]:
-    """Running statistics are BatchNorm's mean and variance, which Keras counts among the
-    parameters.
-    """
-    parameters = count(model.parameters())
-    running = count(
-        b for key, b in model.named_buffers() if key.endswith(("running_mean", "running_var"))
-    )
-    return {
-        "parameters": parameters,
-        "trainable": count(p for p in model.parameters() if p.requires_grad),
-        "with running statistics": parameters + running,
-        "multiply-adds": sum(layer.multiply_adds for layer in layers(model)),
-    }
-
-
-def table_text(name: str, model: nn.Module) -> str:
-    """The layer table, the formulas, the totals."""
-    cells, formulas = [HEADER], []
-    for r in layers(model):
-        short = r.name if len(r.name) <= 36 else "…" + r.name[-35:]
-        row = [
-            short,
-            r.kind,
-            r.kernel,
-            r.stride,
-            r.padding,
-            by(r.output),
-            f"{r.parameters:,}",
-            f"{r.multiply_adds:,}",
-        ]
-        cells.append(row)
-        if r.formula:
-            formulas.append([f"  {short}", r.formula])
-    parts = [f"{name}, input 1×{model.size}×{model.size}", "", *aligned(cells, left=2), ""]
-    if formulas:
-        parts += [
-            "Output sizes, floor((W + 2P − k) / s) + 1 along each axis:",
-            *aligned(formulas, left=2),
-            "",
-        ]
-    parts += aligned([[key, f"{n:,}"] for key, n in totals(model).items()])
-    if cells[-1][0] == OUTSIDE:
-        parts.append(
-            f"multiply-adds {OUTSIDE.strip('()')}, those of attention say, are not counted"
-        )
-    return "\n".join(parts)
-
-
-def side_by_side(models: dict[str, nn.Module]) -> str:
-    rows = []
-    for name, model in models.items():
-        found = totals(model)
-        rows.append([name, *(f"{n:,}" for n in found.values()), f"1×{model.size}×{model.size}"])
-    return "\n".join(aligned([["model", *found, "input"], *rows]))
-
-
-def by(shape: Iterable) -> str:
-    return "×".join(map(str, shape))
-
-
-def aligned(rows: list[list[str]], left: int = 1) -> list[str]:
-    """Rows as lines of equal columns, the first `left` of them flush left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    pads = [str.ljust] * left + [str.rjust] * (len(widths) - left)
-    return [
-        "  ".join(pad(c, w) for pad, c, w in zip(pads, row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    text = yaml.safe_dump(head(width), default_flow_style=True, width=999)
+    print(f"  fer train model={dense} 'model.head={text.strip().replace(', ', ',')}'")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import resumed
-from fer.progress import wrapped
 from fer.run import lock
 from fer.runtime import Interrupted
+from fer.text import wrapped
 from fer.training.session import fit_in_folder
 from fer.training.trainer import Trainer
 

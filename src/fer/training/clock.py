@@ -5,7 +5,7 @@ from collections import Counter
 
 from torch import nn
 
-from fer.commands.summary import multiply_adds
+from fer.layer_table import multiply_adds
 
 
 class Stopwatch:

@@ -14,8 +14,8 @@ from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import load_checkpoint
 from fer.data.faces import Data
 from fer.files import write_text
-from fer.progress import wrapped
 from fer.run import create, lock, write_environment, write_history
+from fer.text import wrapped
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer
 

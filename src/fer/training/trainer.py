@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer import UserError, config, metrics, runtime
 from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
-from fer.commands.predict import probabilities
 from fer.data.faces import Data
+from fer.inference import probabilities
 from fer.models.layers import schedule_dropout
 from fer.models.network import Network
 from fer.optim import Average

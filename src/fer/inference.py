@@ -1,0 +1,260 @@
+"""What trained networks say of faces: test-time augmentation, ensembles and their weights.
+
+Tensors and checkpoints; no command's config.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fer import Format, UserError
+from fer.augment import ten_crops
+from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.data.faces import Data, Faces
+from fer.models.network import Network
+from fer.runtime import memory_named
+
+ROUNDS = 50  # of greedy selection
+
+
+@torch.no_grad()
+def probabilities(
+    network: Network, images: Tensor, batch_size: int, tta: str, computed_in: Format | None = None
+) -> Tensor:
+    """Mean probabilities, float64 N×C on the CPU, over the views of test-time augmentation.
+
+    tta: `none` is the face alone, `flip` it and its mirror image, `tencrop` its ten crops (see
+    ten_crop_size). computed_in: a number format; None uses the device's own.
+    """
+    if tta == "flip":
+        views = [images, images.flip(-1)]
+    elif tta == "tencrop":
+        views = list(ten_crops(images, ten_crop_size(images.shape[-1], network.model.size)))
+    else:
+        views = [images]
+    view_probabilities = []
+    with tqdm(
+        total=len(views) * len(images), unit=" faces", delay=2, leave=False, disable=None
+    ) as bar:
+        for view in views:
+            logits = []
+            for part in view.split(batch_size):
+                logits.append(network.logits(part, batch_size, computed_in).cpu())
+                bar.update(len(part))
+            # On the CPU, since MPS has no float64.
+            view_probabilities.append(torch.cat(logits).double().softmax(1))
+    return torch.stack(view_probabilities).mean(0)
+
+
+def ten_crop_size(face_size: int, model_size: int) -> int:
+    """The side of each of ten crops (Krizhevsky et al. 2012): the model's input size or, if that is
+    no smaller than the face, 7/8 of the face.
+    """
+    if model_size < face_size:
+        return model_size
+    return face_size * 7 // 8
+
+
+def average(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The weighted mean of probabilities, each N×C. weights: M, of any sum."""
+    return torch.einsum("mnc,m->nc", torch.stack(list(parts)), weights / weights.sum())
+
+
+def greedy(parts: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """How often each member is chosen, with replacement (Caruana et al. 2004).
+
+    Each round adds the member that makes the mean probabilities most accurate, the earlier of
+    equals; the choices up to the best round count.
+    """
+    stack = torch.stack(list(parts))
+    counts = torch.zeros(len(parts), dtype=torch.float64)
+    total = torch.zeros_like(stack[0])
+    best_accuracy, best_counts = -1.0, counts
+    for _ in range(ROUNDS):
+        accuracies = ((total + stack).argmax(2) == labels).double().mean(1)
+        chosen = int(accuracies.argmax())
+        counts[chosen] += 1
+        total = total + stack[chosen]
+        if accuracies[chosen] > best_accuracy:
+            best_accuracy, best_counts = accuracies[chosen].item(), counts.clone()
+    return best_counts
+
+
+def accuracy(parts: Sequence[Tensor], weights: Tensor, labels: Tensor) -> float:
+    """Of the weighted mean of probabilities."""
+    predicted = average(parts, weights).argmax(1)
+    return (predicted == labels).double().mean().item()
+
+
+def contributions(names: list[str], parts: list[Tensor], weights: Tensor, labels: Tensor) -> str:
+    """A table of what each member adds: its weight, its accuracy alone, and the ensemble's without
+    it.
+    """
+    rows = []
+    for position, name in enumerate(names):
+        alone = torch.zeros_like(weights)
+        alone[position] = 1
+        others = weights.clone()
+        others[position] = 0
+        without = "-"
+        if others.any():
+            without = f"{accuracy(parts, others, labels):.4f}"
+        share = weights[position] / weights.sum()
+        rows.append([name, f"{share:.2f}", f"{accuracy(parts, alone, labels):.4f}", without])
+    columns = ["member", "weight", "alone", "ensemble without it"]
+    return pd.DataFrame(rows, columns=columns).to_string(index=False)
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Checkpoints that label faces together, one or more.
+
+    weights: float64, one a member. tta: test-time augmentation, see probabilities.
+    """
+
+    members: list[Checkpoint]
+    weights: Tensor
+    device: torch.device
+    batch_size: int
+    tta: str
+
+    @classmethod
+    def open(
+        cls,
+        ckpt: str | list[str] | None,
+        device: torch.device,
+        batch_size: int,
+        tta: str,
+        trust: Sequence[str] = (),
+    ) -> "Ensemble":
+        """The checkpoints that `ckpt=` names, weighted alike. trust: see Checkpoint.open. Raises
+        UserError if their classes differ.
+        """
+        members = [Checkpoint.open(path, trust) for path in find_checkpoints(ckpt)]
+        for member in members:
+            if member.classes != members[0].classes:
+                raise UserError(
+                    f"{member.path}: has other classes than {members[0].path}; leave one out"
+                )
+        weights = torch.ones(len(members), dtype=torch.float64)
+        return cls(members, weights, device, batch_size, tta)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.members[0].classes
+
+    @property
+    def names(self) -> list[str]:
+        return [str(member.path) for member in self.members]
+
+    def with_tta(self, tta: str) -> "Ensemble":
+        return replace(self, tta=tta)
+
+    def label(self, faces: Faces) -> Tensor:
+        """Mean probabilities, float64 N×C on the CPU. Members of no weight are not run."""
+        parts = []
+        for member, weight in zip(self.members, self.weights, strict=True):
+            if weight:
+                parts.append(self.label_by(member, faces))
+        return average(parts, self.weights[self.weights > 0])
+
+    def label_by_each(self, faces: Faces) -> list[Tensor]:
+        """The probabilities of every member, float64 N×C on the CPU."""
+        return [self.label_by(member, faces) for member in self.members]
+
+    def label_by(self, member: Checkpoint, faces: Faces) -> Tensor:
+        return label(member, faces, self.batch_size, self.device, self.tta)
+
+    def weighted(
+        self, select: str, data: Data | None = None, own_data: bool = True
+    ) -> tuple["Ensemble", str]:
+        """This ensemble with weights chosen on the validation faces of `data`, and what to print:
+        each member's contribution, or why it is not shown.
+
+        select: `uniform` or `greedy`. own_data: `data` is that of the members' trainings. Without
+        data, as for photos, or if it has no validation faces, those of the first member are used.
+        Nothing is chosen or shown if a member was validated on other faces: it may have learned
+        these.
+        """
+        if len(self.members) == 1 or (data is None and select == "uniform"):
+            return self, ""
+        if data is None or "validation" not in data.splits:
+            data, own_data = self.members[0].data(), True
+        faces = data.open("validation")
+        stranger = validated_on_others(self.members, faces, own_data)
+        if stranger:
+            reason = (
+                f"{stranger.path} was validated on other faces than these, "
+                "so it may have learned them"
+            )
+            if select == "greedy":
+                raise UserError(
+                    f"select=greedy: {reason}; leave it or data= out, or set select=uniform"
+                )
+            return self, f"contributions of members are not shown: {reason}"
+        parts = self.label_by_each(faces)
+        weights = greedy(parts, faces.labels) if select == "greedy" else self.weights
+        table = contributions(self.names, parts, weights, faces.labels)
+        reached = accuracy(parts, weights, faces.labels)
+        total = f"ensemble: accuracy {reached:.4f} on validation, which also chose it"
+        return replace(self, weights=weights), f"{table}\n{total}"
+
+
+def label(
+    member: Checkpoint, faces: Faces, batch_size: int, device: torch.device, tta: str
+) -> Tensor:
+    """Probabilities, float64 N×C on the CPU. Those of the validation faces are in best.pt: without
+    test-time augmentation the network is not run again.
+    """
+    saved = member.contents.get("validation")
+    if tta == "none" and saved and saved.get("images") == faces.hash:
+        return saved["logits"].double().softmax(1)
+    network = member.network(device)
+    with memory_named(device, f"batch_size={batch_size}"):
+        return probabilities(network, faces.images, batch_size, tta)
+
+
+def validated_on_others(
+    members: list[Checkpoint], faces: Faces, own_data: bool
+) -> Checkpoint | None:
+    """The first member whose own validation faces are others than these; None if there is none.
+
+    own_data: `faces` are of the members' own data, so reading it may show that they are the same.
+    """
+    for member in members:
+        # last.pt has no hash, and a run with data.limit has that of a part.
+        if member.contents.get("validation", {}).get("images") == faces.hash:
+            continue
+        if own_data and member.data().open("validation").hash == faces.hash:
+            continue
+        return member
+    return None
+
+
+def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool) -> list[Faces]:
+    """Each member's own training faces.
+
+    Prints a line for a member that learned most of `faces`, on which its accuracy is to be
+    measured, and one for training faces that are not at hand; `strict` refuses the latter.
+    """
+    learned = []
+    for member in {str(member.settings.data): member for member in members}.values():
+        try:
+            training = member.data().open("train")
+        except UserError as error:
+            if strict:
+                raise
+            print(f"copies of {member.path}'s own training faces are not counted: {error}")
+            continue
+        learned.append(training)
+        copies = int(faces.among(training).sum())
+        if copies > len(faces) / 2:
+            print(
+                f"{member.path} was trained on {copies} of these {len(faces)} faces: "
+                "its accuracy on them says little"
+            )
+    return learned
