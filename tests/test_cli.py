@@ -187,6 +187,7 @@ def test_paths_may_hold_anything(fer, tmp_path, name):
         (["seed=-1"], ["seed=-1"]),
         (["device=tpu"], ["device=tpu", "should be auto, cpu, mps, cuda"]),
         (["schedule=cosine", "schedule.warmup=9"], ["schedule.warmup=9", "train.epochs=2"]),
+        (["schedule=onecycle", "schedule.warmup=2"], ["schedule.warmup=2", "train.epochs=2"]),
         (["schedule=cosine", "schedule.gamma=9"], ["schedule.gamma", "no such key"]),
         (["data.fraction=0.2"], ["data.fraction", "no such key"]),
         (["model.features=[64,pol]"], ["model.features.1=pol"]),
@@ -239,7 +240,7 @@ def test_other_refusals(refused, fer, tmp_path):
     (tmp_path / "x.pt").write_bytes(b"PK not really")
     assert "x.pt: damaged" in refused("predict", "ckpt=x.pt")
     fer("train", *TINY, "run=r")
-    assert "is for trainings" in refused(
+    assert "is for training;" in refused(
         "evaluate", "ckpt=r", "data=fer2013", "data.validation=test"
     )
     assert "is the checkpoint, or is named twice" in refused(

@@ -464,6 +464,74 @@ def test_a_checkpoint_with_foreign_contents_is_refused_by_name(
     assert {entry.name for entry in tmp_path.iterdir()} == {"tiny.pt"}
 
 
+ROW = {
+    "epoch": 1,
+    "lr": 0.1,
+    "train_loss": 1.0,
+    "train_accuracy": 0.5,
+    "val_loss": 1.0,
+    "val_accuracy": 0.5,
+    "val_macro_f1": 0.4,
+    "seconds": 1.0,
+    "images_per_second": 1.0,
+}
+STATE = {
+    "epoch": 1,
+    "step": 0,
+    "seconds": 0.0,
+    "record": torch.zeros(0, 2),
+    "history": [ROW],
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": [{"params": [0]}]},
+}
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"val_accuracy": "high"}, "val_accuracy: should be a valid number"),
+        ({"val_accuracy": INFINITE}, "val_accuracy: should be less than or equal to 1"),
+        ({"epoch": "last"}, "epoch: should be a valid integer"),
+        ({"training": 5}, "training: should be a valid dictionary"),
+        ({"training": STATE | {"step": INFINITE}}, "training.step: should be a valid integer"),
+        ({"training": STATE | {"step": -1}}, "training.step: should be greater than or equal to 0"),
+        ({"training": STATE | {"seconds": INFINITE}}, "training.seconds: should be a finite"),
+        ({"training": STATE | {"history": [{}]}}, "training.history.0.epoch: is missing"),
+        (
+            {"training": STATE | {"history": [ROW | {"val_accuracy": "high"}]}},
+            "training.history.0.val_accuracy: should be a valid number",
+        ),
+        ({"training": STATE | {"epoch": 2}}, "its epochs should be 1 to 2"),
+        ({"training": STATE | {"history": [ROW, ROW], "epoch": 2}}, "its epochs should be 1 to 2"),
+        ({"training": STATE | {"optimizer": {}}}, "training.optimizer.state: is missing"),
+        ({"training": STATE | {"record": "none"}}, "training.record: should be an instance of"),
+    ],
+)
+def test_a_checkpoint_whose_numbers_were_edited_is_refused_with_the_place(tiny, changes, words):
+    assert load_checkpoint(tiny(training=STATE))["training"]["history"] == [ROW]
+    path = tiny(**changes)
+    with pytest.raises(UserError) as error:
+        load_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ") and words in str(error.value)
+    assert "the file was changed (" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_network_that_does_not_fit_its_weights_is_refused_before_it_is_built(tiny):
+    """Whatever the config names: layers that no memory holds, or a classifier of torchvision."""
+    giants = (
+        CONVNET | {"features": ["global_pool"], "head": [65536] * 9},
+        CONVNET | {"features": [65536] * 3},
+        {"_target_": "fer.models.torchvision.classifier", "name": "vgg19", "size": 224},
+    )
+    for node in giants:
+        path = tiny(config={"model": node})
+        checkpoint = Checkpoint.open(path)
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with pytest.raises(UserError, match="its weights do not fit the model of its config"):
+            checkpoint.network(torch.device("cpu"))
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - used < 200_000  # KB
+
+
 def test_a_command_refuses_a_foreign_checkpoint_in_one_line_and_writes_nothing(fer, tmp_path, tiny):
     for changes in (
         {"config": {"name": "\x1b[2J"}},

@@ -161,14 +161,15 @@ def check_schema(path: Path, contents: dict) -> None:
         Contents.model_validate(contents)
     except ValidationError as errors:
         first = errors.errors(include_input=False, include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"][:6])
-        if first["type"] == "missing" and len(first["loc"]) == 1:
-            reason = f"it has no {key}"
+        key = ".".join(str(part) for part in first["loc"])
+        said = first["msg"].replace("Input should", "should")
+        if first["type"] == "missing":
+            said = "is missing"
+        if first["loc"][0] == "training":
+            what = "its training state does not fit its config; the file was changed"
         else:
-            reason = f"{key}: {first['msg'].replace('Input should', 'should')}"
-        raise UserError(
-            f"{path}: a torch file, but not one of fer's checkpoints, or changed ({reason})"
-        ) from None
+            what = "a torch file, but not one of fer's checkpoints, or the file was changed"
+        raise UserError(f"{path}: {what} ({key}: {said})") from None
 
 
 def check_validation(path: Path, validation: dict, classes: int) -> None:
@@ -178,8 +179,8 @@ def check_validation(path: Path, validation: dict, classes: int) -> None:
         fit = logits.shape[1] == classes and set(labels.tolist()) <= set(range(classes))
     if not fit:
         raise UserError(
-            f"{path}: not one of fer's checkpoints, or changed (validation: logits and labels do "
-            "not fit)"
+            f"{path}: not one of fer's checkpoints, or the file was changed (validation: logits "
+            "and labels do not fit)"
         )
 
 
@@ -188,7 +189,8 @@ def check_training(path: Path, training: dict) -> None:
     numbers = [row["epoch"] for row in history]
     if numbers != list(range(1, training["epoch"] + 1)):
         raise UserError(
-            f"{path}: was changed (training.history: its epochs are not 1 to {training['epoch']})"
+            f"{path}: its training state does not fit its config; the file was changed "
+            f"(training.history: its epochs should be 1 to {training['epoch']})"
         )
 
 

@@ -94,10 +94,10 @@ def check_training(config: TrainConfig, trust: Sequence[str] | None) -> None:
 
 def check_warmup(key: str, node: dict, epochs: int) -> None:
     warmup = node.get("warmup", 0)
-    if isinstance(warmup, int | float) and warmup > epochs:
+    if isinstance(warmup, int | float) and warmup and warmup >= epochs:
         raise UserError(
-            f"{key}.warmup={warmup}: longer than the training; set it to train.epochs={epochs} or "
-            "less"
+            f"{key}.warmup={warmup:g}: lasts as long as the training or longer, so that the curve "
+            f"itself is never reached; set it below train.epochs={epochs}"
         )
 
 
