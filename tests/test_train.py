@@ -720,6 +720,23 @@ def test_the_options_of_an_optimizer_come_from_the_config_not_from_a_file(traine
     assert kept["maximize"] is False and kept["betas"] == t.optimizer.param_groups[0]["betas"]
 
 
+@pytest.mark.parametrize("name", ["Adafactor", "ASGD", "Rprop", "SGD"])
+def test_torchs_other_optimizers_are_resumed(trainer, tmp_path, name):
+    """Whatever their moments look like: Adafactor keeps a row and a column of a matrix."""
+    node = f"{{_target_: torch.optim.{name}, lr: 0.001}}"
+    settings = ["~optim", f"+optim={node}", "train.epochs=1"]
+    t = trainer(*settings)
+    t.recorder = Recorder(tmp_path, t.cfg)
+    t.fit()
+    again = trainer(*settings, f"resume={tmp_path}")
+    saved, restored = (each.optimizer.state_dict()["state"] for each in (t, again))
+    assert saved.keys() == restored.keys()
+    for index, state in saved.items():
+        assert {name: str(value) for name, value in state.items()} == {
+            name: str(value) for name, value in restored[index].items()
+        }
+
+
 def spoil_shape(training):
     training["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
 
