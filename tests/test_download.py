@@ -1,4 +1,4 @@
-"""Getting the data: kagglehub is asked, and what it raises is told in words."""
+"""fer download, with Kaggle faked: where the files go, and the message for each of its errors."""
 
 import sys
 
@@ -12,15 +12,15 @@ from fer.commands.download import COMPETITION
 
 @pytest.fixture
 def kaggle(monkeypatch, tmp_path):
-    """Stands in for Kaggle, which no test asks; notes what was asked for."""
+    """Replaces Kaggle. Returns the list of requested handles."""
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "train.csv").write_text("emotion,pixels\n")
-    asked = []
+    requested = []
     for name in ("competition_download", "dataset_download"):
         monkeypatch.setattr(
-            kagglehub, name, lambda handle: asked.append(handle) or str(tmp_path / "cache")
+            kagglehub, name, lambda handle: requested.append(handle) or str(tmp_path / "cache")
         )
-    return asked
+    return requested
 
 
 def test_files_are_put_where_train_looks_for_them_and_nothing_is_replaced(fer, kaggle, tmp_path):
@@ -28,22 +28,22 @@ def test_files_are_put_where_train_looks_for_them_and_nothing_is_replaced(fer, k
     assert code == 0 and "train.csv in data" in out, err
     assert (tmp_path / "data" / "train.csv").read_text() == "emotion,pixels\n"
     code, _, err = fer("download", "source=msambare/fer2013")
-    assert code == 2 and "data/train.csv: exists already" in err
+    assert code == 2 and "data/train.csv: already exists" in err
     assert kaggle == [COMPETITION, "msambare/fer2013"]
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (UnauthenticatedError(), "Kaggle does not know you; make a token"),
-        (requests.ConnectionError("x"), "cannot be reached (ConnectionError)"),
+        (UnauthenticatedError(), "not logged in to Kaggle; create a token"),
+        (requests.ConnectionError("x"), "cannot reach Kaggle (ConnectionError)"),
         (
             KaggleApiHTTPError("403 Client Error", response=None),
             "accept the rules at kaggle.com/c/",
         ),
     ],
 )
-def test_what_kaggle_refuses_is_told_in_a_line(fer, monkeypatch, error, words):
+def test_an_error_of_kaggle_is_one_line(fer, monkeypatch, error, words):
     def refuse(handle):
         raise error
 

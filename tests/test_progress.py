@@ -1,4 +1,4 @@
-"""What a terminal of 80 columns shows of a training."""
+"""What fer train prints fits a terminal of 80 columns."""
 
 from contextlib import redirect_stderr
 
@@ -10,7 +10,7 @@ from fer.progress import Progress, epoch_line, lasting, seconds_left, warn_if_lo
 
 
 class Terminal:
-    """Notes what is written to it; its present line is what a person sees."""
+    """A fake terminal that records everything written to it."""
 
     def __init__(self):
         self.text = ""
@@ -26,7 +26,7 @@ class Terminal:
 
     @property
     def lines(self):
-        """Everything that stood on a line, one entry each time that it was drawn."""
+        """The content of each line, one entry per redraw."""
         return self.text.replace("\n", "\r").split("\r")
 
 
@@ -51,18 +51,18 @@ def test_the_bar_fits_80_columns_and_is_wide_enough_to_be_read(terminal):
     )
 
 
-def test_the_end_of_the_training_is_predicted_not_that_of_the_epoch(terminal):
+def test_the_bar_predicts_the_end_of_training_not_of_the_epoch(terminal):
     with (
         redirect_stderr(terminal),
         Progress(2, 10, 1000, 200, shown=True) as bar,
-    ):  # 200 faces were seen before a resume
+    ):  # 200 faces before a resume
         bar.n = 600
         assert (
-            bar.said(1, 0.5, elapsed=4.0) == "loss 1.000 acc 0.500 100/s, about 74 s left"
+            bar.status(1, 0.5, elapsed=4.0) == "loss 1.000 acc 0.500 100/s, about 74 s left"
         )  # 4 + 7 × 10
     with redirect_stderr(terminal), Progress(2, 10, 1000, 200, shown=True, epoch_seconds=60) as bar:
         bar.n = 600
-        assert "about 7 min left" in bar.said(1, 0.5, elapsed=4.0)  # 4 + 7 × 60
+        assert "about 7 min left" in bar.status(1, 0.5, elapsed=4.0)  # 4 + 7 × 60
     assert seconds_left(0, 100, 1000, 0, None) == 0
 
 
@@ -116,11 +116,11 @@ def test_the_line_of_an_epoch_fits_80_columns(better, epochs, seconds):
         (float("inf"), "over a year"),
     ],
 )
-def test_times_are_told_as_a_person_would(seconds, words):
+def test_durations_are_rounded_to_readable_words(seconds, words):
     assert lasting(seconds) == words
 
 
-def test_a_long_training_is_told_in_80_columns(terminal):
+def test_the_warning_of_a_long_training_fits_80_columns(terminal):
     with redirect_stderr(terminal):
         warn_if_long(10**18, 123, torch.device("cpu"))
     assert "over a year (123 images/s on cpu)" in terminal.text and "a CUDA GPU" in terminal.text

@@ -32,24 +32,24 @@ def shell(line, folder, **environment):
 @pytest.mark.parametrize(
     "line", ["fer --help >&-", "fer train --help >&-", "fer --version >&-", "fer --help 2>&- >&-"]
 )
-def test_a_closed_output_is_no_traceback(tmp_path, line):
+def test_a_closed_output_causes_no_traceback(tmp_path, line):
     done = shell(line, tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("line", ["fer train --help | head -1", "fer --help | true"])
-def test_a_reader_may_go(tmp_path, line):
+def test_a_reader_may_close_the_pipe(tmp_path, line):
     done = shell(f"set -o pipefail; {line}", tmp_path)
     assert done.returncode == 0 and done.stderr == ""
 
 
-def test_a_full_output_is_told_once_in_a_line(tmp_path):
+def test_a_full_output_is_reported_once_in_one_line(tmp_path):
     done = shell("fer --help > /dev/full", tmp_path)
     assert done.returncode == 2
     assert (
         done.stderr
-        == "fer: standard output cannot be written (No space left on device); name a file or a "
-        "pipe\n"
+        == "fer: standard output cannot be written (No space left on device); redirect it "
+        "elsewhere\n"
     )
 
 
@@ -58,12 +58,12 @@ def test_a_refusal_whose_error_stream_is_full_or_closed_keeps_its_code(tmp_path)
     assert shell("fer nonsense 2>&-", tmp_path).returncode == 2
 
 
-def test_a_narrow_encoding_is_no_traceback(tmp_path):
+def test_a_narrow_encoding_causes_no_traceback(tmp_path):
     done = shell("fer summary model=dnn", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "Traceback" not in done.stderr and "1?48?48" in done.stdout
 
 
-def test_a_training_goes_on_when_its_reader_has_gone(tmp_path):
+def test_training_continues_when_the_reader_closes_the_pipe(tmp_path):
     done = shell(f"set -o pipefail; fer train {' '.join(TINY)} run=r | head -2", tmp_path)
     assert done.returncode == 0 and done.stderr == "" and done.stdout.count("\n") == 2
     assert len(pd.read_csv(tmp_path / "r" / "history.csv")) == 4
@@ -77,7 +77,7 @@ def test_terminal_codes_in_a_name_do_not_reach_the_terminal(fer):
 
 
 def test_closed_descriptors_do_not_become_files_of_a_run(tmp_path):
-    """With 1>&- 2>&- the next file that is opened gets their numbers, and every line with them."""
+    """With 1>&- 2>&- the next file to be opened would get their numbers, and all output."""
     code = (
         "import os, sys; from fer import cli; code = cli.main(['--version']); "
         "file = open('x', 'w'); sys.exit(code or file.fileno() < 3)"

@@ -661,8 +661,11 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     for given in ([3] * count, [3] * count, [i % 7 for i in range(count)], [0] * count):
         recorder.warn_if_one_class(torch.eye(7)[given], labels, t.faces.classes, 0.1)
         told.append(capsys.readouterr().out[:45])
-    assert told[0].startswith("all validation faces are called happy") and told[1:3] == ["", ""]
-    assert told[3].startswith("all validation faces are called angry")
+    assert told[0].startswith("all validation faces are predicted as happy") and told[1:3] == [
+        "",
+        "",
+    ]
+    assert told[3].startswith("all validation faces are predicted as angry")
     for seed in range(3):  # and the loop asks
         args = [
             "data=demo",
@@ -677,12 +680,16 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
         )
         if code == 0:
             recalls = pd.read_csv(f"{seed}/history.csv").filter(like="val_recall_").to_numpy()[0]
-            assert ("all validation faces are called" in out) == (sorted(recalls) == [0] * 6 + [1])
+            assert ("all validation faces are predicted as" in out) == (
+                sorted(recalls) == [0] * 6 + [1]
+            )
 
 
 def test_the_reasons_for_one_class_name_the_rate_and_fit_a_terminal():
     text = one_class_lines("happy", 0.02)
-    assert text.startswith("all validation faces are called happy") and "optim.lr=0.002" in text
+    assert (
+        text.startswith("all validation faces are predicted as happy") and "optim.lr=0.002" in text
+    )
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -1,8 +1,4 @@
-"""A page of a report: parts in, pictures, the numbers behind them and one self-contained HTML file
-out.
-
-Knows neither runs nor networks.
-"""
+"""Writes a report: its pictures, their numbers as CSV, and one self-contained HTML page."""
 
 import base64
 from collections.abc import Callable
@@ -14,15 +10,17 @@ import pandas as pd
 
 from fer.files import write_text
 
-LEGIBLE = (
-    0.62  # CSS pixels a picture's pixel: at 150 dpi, text of 6.5 points is then 8.4 pixels high
-)
+# CSS pixels per picture pixel: text of 6.5 points at 150 dpi is then 8.4 CSS pixels high.
+LEGIBLE = 0.62
 
 
 @dataclass
 class Part:
-    """A section of the page: lines in words; a picture, drawn by `draw(path)` as name.png and so
-    on, and the data of name.csv; a table, its header first; plain text.
+    """A section of the page.
+
+    lines: sentences below the title. draw: draws the picture into the path that it is given.
+    name: file name of picture and data, without suffix. data: written as name.csv. table: rows,
+    the header first. text: preformatted text. folded: whether the section is collapsed at first.
     """
 
     title: str
@@ -36,8 +34,10 @@ class Part:
 
 
 def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], kind: str) -> None:
-    """The pictures, as PNG for the page and as `kind`, the CSV behind each, and index.html with all
-    inside. Its texts are escaped.
+    """Write the pictures, their CSV files and index.html into the folder `out`.
+
+    lead: sentences below the title. kind: file format of the pictures, in addition to PNG. All text
+    in the page is escaped.
     """
     pictures = {}
     for part in parts:
@@ -57,5 +57,5 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
 
 
 def width_of(png: Path) -> int:
-    """In pixels, as the head of the file says."""
+    """The width in pixels, read from the PNG header."""
     return int.from_bytes(png.read_bytes()[16:20], "big")

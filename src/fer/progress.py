@@ -1,9 +1,4 @@
-"""What a person sees of a training: a bar on a terminal, a warning that it will be long, a line an
-epoch.
-
-All of it fits a terminal of 80 columns. Knows numbers and the terminal; neither networks nor the
-run folder.
-"""
+"""What `fer train` prints, within 80 columns: a progress bar, one line per epoch, warnings."""
 
 import sys
 from collections.abc import Callable
@@ -18,11 +13,12 @@ MINUTE, HOUR, DAY, YEAR = 60, 3600, 86400, 365 * 86400  # seconds
 
 
 class Progress(tqdm):
-    """An epoch's bar, where `shown` on a terminal, with the time that is left of the training.
+    """The progress bar of an epoch, with the time left until training ends.
 
-    faces: of the whole epoch; done: before a resume. epoch_seconds: how long an earlier epoch took,
-    validation included; None: this epoch's own speed predicts the others. A `with` takes the bar
-    off the screen however the epoch ends.
+    faces: number in the whole epoch. done: number already seen before a resume. shown: False
+    disables the bar, as does an output that is not a terminal. epoch_seconds: duration of an
+    earlier epoch, validation included; if None, the speed of this epoch predicts the others. Use it
+    in a `with`, which removes the bar however the epoch ends.
     """
 
     def __init__(
@@ -47,14 +43,14 @@ class Progress(tqdm):
         )
 
     def note(self, faces: int, means: Callable[[], tuple[float, float]]) -> None:
-        """A batch of so many faces is done; `means` gives loss and accuracy so far in the epoch."""
+        """Advance by a batch of `faces`. `means` returns the epoch's loss and accuracy so far."""
         if self.update(faces):
             loss, accuracy = means()
-            self.bar_format = f"{BAR} {self.said(loss, accuracy, self.format_dict['elapsed'])}"
+            self.bar_format = f"{BAR} {self.status(loss, accuracy, self.format_dict['elapsed'])}"
             self.refresh()
 
-    def said(self, loss: float, accuracy: float, elapsed: float) -> str:
-        """What stands behind the bar, `elapsed` seconds after the epoch began or was resumed."""
+    def status(self, loss: float, accuracy: float, elapsed: float) -> str:
+        """The text after the bar, `elapsed` seconds after the epoch started or was resumed."""
         rate = max(self.n - self.initial, 1) / max(elapsed, 1e-9)
         left = seconds_left(
             self.total - self.n, rate, self.total, self.epochs_after, self.epoch_seconds
@@ -65,14 +61,14 @@ class Progress(tqdm):
 def seconds_left(
     faces: int, rate: float, total: int, epochs: int, epoch_seconds: float | None
 ) -> float:
-    """Until the training ends: `faces` of this epoch at `rate` a second, then so many whole
-    `epochs` of `total` faces, which take `epoch_seconds` each where that is known.
+    """The time until training ends: `faces` of this epoch at `rate` per second, then `epochs` whole
+    epochs of `total` faces. These take `epoch_seconds` each, if that is known.
     """
     return max(faces, 0) / rate + epochs * (epoch_seconds or total / rate)
 
 
 def lasting(seconds: float) -> str:
-    """A time as a person would say it."""
+    """A duration in words, rounded."""
     if seconds < 1.5 * MINUTE:
         return f"{seconds:.0f} s"
     if seconds < 1.5 * HOUR:
@@ -85,7 +81,7 @@ def lasting(seconds: float) -> str:
 
 
 def warn_if_long(faces: int, rate: float, device: torch.device) -> None:
-    """faces: of all epochs together; rate: faces a second, as measured."""
+    """Warn if training takes over an hour. faces: of all epochs. rate: faces per second."""
     seconds = faces / rate
     if seconds > HOUR:
         faster = "a CUDA GPU, " if device.type == "cpu" else ""
@@ -98,7 +94,7 @@ def warn_if_long(faces: int, rate: float, device: torch.device) -> None:
 
 
 def epoch_line(row: dict, epochs: int, better: bool) -> str:
-    """A row of the history in words; history.csv has the rest of it."""
+    """The line printed after an epoch, from its row of the history."""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
         f": loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}"
@@ -108,21 +104,19 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
 
 
 def one_class_lines(name: str, rate: float) -> str:
-    """All validation faces are predicted as `name`: why that may be. rate: the learning rate."""
+    """The warning that all validation faces are predicted as `name`. rate: the learning rate."""
     return (
-        f"all validation faces are called {name}: nothing is learned so far. Usual reasons:\n"
-        f"  the learning rate is too high for this network ({rate:.2g}): "
+        f"all validation faces are predicted as {name}; nothing is learned yet. Common causes:\n"
+        f"  the learning rate is too high for this network ({rate:.2g}): try "
         f"optim.lr={rate / 10:.1g},\n"
         "    schedule.warmup=1 or train.clip=1\n"
-        "  a deep network without normalization: optim=muon, or a model= with BatchNorm\n"
-        "  too few steps so far: a smaller train.batch_size, or wait for some epochs"
+        "  a deep network without normalization: try optim=muon, or a model= with BatchNorm\n"
+        "  too few steps so far: try a smaller train.batch_size, or wait a few epochs"
     )
 
 
 class Steps(tqdm):
-    """A bar on a terminal over the steps of a command, each named while it runs; lines are written
-    above it.
-    """
+    """A progress bar over the steps of a command. It names the current step."""
 
     def __init__(self, total: int):
         super().__init__(
@@ -135,11 +129,12 @@ class Steps(tqdm):
         self.begun = False
 
     def begin(self, name: str) -> None:
-        """The step before is done, this one begins."""
+        """Finish the previous step and start this one."""
         if self.begun:
             self.update()
         self.begun = True
         self.set_description_str(name)
 
     def say(self, line: object) -> None:
+        """Print a line above the bar."""
         self.write(str(line), file=sys.stdout)

@@ -1,15 +1,16 @@
-"""Standard output and error, such that nothing which happens to them ends a command."""
+"""Standard output and error that never raise, so that a closed pipe ends no command."""
 
 import contextlib
 import os
 from typing import Any, TextIO
 
-KEPT = "\n\t\r"  # of the characters that cannot be printed
+KEPT = "\n\t\r"  # control characters that are written as they are
 
 
 def open_closed_descriptors() -> None:
-    """Open the standard descriptors that the caller has closed, as 2>&- does: otherwise the next
-    file that is opened becomes standard output or error, and is written to as such.
+    """Open standard descriptors that the caller has closed, for example with 2>&-.
+
+    Otherwise the next file to be opened would take their number and receive what is printed.
     """
     for descriptor in (0, 1, 2):
         try:
@@ -19,12 +20,12 @@ def open_closed_descriptors() -> None:
 
 
 class Output:
-    """A text stream that always takes what is written.
+    """A text stream whose writes never fail.
 
-    Where the reader has gone (fer … | head), the stream is closed or the disk is full, the rest
-    goes nowhere: a training does not end for want of a reader. `lost` then says why, unless the
-    reader chose to go. What the terminal has no letter for becomes a question mark. clean: show
-    control characters as their codes, since names of files may hold some.
+    Once the stream is closed, the disk is full or the reader has gone (fer … | head), all further
+    output is discarded, so that training continues. `lost` then gives the reason, except for a
+    reader that has gone. Characters that the encoding lacks become question marks. clean: escape
+    control characters, which file names may contain.
     """
 
     def __init__(self, stream: TextIO | None, clean: bool):
@@ -47,19 +48,19 @@ class Output:
         return not self.gone and self.stream is not None and self.stream.isatty()
 
     def attempt(self, method: str, *args: str) -> None:
-        """Call the stream's method; give the stream up if it fails."""
+        """Call a method of the stream. If it fails, discard all further output."""
         if self.gone:
             return
         try:
             getattr(self.stream, method)(*args)
-        except (OSError, ValueError) as error:  # ValueError: it is closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             self.gone = True
             if not isinstance(error, BrokenPipeError):
                 self.lost = getattr(error, "strerror", None) or str(error)
             self.discard()
 
     def discard(self) -> None:
-        """Let what is still buffered, and what Python flushes at its end, go nowhere."""
+        """Redirect the descriptor to /dev/null, for text that is still buffered."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())  # type: ignore[union-attr]

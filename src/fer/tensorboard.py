@@ -1,7 +1,4 @@
-"""TensorBoard, an option: the rows of history.csv as scalars, the config and the report's pictures,
-in a run folder's tensorboard/. Rows and pictures come in as they are; how they are made is not
-known here.
-"""
+"""Optional TensorBoard output: the history, the config and the pictures of the report."""
 
 import re
 from pathlib import Path
@@ -16,20 +13,21 @@ FOLDER = "tensorboard"
 
 
 def require() -> type:
-    """The class SummaryWriter."""
+    """The class SummaryWriter. UserError if TensorBoard is not installed."""
     with extra("tensorboard", "tensorboard=true"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter
 
 
 def open_writer(run: Path, epoch: int | None = None) -> Any:
-    """A writer; what an interrupted training wrote from `epoch` on is forgotten."""
+    """A writer for a run folder. It discards earlier events from `epoch` on."""
     return require()(str(run / FOLDER), purge_step=epoch)
 
 
 def note(writer: Any, row: dict[str, Any]) -> None:
-    """A row of the history: train_loss as loss/train, val_recall_happy as recall/happy, lr as
-    schedule/lr.
+    """Write a row of the history.
+
+    train_loss gets the tag loss/train, val_recall_happy gets recall/happy, lr gets schedule/lr.
     """
     for name, value in row.items():
         tag = re.sub(r"^(train|val)_(.+)", r"\2/\1", name.replace("val_recall_", "recall/"))
@@ -41,7 +39,7 @@ def note(writer: Any, row: dict[str, Any]) -> None:
 
 
 def show(run: Path, pictures: list[Path]) -> None:
-    """Add pictures, where the run has a TensorBoard."""
+    """Add pictures, if the run was trained with tensorboard=true."""
     if (run / FOLDER).is_dir():
         with open_writer(run) as writer:
             for path in pictures:

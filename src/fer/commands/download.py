@@ -1,6 +1,4 @@
-"""fer download: FER2013 from Kaggle, through the user's own account. Knows nothing of what the
-files hold.
-"""
+"""fer download: gets FER2013 from Kaggle through the user's own account."""
 
 import re
 import shutil
@@ -11,7 +9,7 @@ from fer.run import make_folder
 
 COMPETITION = "challenges-in-representation-learning-facial-expression-recognition-challenge"
 ACCOUNT = (
-    "make a token at kaggle.com/settings and set KAGGLE_USERNAME and KAGGLE_KEY, or put its "
+    "create a token at kaggle.com/settings, then set KAGGLE_USERNAME and KAGGLE_KEY or put "
     "kaggle.json into ~/.kaggle"
 )
 
@@ -19,15 +17,17 @@ ACCOUNT = (
 def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
     competition = cfg.source == "competition"
     if not competition and not re.fullmatch(r"[\w-]+/[\w-]+", cfg.source):
-        raise UserError(f"source={cfg.source}: should be competition, or OWNER/NAME of a data set")
+        raise UserError(
+            f"source={cfg.source}: should be competition, or OWNER/NAME of a data set on Kaggle"
+        )
     with extra("download", "download"):
         import kagglehub
         from kagglehub.exceptions import CredentialError, KaggleApiHTTPError, UnauthenticatedError
     fetch = kagglehub.competition_download if competition else kagglehub.dataset_download
     try:
-        found = Path(fetch(COMPETITION if competition else cfg.source))
+        downloaded = Path(fetch(COMPETITION if competition else cfg.source))
     except (UnauthenticatedError, CredentialError):
-        raise UserError(f"download: Kaggle does not know you; {ACCOUNT}") from None
+        raise UserError(f"download: not logged in to Kaggle; {ACCOUNT}") from None
     except KaggleApiHTTPError as error:
         rules = f"accept the rules at kaggle.com/c/{COMPETITION} first, and " if competition else ""
         raise UserError(
@@ -35,13 +35,14 @@ def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
         ) from None
     except OSError as error:
         raise UserError(
-            f"download: Kaggle cannot be reached ({type(error).__name__}); try again later"
+            f"download: cannot reach Kaggle ({type(error).__name__}); try again later"
         ) from None
     out = make_folder(Path(cfg.out))
-    names = sorted(entry.name for entry in found.iterdir())
-    if there := [name for name in names if (out / name).exists()]:
+    names = sorted(entry.name for entry in downloaded.iterdir())
+    existing = [name for name in names if (out / name).exists()]
+    if existing:
         raise UserError(
-            f"{out / there[0]}: exists already; move it away, or choose another folder with out="
+            f"{out / existing[0]}: already exists; move it away, or choose another folder with out="
         )
-    shutil.copytree(found, out, dirs_exist_ok=True)
+    shutil.copytree(downloaded, out, dirs_exist_ok=True)
     print(f"{', '.join(names)} in {out}\nnext:\n  fer inspect data.path={out}")
