@@ -31,7 +31,8 @@ from torchvision.transforms import InterpolationMode, v2
 from fer import config, config_dir
 from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
-from fer.data.readers import fer2013, read_csv
+from fer.data.readers import fer2013
+from fer.data.readers.csv_faces import read_csv
 from fer.models.network import fit
 from fer.runtime import Signals, autocast, number_format
 from fer.training.trainer import EVAL_BATCH, Trainer

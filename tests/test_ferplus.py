@@ -226,7 +226,7 @@ def test_every_mode_trains_and_its_run_is_told_with_eight_classes(fer, folder, m
         )
         assert fer("explain", "ckpt=r", "target=contempt")[0] == 0
         code, _, err = fer("train", *data, *TINY, "train.label_smoothing=0.1")
-        assert code == 2 and "data.mode=multi: goes without" in err
+        assert code == 2 and "data.mode=multi: not possible with" in err
 
 
 def test_eight_classes_are_measured_on_seven_alike_and_votes_are_found_from_any_folder(

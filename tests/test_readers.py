@@ -20,6 +20,8 @@ from PIL import Image
 
 from fer import CLASSES, UserError
 from fer.data import readers
+from fer.data.readers import csv_faces, pictures, sources
+from fer.data.readers import folders as folders_module
 
 RNG = np.random.default_rng(0)
 FACES = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
@@ -168,23 +170,24 @@ def test_folder_faces_come_by_file_name_not_class_after_class(folders):
 
 
 def test_folder_images_of_any_kind(tmp_path):
-    for name in ("Angry", "disgusted", "2", "3_happy", "SADNESS", "surprise", "neutral"):
+    for name in ("Angry", "disgusted", "FEAR", "3_happy", "SADNESS", "surprise", "neutral"):
         (tmp_path / "train" / name).mkdir(parents=True)
     base = tmp_path / "train"
     gray = Image.fromarray(FACES[0])
     gray.save(base / "Angry" / "a.png")
     gray.convert("RGB").save(base / "disgusted" / "a.png")
-    Image.fromarray(FACES[0].astype(np.uint16) * 257).save(base / "2" / "a.png")
+    Image.fromarray(FACES[0].astype(np.uint16) * 257).save(base / "FEAR" / "a.png")
     gray.convert("CMYK").save(base / "3_happy" / "a.jpg")
     gray.resize((96, 200)).save(base / "SADNESS" / "a.jpg")
     gray.save(base / "surprise" / "a.gif", save_all=True, append_images=[Image.fromarray(FACES[1])])
     Image.new("L", (1, 1), 9).save(base / "neutral" / "a.png")
     (base / "neutral" / "Thumbs.db").write_bytes(b"not an image")
-    table = readers.read_folder(base)
-    by_class = dict(zip(table.labels.tolist(), table.images, strict=True))
-    for label in (0, 1, 2, 5):
-        assert np.array_equal(by_class[label], FACES[0]), label
-    assert (by_class[6] == 9).all() and set(by_class) == set(range(7))
+    table = folders_module.read_folder(base)
+    by_class = dict(zip(table.names[table.labels].tolist(), table.images, strict=True))
+    for name in ("Angry", "disgusted", "FEAR", "surprise"):
+        assert np.array_equal(by_class[name], FACES[0]), name
+    assert (by_class["neutral"] == 9).all() and len(by_class) == 7
+    assert load(tmp_path, split="none").classes == CLASSES
 
 
 def test_limit_takes_the_first_of_each_split(archive):
@@ -256,7 +259,11 @@ def test_an_id_that_numpy_would_bloat_or_cut_is_refused(challenge, name):
         [("b", pixels(FACES[0])), (name, pixels(FACES[1]))],
     )
     with pytest.raises(UserError, match=r"line 3: .* is no id"):
-        load(challenge)
+        load(challenge / "test.csv")
+    data = load(challenge)  # a test file that cannot be read does not hinder a training
+    assert "is left out" in data.told and "test" not in data.splits
+    with pytest.raises(UserError, match=r"split=test: .*line 3: .* is no id"):
+        data.open("test")
 
 
 def test_nothing_left_to_train_on_is_refused(challenge, archive):
@@ -283,7 +290,7 @@ def test_what_the_system_will_not_open_is_refused(folders, challenge, monkeypatc
     def denied(self):
         raise PermissionError(13, "Permission denied", str(self))
 
-    monkeypatch.setattr(readers.Path, "is_file", denied)
+    monkeypatch.setattr(sources.Path, "is_file", denied)
     with pytest.raises(UserError, match="cannot be read \\(Permission denied\\)"):
         load(folders)
 
@@ -327,13 +334,13 @@ def test_a_line_without_end_is_not_read_whole(tmp_path, monkeypatch):
         f.truncate(1 << 30)
     read = []
     monkeypatch.setattr(
-        readers.hashlib,
+        csv_faces.hashlib,
         "sha256",
         lambda *a: type("H", (), {"update": lambda s, b: read.append(len(b))})(),
     )
     with pytest.raises(UserError, match="line 1: is over 65536 bytes"):
-        readers.read_csv(file)
-    assert sum(read) < 2 * readers.MAX_LINE
+        csv_faces.read_csv(file)
+    assert sum(read) < 2 * csv_faces.MAX_LINE
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"not an image"])
@@ -358,28 +365,24 @@ def test_truncated_bomb_and_float_images_are_refused(folders, monkeypatch):
         load(folders)
 
 
-def test_an_unknown_class_folder_is_refused(folders):
+def test_contempt_is_the_eighth_class(folders):
     (folders / "train" / "contempt").mkdir()
-    with pytest.raises(
-        UserError, match="contempt: no emotion has this name; the folders are angry"
-    ):
-        load(folders)
+    assert load(folders).classes == (*CLASSES, "contempt")
 
 
 def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
     (folders / "train" / "suprise").mkdir()
-    with pytest.raises(
-        UserError, match=r"suprise: no emotion has this name; did you mean surprise\?"
-    ):
+    with pytest.raises(UserError, match=r"suprise' is no emotion; did you mean surprise\?"):
         load(folders)
+    merge = {"surprise": ["surprise", "suprise"]}
+    assert load(folders, merge=merge).classes.count("surprise") == 1
+    assert "suprise" in load(folders, classes=["happy", "suprise"]).classes
 
 
 @pytest.mark.parametrize("name", ["7", "10"])
 def test_folders_of_another_numbering_are_asked_for(folders, name):
     (folders / "train" / name).mkdir()
-    with pytest.raises(
-        UserError, match=r"what do the numbers of these folders mean.*rename all of them"
-    ):
+    with pytest.raises(UserError, match=rf"{name}: is labelled {name}, but .*words for all"):
         load(folders)
 
 
@@ -388,17 +391,15 @@ def test_pictures_to_train_on_need_folders(folders):
     (folders / "train").mkdir()
     Image.fromarray(FACES[0]).save(folders / "train" / "0.png")
     with pytest.raises(
-        UserError, match=r"have no labels; put the pictures in .*/train into folders named angry"
+        UserError, match=r"have no labels; put the pictures in train/ into a folder for each class"
     ):
         load(folders)
 
 
-def test_labels_in_words_are_told_their_numbers(challenge):
+def test_numbers_and_words_in_one_column_are_refused(challenge):
     file = challenge / "train.csv"
     file.write_text(file.read_text().replace("\n1,", "\nDisgust,", 1))
-    with pytest.raises(
-        UserError, match=r"'Disgust' is not .*write the words of the column as numbers: 0 angry"
-    ):
+    with pytest.raises(UserError, match=r"line 2: is labelled 0, but .*line 3 is labelled 'Disg"):
         load(challenge)
 
 
@@ -411,14 +412,15 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
     for _ in range(2):  # the second time from the cache
         data = load(folders)
         assert data.unlabelled == "test" and not data.shut
-        assert data.splits["test"].ids == names
+        assert data.splits["test"].ids == [f"test/{name}" for name in names]
         assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:3]))
     with pytest.raises(UserError, match=r"validation=test: the pictures in .* have no labels"):
         load(folders, validation="test")
-    for place in (folders / "test", folders):
+    for place, prefix in ((folders / "test", ""), (folders, "test/")):
         shutil.rmtree(folders / "train", ignore_errors=True)
         data = load(place)
-        assert [*data.splits] == ["test"] and data.splits["test"].ids == names
+        assert [*data.splits] == ["test"]
+        assert data.splits["test"].ids == [prefix + name for name in names]
         with pytest.raises(UserError, match=r"no faces to train on, only 3 of test"):
             data.open("train")
 
@@ -449,10 +451,8 @@ def test_labels_of_another_numbering_are_asked_for(challenge, label):
     with pytest.raises(UserError) as error:
         load(challenge)
     words = str(error.value)
-    assert "what do the numbers of this file mean?" in words and "0 angry, 1 disgust" in words
-    assert (
-        "renumber the whole column; do not remove lines" in words and "mend or remove" not in words
-    )
+    assert "line 3: " in words and f"'{label}' is not a label of FER2013 (0 angry, 1" in words
+    assert "what do these numbers mean?" in words and "data.names=[surprise," in words
 
 
 def packed(kind):
@@ -504,18 +504,20 @@ def test_a_file_that_is_no_text_is_told_as_what_it_is(tmp_path, kind):
     assert words in said and said.isprintable() and "\ufffd" not in said
 
 
-def test_what_lies_there_instead_is_named(challenge):
-    deeper = challenge / "a" / "b"
-    deeper.mkdir(parents=True)
-    (challenge / "train.csv").rename(deeper / "train.csv")
-    (challenge / "test.csv").rename(challenge / "faces.csv")
-    (challenge / "archive.zip").write_bytes(packed("zip"))
+def test_several_data_sets_in_a_folder_are_listed(challenge):
+    for name in ("a", "b"):
+        (challenge / name).mkdir()
+        shutil.copy(challenge / "train.csv", challenge / name / "train.csv")
+    (challenge / "train.csv").unlink()
+    (challenge / "test.csv").unlink()
     with pytest.raises(UserError) as error:
         load(challenge)
-    said = str(error.value)
-    assert f"{deeper} looks like it, take data.path={deeper}" in said
-    assert "archive.zip: unpack it" in said
-    assert f"to read faces.csv, take data.path={challenge}/faces.csv" in said
+    said = f"holds 2 data sets; choose one: data.path={challenge}/a, data.path={challenge}/b"
+    assert said in str(error.value)
+    (challenge / "b" / "train.csv").rename(challenge / "one.csv")
+    shutil.copy(challenge / "one.csv", challenge / "two.csv")
+    with pytest.raises(UserError, match=r"choose one: data\.path=.*/one\.csv, data\.path=.*/two"):
+        load(challenge)
 
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
@@ -531,7 +533,12 @@ def test_heic_is_refused_by_name(folders):
 
 
 def test_nothing_there_says_what_was_looked_for(tmp_path):
-    for path, words in ((tmp_path, "no FER2013 there"), (tmp_path / "x", "no such folder")):
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "old").mkdir()
+    for path, words in (
+        (tmp_path, "no data set there, only notes.txt, old/; looked"),
+        (tmp_path / "x", "no such folder"),
+    ):
         with pytest.raises(UserError) as error:
             load(path)
         assert words in str(error.value)
@@ -547,8 +554,8 @@ def test_what_a_layout_cannot_do_is_refused(challenge):
 
 
 def count_parses(monkeypatch):
-    calls, real = [], readers.read_csv
-    monkeypatch.setattr(readers, "read_csv", lambda *args: calls.append(1) or real(*args))
+    calls, real = [], csv_faces.read_csv
+    monkeypatch.setattr(sources, "read_csv", lambda *args: calls.append(1) or real(*args))
     return calls
 
 
@@ -586,13 +593,13 @@ def test_a_damaged_cache_is_parsed_again(archive, monkeypatch, damage):
 def test_a_cache_damaged_anywhere_is_parsed_again(tmp_path, near, at, put):
     file = tmp_path / "train.csv"
     file.write_bytes(SMALL)
-    readers.cached(file)
+    sources.cached_csv(file, sources.Wanted())
     (cache,) = (tmp_path / ".fer-cache").iterdir()
     raw = bytearray(cache.read_bytes())
     records = [i for i in range(len(raw)) if raw[i : i + 2] == b"PK"]
     raw[min(records[near % len(records)] + at, len(raw) - 1)] = put
     cache.write_bytes(raw)
-    assert np.array_equal(readers.cached(file).images, FACES[:3])
+    assert np.array_equal(sources.cached_csv(file, sources.Wanted()).images, FACES[:3])
 
 
 def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(
@@ -612,7 +619,7 @@ def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(
 
 
 def test_a_file_of_many_blocks_is_read_whole(archive, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK", 2)
+    monkeypatch.setattr(csv_faces, "BLOCK", 2)
     same(load(archive).splits["train"], np.arange(30))
 
 
@@ -654,7 +661,7 @@ def test_a_changed_file_reads_as_python_reads_it_or_is_refused(tmp_path, at, cut
     file = tmp_path / "train.csv"
     file.write_bytes(raw)
     try:
-        images = readers.read_csv(file).images.reshape(-1, 2304)
+        images = csv_faces.read_csv(file).images.reshape(-1, 2304)
     except UserError as error:
         assert "\n" not in str(error)
         return
@@ -668,8 +675,8 @@ def test_a_changed_file_reads_as_python_reads_it_or_is_refused(tmp_path, at, cut
 @given(raw=st.binary(max_size=200))
 def test_noise_is_refused(tmp_path, raw):
     for file, read in (
-        (tmp_path / "x.csv", readers.read_csv),
-        (tmp_path / "x.png", readers.read_image),
+        (tmp_path / "x.csv", csv_faces.read_csv),
+        (tmp_path / "x.png", pictures.read_image),
     ):
         file.write_bytes(raw)
         with pytest.raises(UserError):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer import CLASSES, UserError
-from fer.data import readers
+from fer.data.readers import cache, csv_faces, folders, pictures
 
 TRAIN = [
     "train",
@@ -94,7 +94,7 @@ def test_a_config_of_ones_own_may_read_the_environment(fer, tmp_path, monkeypatc
             "no module torch.optim._functional.os",
         ),
         ("optim._target_=torch.optim.lr_scheduler.StepLR", "not an optimizer"),
-        ("++data={_target_: fer.data.readers.available_memory}", "data"),
+        ("++data={_target_: fer.data.readers.cache.available_memory}", "data"),
         ("name=a\x1b[2Jb", "name=a\\x1b[2Jb"),
         ("name=" + "x" * 101, "should be 1 to 100 printable characters"),
         ("train.precision=\x9b2J", "\\x9b2J"),
@@ -198,7 +198,7 @@ GOOD = rows(f"0,{FACE}", f"1,{pixels(FACES[1])}")
 )
 def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
     (tmp_path / "x.csv").write_bytes(raw)
-    table = readers.read_csv(tmp_path / "x.csv")
+    table = csv_faces.read_csv(tmp_path / "x.csv")
     assert np.array_equal(table.images, FACES[:2]) and table.labels.tolist() == [0, 1]
 
 
@@ -226,7 +226,7 @@ def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
 def test_a_csv_that_lies_is_refused_with_its_line(tmp_path, raw, words):
     (tmp_path / "x.csv").write_bytes(raw)
     with pytest.raises(UserError) as error:
-        readers.read_csv(tmp_path / "x.csv")
+        csv_faces.read_csv(tmp_path / "x.csv")
     assert str(error.value).startswith(f"{tmp_path / 'x.csv'}") and words in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -235,7 +235,7 @@ def test_a_long_line_takes_no_memory(tmp_path, monkeypatch):
     (tmp_path / "x.csv").write_bytes(b"pixels\n" + b"7 " * (20 << 20))
     tracemalloc.start()
     with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
-        readers.read_csv(tmp_path / "x.csv")
+        csv_faces.read_csv(tmp_path / "x.csv")
     assert tracemalloc.get_traced_memory()[1] < 8 << 20
     tracemalloc.stop()
 
@@ -248,21 +248,21 @@ def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path):
             file.write(b"7 " * (512 << 10))
     begin = time.monotonic()
     with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
-        readers.read_csv(tmp_path / "x.csv")
+        csv_faces.read_csv(tmp_path / "x.csv")
     assert time.monotonic() - begin < 2
 
 
 def test_a_csv_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    assert 100e6 < readers.available_memory() < 1e15
+    assert 100e6 < cache.available_memory() < 1e15
     with (tmp_path / "fer2013.csv").open("wb") as file:
         file.truncate(1 << 40)
-    monkeypatch.setattr(readers, "FileIO", None)
-    monkeypatch.setattr(readers, "available_memory", lambda: 8e9)
+    monkeypatch.setattr(csv_faces, "FileIO", None)
+    monkeypatch.setattr(csv_faces, "available_memory", lambda: 8e9)
     with pytest.raises(
         UserError,
         match=r"fer2013.csv: is 1099.5 GB .* take 769.7 GB of memory, where 8.0 GB are free",
     ):
-        readers.read_csv(tmp_path / "fer2013.csv")
+        csv_faces.read_csv(tmp_path / "fer2013.csv")
 
 
 @pytest.mark.parametrize(
@@ -278,9 +278,9 @@ def test_the_memory_there_is_knows_a_containers_limit(monkeypatch, limit, expect
             raise FileNotFoundError
         return text[str(self)]
 
-    monkeypatch.setattr(readers.Path, "read_text", read_text)
-    monkeypatch.setattr(readers.os, "sysconf", lambda name: 1 << 20)
-    assert readers.available_memory() == expected
+    monkeypatch.setattr(cache.Path, "read_text", read_text)
+    monkeypatch.setattr(cache.os, "sysconf", lambda name: 1 << 20)
+    assert cache.available_memory() == expected
 
 
 IDS = ["=cmd|' /C calc'!A1", "+1", "-1", "@SUM(1)", 'a"b', "a,b", "<b>", "é", "0"]
@@ -354,7 +354,7 @@ GRADIENT = Image.fromarray(np.tile(np.linspace(0, 255, 48).astype(np.uint8), (48
 )
 def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
     (tmp_path / "x.png").write_bytes(raw)
-    read = readers.read_image(tmp_path / "x.png")
+    read = pictures.read_image(tmp_path / "x.png")
     assert read.dtype == np.uint8 and np.abs(read.astype(int) - expected).max() <= within
 
 
@@ -386,7 +386,7 @@ def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
 def test_an_image_that_lies_is_refused_by_name(tmp_path, raw, words):
     (tmp_path / "x.png").write_bytes(raw)
     with pytest.raises(UserError) as error:
-        readers.read_image(tmp_path / "x.png")
+        pictures.read_image(tmp_path / "x.png")
     assert str(error.value).startswith(f"{tmp_path / 'x.png'}: ") and words in str(error.value)
 
 
@@ -396,7 +396,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     (tmp_path / "y.png").mkdir()
     for name in ("x.png", "y.png"):
         with pytest.raises(UserError, match="not a readable image"):
-            readers.read_image(tmp_path / name)
+            pictures.read_image(tmp_path / name)
 
 
 def changed(raw, changes):
@@ -425,7 +425,7 @@ def test_a_changed_image_is_read_or_refused(tmp_path, image, changes):
     file = tmp_path / "x.png"
     file.write_bytes(changed(image, changes))
     try:
-        read = readers.read_image(file)
+        read = pictures.read_image(file)
     except UserError as error:
         assert str(error).startswith(f"{file}: ") and "\n" not in str(error)
     else:
@@ -438,7 +438,7 @@ def test_noise_and_changed_csvs_give_whole_faces_or_a_line(tmp_path, raw):
     file = tmp_path / "x.csv"
     file.write_bytes(raw)
     try:
-        table = readers.read_csv(file)
+        table = csv_faces.read_csv(file)
     except UserError as error:
         assert str(error).startswith(str(file)) and "\n" not in str(error)
     else:
@@ -459,7 +459,7 @@ def test_a_folder_of_anything_is_read_or_refused(tmp_path_factory, names, raw):
         place.mkdir(parents=True, exist_ok=True)
         (place / "1.png").write_bytes(saved(GRAY, "PNG") if number < 4 else raw)
     try:
-        table = readers.read_folder(folder)
+        table = folders.read_folder(folder)
     except UserError as error:
         assert str(folder) in str(error)
     else:

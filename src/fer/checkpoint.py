@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fer import UserError, __version__, class_names, config
+from fer import CLASSES, UserError, __version__, class_names, config
 from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
 from fer.files import write
@@ -35,10 +35,11 @@ class Checkpoint:
     def open(cls, path: Path, trust: Sequence[str] = ()) -> "Checkpoint":
         """trust: modules whose code its config may name besides this project's own."""
         contents = load_checkpoint(path)
-        values = config.parse(contents["config"], str(path))
+        values = saved_config(contents["config"], contents, path)
         with blame(path):
             own = config.check("train", values, trust)
-            settings = settings_in_force(path, own, trust)
+            settings = settings_in_force(path, contents, own, trust)
+            check_outputs(settings.model, contents["classes"])
         return cls(path, contents, settings)
 
     @property
@@ -51,7 +52,8 @@ class Checkpoint:
         with blame(self.path):
             model = config.build("model", without_weights(self.settings.model))
         load_weights(model, self.contents["model"], self.path)
-        network = Network(model, Normalize(**self.contents["normalization"])).to(device)
+        normalize = Normalize(**self.contents["normalization"])
+        network = Network(model, normalize, self.classes).to(device)
         if self.settings.train.channels_last:
             network.to(memory_format=torch.channels_last)
         return network.eval()
@@ -78,8 +80,8 @@ class Checkpoint:
         if used_whole and splittable and is_file(typed.get("path")):
             data = config.build("data", node | {"split": "none"})
             if data.only == "all":  # else its column Usage splits it
-                return data
-        return config.build("data", node)
+                return data.seen_as(self.classes)
+        return config.build("data", node).seen_as(self.classes)
 
 
 def is_file(place: str | None) -> bool:
@@ -90,7 +92,7 @@ def is_file(place: str | None) -> bool:
 
 
 def settings_in_force(
-    path: Path, own: config.TrainConfig, trust: Sequence[str]
+    path: Path, contents: dict, own: config.TrainConfig, trust: Sequence[str]
 ) -> config.TrainConfig:
     """The settings of the run of which the checkpoint at `path` is part. A resume may have changed
     some since it was written; the config.yaml beside it has them. Elsewhere, or beside another
@@ -98,7 +100,7 @@ def settings_in_force(
     """
     try:
         text = (path.parent / "config.yaml").read_text(encoding="utf-8")
-        values = config.parse(text, str(path.parent / "config.yaml"))
+        values = saved_config(text, contents, path.parent / "config.yaml")
         current = config.check("train", values, trust)
     except (OSError, ValueError, UserError):
         return own
@@ -176,7 +178,7 @@ def save_checkpoint(
         "format": FORMAT,
         "version": __version__,
         "config": config.dump(settings),
-        "classes": list(class_names(settings.model.get("classes", 7))),
+        "classes": list(network.classes or class_names(settings.model.get("classes", 7))),
         "normalization": asdict(network.normalize),
         "model": network.model.state_dict(),
         **more,
@@ -189,6 +191,27 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     UserError for anything else.
     """
     return read_contents(existing(Path(path)))
+
+
+def check_outputs(model: dict, classes: list[str]) -> None:
+    """Refuse a checkpoint whose classes are not those of its model."""
+    outputs = model.get("classes", len(classes))
+    if outputs != len(classes):
+        raise UserError(f"model.classes={outputs}: the checkpoint names {len(classes)} classes")
+
+
+def saved_config(text: str, contents: dict, path: Path) -> dict:
+    """The values of a saved config. Runs older than data.classes get the classes and the numbering
+    that were in force then, which the `contents` of their checkpoint tell.
+    """
+    values = config.parse(text, str(path))
+    data = values.get("data")
+    if not isinstance(data, dict) or data.get("_target_") != "fer.data.readers.fer2013":
+        return values
+    if "classes" not in data:
+        numbers = {str(number): name for number, name in enumerate(CLASSES)}
+        values["data"] = {**data, "classes": contents["classes"], "names": numbers}
+    return values
 
 
 def without_weights(node: dict) -> dict:
@@ -250,7 +273,7 @@ def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
         raise UserError(f"{path}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in typed:
         raise UserError("run: cannot be set with resume, which uses the run's own folder; leave it")
-    saved = config.parse(contents["config"], str(path))
+    saved = saved_config(contents["config"], contents, path)
     trust = config.trusted(values)
 
     def merged(keys: Iterable[str]) -> dict:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer import class_names, config, metrics, plots
+from fer import config, metrics, plots
 from fer.checkpoint import Checkpoint
 from fer.files import write_text
 from fer.layer_table import build, totals
@@ -38,7 +38,8 @@ class Run:
     @classmethod
     def open(cls, folder: Path, trust: list[str]) -> "Run":
         checkpoint = Checkpoint.open(folder / "best.pt", trust)
-        return cls(folder, checkpoint, read_history(folder), typed_words(folder))
+        history = read_history(folder, checkpoint.classes)
+        return cls(folder, checkpoint, history, typed_words(folder))
 
     @property
     def settings(self) -> config.TrainConfig:
@@ -206,9 +207,10 @@ def confusions_and_recalls(recipes: list[Recipe]) -> list[Part]:
     """
     matrices = {recipe.name: recipe.confusion for recipe in recipes}
     known = {name: matrix for name, matrix in matrices.items() if matrix is not None}
-    if len(known) < len(recipes) or len({matrix.shape for matrix in known.values()}) > 1:
+    names = {tuple(recipe.runs[0].checkpoint.classes) for recipe in recipes}
+    if len(known) < len(recipes) or len(names) > 1:
         return []
-    classes = class_names(len(next(iter(known.values()))))
+    classes = names.pop()
     recalls = {name: metrics.per_class(matrix)[1] for name, matrix in known.items()}
     data = pd.DataFrame(recalls, index=pd.Index(classes, name="class")).T.rename_axis("run")
     rows = [

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from fer import UserError, extra
 from fer.data.copies import detail
 from fer.data.faces import SIZE, Faces
-from fer.data.readers import image_files, opened
+from fer.data.readers.pictures import image_files, opened
 from fer.files import write
 from fer.run import make_folder, tell_if_replaced, write_csv
 

@@ -363,7 +363,7 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
                 axes,
                 history,
                 f"val_recall_{name}",
-                color=COLOURS[i],
+                color=COLOURS[i % 8],
                 marker=MARKERS[i % 6],
                 label=name,
             )

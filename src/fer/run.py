@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 import yaml
 
-from fer import CLASSES, UserError, __version__
+from fer import UserError, __version__
 from fer.files import write_text
 
 try:
@@ -47,9 +47,9 @@ def write_history(folder: Path, history: list[dict[str, Any]]) -> None:
         write_text(folder / "history.csv", table)
 
 
-def read_history(folder: Path) -> pd.DataFrame:
+def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
     """Read history.csv, a row an epoch. Raises UserError unless it has numbers in all columns that
-    a report needs.
+    a report needs, among them the recalls of the `classes`.
     """
     path = folder / "history.csv"
     try:
@@ -60,7 +60,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     if (numbers.abs() > LARGEST).any(axis=None):
         raise UserError(f"{path}: holds numbers above {LARGEST:g}; it is not the history of a run")
     needed = {*TIMES, "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"}
-    needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in CLASSES)}
+    needed |= {"val_macro_f1", *(f"val_recall_{name}" for name in classes)}
     missing = needed - {*numbers}
     if missing:
         raise UserError(
@@ -144,13 +144,13 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 
 def write_environment(
-    folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any]
+    folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any], data: str = ""
 ) -> None:
     """Append to environment.yaml what the training depends on besides its config, a document for
     each start.
 
     typed: the words of the command line; of a sweep, those of this job. machine: device, number
-    format and the like, see runtime.describe.
+    format and the like, see runtime.describe. data: what was taken for what, in words.
     """
     path = folder / "environment.yaml"
     values = {
@@ -167,6 +167,7 @@ def write_environment(
         "threads": torch.get_num_threads(),
         **machine,
         "data_sha256": data_hash or None,  # drawn faces have none
+        "data": data or None,
     }
     earlier = path.read_text(encoding="utf-8") if path.exists() else ""
     document = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fer import UserError, class_names
+from fer import UserError
 from fer.data.faces import Faces
 from fer.files import write_text
 from fer.run import write_csv
@@ -46,7 +46,7 @@ class Submission:
             write_text(path, text)
 
 
-def as_sampled(path: str, faces: Faces) -> Submission:
+def as_sampled(path: str, faces: Faces, classes: int = 8) -> Submission:
     """The layout of a sample submission: two columns or more, of which ids and labels are the first
     two, or one column of labels; a first row that ends in a number is no header. The faces come in
     the order of its ids or, where these are its own or there are none, in the data's order.
@@ -73,9 +73,7 @@ def as_sampled(path: str, faces: Faces) -> Submission:
     ids = sample.iloc[:, 0].tolist()
     if columns == 1:
         no_labels = [
-            value
-            for value in ids
-            if not value.strip().isdecimal() or int(value) >= len(class_names(8))
+            value for value in ids if not value.strip().isdecimal() or int(value) >= max(classes, 8)
         ]
         if no_labels:
             raise UserError(
@@ -84,7 +82,7 @@ def as_sampled(path: str, faces: Faces) -> Submission:
             )
         print(f"{path} has labels alone: written in the order of the faces")
         return Submission(header, faces.ids, faces, headed)
-    position = {name: i for i, name in enumerate(faces.ids)}
+    position = faces.positions(ids)
     if len(position) == len(ids) and set(position) == set(ids):
         return Submission(header, ids, faces.take([position[i] for i in ids]), headed)
     first = int(ids[0]) if ids[0].isdecimal() else 0

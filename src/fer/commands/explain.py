@@ -7,6 +7,7 @@ files.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from math import isqrt
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torchvision.transforms.functional import gaussian_blur
 
-from fer import UserError, class_names, config, nearest, photos, plots
+from fer import UserError, config, nearest, photos, plots
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
 from fer.models.network import Network, fit
@@ -198,9 +199,8 @@ def faces_of_photos(files: list[Path], crop: str, smallest: float) -> Faces:
     return Faces(pixels, torch.full((len(found),), -1), names)
 
 
-def targets(named: str, faces: Faces, logits: Tensor) -> Tensor:
-    """int64 N: the class of each face whose score is explained."""
-    names = class_names(logits.shape[1])
+def targets(named: str, faces: Faces, logits: Tensor, names: Sequence[str]) -> Tensor:
+    """int64 N: the class of each face whose score is explained. names: of the classes."""
     known = {"predicted": logits.argmax(1), "true": faces.labels}
     known |= {name: torch.full_like(faces.labels, number) for number, name in enumerate(names)}
     if named not in known:
@@ -221,7 +221,8 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     network = checkpoint.network(device).requires_grad_(False)
     torch.manual_seed(cfg.seed)
     faces, logits = choose(cfg, checkpoint, network)
-    classes, names = targets(cfg.target, faces, logits), class_names(logits.shape[1])
+    names = checkpoint.classes
+    classes = targets(cfg.target, faces, logits, names)
     images = (
         fit(faces.images, network.model.size).float().to(device)
     )  # what the network sees of them
@@ -291,7 +292,7 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
         for name, method in methods.items():
             bar.begin(name)
             maps[name] = torch.cat([method(network, *batch) for batch in batches])
-        bar.say(draw_faces(cfg, faces, logits, classes, {"face": images} | maps, out))
+        bar.say(draw_faces(cfg, faces, logits, classes, names, {"face": images} | maps, out))
     if "ideal_faces" in cfg.show:
         bar.begin("ideal faces")
         show_ascent("ideal_faces", network, len(names), "The ideal face of each class", names=names)
@@ -333,6 +334,7 @@ def draw_faces(
     faces: Faces,
     logits: Tensor,
     classes: Tensor,
+    class_names: Sequence[str],
     maps: dict[str, Tensor],
     out: Path,
 ) -> Path:
@@ -340,7 +342,7 @@ def draw_faces(
     the threshold.
     """
     names, shares = (
-        np.array([*class_names(logits.shape[1]), ""]),
+        np.array([*class_names, ""]),
         logits.softmax(1),
     )  # -1 is no truth
     truth, predicted, target = (

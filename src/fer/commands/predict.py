@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fer import UserError, class_names, config, metrics, photos
+from fer import UserError, config, metrics, photos
 from fer.data.faces import Faces
 from fer.inference import Ensemble, learned_faces
 from fer.run import spare_runs, tell_if_replaced, write_csv
@@ -40,7 +40,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     faces = data.open(split)
     submission = Submission(cfg.columns, faces.ids, faces)
     if cfg.sample:
-        submission = as_sampled(cfg.sample, faces)
+        submission = as_sampled(cfg.sample, faces, len(ensemble.classes))
     faces = submission.faces
 
     ensemble, table = ensemble.weighted(cfg.select, data, own_data=cfg.data is None)
@@ -50,7 +50,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     predicted = probabilities.argmax(1)
     tell_if_replaced(out)
     if cfg.probs:
-        write_probabilities(cfg.probs, submission, probabilities)
+        write_probabilities(cfg.probs, submission, probabilities, ensemble.classes)
     submission.write(str(out), predicted.tolist())
 
     written = f"{out}, {cfg.probs}" if cfg.probs else f"{out}"
@@ -82,12 +82,14 @@ def print_if_any(text: str) -> None:
         print(text)
 
 
-def write_probabilities(path: str, submission: Submission, probabilities: Tensor) -> None:
+def write_probabilities(
+    path: str, submission: Submission, probabilities: Tensor, classes: list[str]
+) -> None:
     """A row a face: its id, and the probability of each class."""
     rows = []
     for face_id, row in zip(submission.ids, probabilities.tolist(), strict=True):
         rows.append([face_id, *(f"{probability:.6f}" for probability in row)])
-    names = class_names(probabilities.shape[1])
+    names = classes[: probabilities.shape[1]]
     write_csv(path, [submission.id_column, *names], rows)
 
 

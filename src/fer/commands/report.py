@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fer import UserError, class_names, config, metrics, plots, tensorboard
+from fer import UserError, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.comparison import compare
 from fer.layer_table import build, table_text
@@ -31,7 +31,8 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format, cfg.trust)
         return
     folder = folders[0]
-    best, history = Checkpoint.open(folder / "best.pt", cfg.trust), read_history(folder)
+    best = Checkpoint.open(folder / "best.pt", cfg.trust)
+    history = read_history(folder, best.classes)
     settings, found, epoch = (
         best.settings,
         best.contents.get("validation"),
@@ -42,7 +43,7 @@ def run(cfg: config.ReportConfig, typed: list[str]) -> None:
             f"{best.path}: holds no validation predictions; use a best.pt written by fer train"
         )
     logits, labels = found["logits"].float(), found["labels"].long()
-    classes = class_names(logits.shape[1])
+    classes = tuple(best.classes)
     matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
     title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
     scored, score_names, absent = without_absent(matrix, classes)
@@ -262,7 +263,7 @@ def faces_parts(
     table = pd.DataFrame(
         {"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence}
     )
-    right, names = table["prediction"] == table["truth"], class_names(logits.shape[1])
+    right, names = table["prediction"] == table["truth"], best.classes
     said = [f"{names[row.prediction]} {row.confidence:.0%}" for row in table.itertuples()]
     captions = np.where(
         right,

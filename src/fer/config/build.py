@@ -116,8 +116,12 @@ def check_name(config: TrainConfig) -> None:
 
 
 def check_classes(config: TrainConfig) -> None:
-    """The network must have the data's classes; a model of ours may leave the number out."""
-    classes = config.data.get("classes", len(CLASSES))
+    """The network must have the data's classes; a model of ours may leave the number out. Where the
+    config does not tell how many these are, the training sets them when it has read the data.
+    """
+    classes = class_count(config.data)
+    if classes is None:
+        return
     if "classes" not in config.model:
         if classes != len(CLASSES):
             raise UserError(
@@ -130,6 +134,14 @@ def check_classes(config: TrainConfig) -> None:
             f"model.classes={config.model['classes']}: the data has {classes}; leave it out"
         )
     config.model["classes"] = classes
+
+
+def class_count(data: dict) -> int | None:
+    """How many classes a checked data node asks for; None where the data itself tells."""
+    if not data["_target_"].startswith(OWN_TARGETS["data"]):
+        return None
+    classes = data.get("classes", len(CLASSES))
+    return len(classes) if isinstance(classes, list) else classes
 
 
 def check_node(group: str, node: dict, key: str = "", trust: Sequence[str] | None = None) -> dict:

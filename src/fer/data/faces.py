@@ -3,7 +3,8 @@ of no format.
 """
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -17,10 +18,10 @@ SIZE = 48
 class Faces:
     """One split.
 
-    images: uint8 N×1×48×48, 0 black to 255 white. labels: int64 N, 0 to 6 (7 is FER+'s contempt),
-    -1 where unlabelled.
-    ids: N strings, the file's own where it has them, else "0" … "n-1". targets: float N×classes
-    that sum to 1, where training is to learn more than the labels.
+    images: uint8 N×1×H×H, 0 black to 255 white; mapped from the disk where the memory would not
+    hold them. labels: int64 N, positions in Data.classes, -1 where unlabelled. ids: N strings: of
+    pictures their paths, else the file's own or "0" … "n-1". targets: float N×classes that sum to
+    1, where training is to learn more than the labels.
     """
 
     images: torch.Tensor
@@ -39,12 +40,19 @@ class Faces:
             self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets
         )
 
+    def positions(self, ids: list[str]) -> dict[str, int]:
+        """Id → position. By the names of the files, without folders, where these tell the faces
+        apart and each of `ids` is one of them.
+        """
+        names = {name.rpartition("/")[2]: i for i, name in enumerate(self.ids)}
+        if len(names) == len(self.ids) and {*ids} <= {*names}:
+            return names
+        return {name: i for i, name in enumerate(self.ids)}
+
     def among(self, others: "Faces") -> torch.Tensor:
         """Bool N: is the same image, pixel for pixel, in `others` too?"""
-        there = {image.tobytes() for image in others.images.numpy()}
-        return torch.tensor(
-            [image.tobytes() in there for image in self.images.numpy()], dtype=torch.bool
-        )
+        there = {*digests(others.images)}
+        return torch.tensor([digest in there for digest in digests(self.images)], dtype=torch.bool)
 
     @property
     def hash(self) -> str:
@@ -56,14 +64,26 @@ class Faces:
         return len(self) > 0 and bool((self.labels >= 0).all())
 
 
-def stratified(labels: np.ndarray, share: float, seed: int, least: int = 0) -> np.ndarray:
+def digests(images: torch.Tensor) -> list[bytes]:
+    """16 bytes for each of uint8 N×1×H×W, equal for equal images: a set of them takes less memory
+    than the images.
+    """
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
+
+
+def stratified(
+    labels: np.ndarray, share: float, seed: int, least: int = 0, least_of_two: bool = False
+) -> np.ndarray:
     """Bool N: a share of the faces of every class, drawn by `seed`, but `least` of each, where it
-    has as many.
+    has as many; with `least_of_two` one of each class that has two.
     """
     drawn, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
     for label in np.unique(labels):
         rows = generator.permutation(np.flatnonzero(labels == label))
-        drawn[rows[: max(least, round(share * len(rows)))]] = True
+        count = max(least, round(share * len(rows)))
+        if least_of_two and len(rows) >= 2:
+            count = max(1, count)
+        drawn[rows[:count]] = True
     return drawn
 
 
@@ -79,6 +99,7 @@ class Data:
     hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode:
     what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
+    told: what was taken for what, in words. left_out: split → why it could not be read.
     """
 
     splits: dict[str, Faces]
@@ -88,6 +109,8 @@ class Data:
     classes: tuple[str, ...] = CLASSES
     mode: str = "majority"
     sample: str | None = None
+    told: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def open(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:
@@ -96,10 +119,54 @@ class Data:
                 f"data.path: has no faces to train on, only {have}; name a folder with training "
                 "faces"
             )
+        if name in self.left_out:
+            raise UserError(f"split={name}: {self.left_out[name]}")
         if name not in self.splits:
             have = ", ".join(f"{key} ({len(faces)} faces)" for key, faces in self.splits.items())
             raise UserError(f"split={name}: the data has no such split; it has {have}")
         return self.splits[name]
+
+    def seen_as(self, classes: Sequence[str]) -> "Data":
+        """The data for a network of other `classes`, matched by name: faces of classes that the
+        network does not have are left out, which is printed. As it is where the one list begins
+        with the other.
+
+        Raises UserError if no class is in both.
+        """
+        names = list(self.classes)
+        if list(classes)[: len(names)] == names:
+            return self
+        shared = [name for name in names if name in classes]
+        if not shared:
+            raise UserError(
+                f"the network was trained on the classes {', '.join(classes)}, and the data has "
+                f"none of them, only {', '.join(names)}; name other data, or the data's labels "
+                "with data.names= or data.merge="
+            )
+        position = [classes.index(name) if name in classes else -2 for name in names]
+        lookup = torch.tensor([*position, -1])  # -1, no label, stays so
+        splits = {}
+        seen: dict[int, Faces] = {}  # PublicTest has two names
+        for split, faces in self.splits.items():
+            if id(faces) not in seen:
+                labels = lookup[faces.labels]
+                targets = None
+                if faces.targets is not None:
+                    targets = faces.targets.new_zeros(len(faces), len(classes))
+                    for column, name in enumerate(names):
+                        if name in classes:
+                            targets[:, classes.index(name)] = faces.targets[:, column]
+                kept = Faces(faces.images, labels, faces.ids, targets)
+                seen[id(faces)] = kept if (labels > -2).all() else kept.take(labels > -2)
+            splits[split] = seen[id(faces)]
+        count = sum(len(faces) for faces in {id(f): f for f in self.splits.values()}.values())
+        lost = count - sum(len(faces) for faces in seen.values())
+        if lost:
+            strange = ", ".join(name for name in names if name not in classes)
+            print(f"{lost:,} faces of {strange} left out: the network does not have these classes")
+        if missing := [name for name in classes if name not in names]:
+            print(f"the data has no faces of {', '.join(missing)}, which the network also has")
+        return replace(self, splits=splits, classes=tuple(classes))
 
     @property
     def unlabelled(self) -> str | None:

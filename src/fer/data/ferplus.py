@@ -14,8 +14,12 @@ import torch
 from annotated_types import Ge
 
 from fer import FilePath, Normalization, UserError, class_names
-from fer.data.faces import Data
-from fer.data.readers import USAGES, find
+from fer.data.faces import SIZE, Data
+from fer.data.readers import classes as class_rules
+from fer.data.readers.classes import Wishes
+from fer.data.readers.csv_faces import USAGES
+from fer.data.readers.dataset import Part
+from fer.data.readers.sources import Wanted, find
 
 EMOTIONS = (
     "anger",
@@ -43,13 +47,16 @@ def ferplus(
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains
     the arguments.
     """
-    table = find(path).train
+    source = find(path, Wanted(SIZE))
+    table = source.parts.get("train")
     if table is None or (table.usage < 0).any():
         raise UserError(
             f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, "
             "or take data=fer2013"
         )
-    if score == "original" and (table.labels < 0).any():
+    wishes = Wishes(classes=class_names(classes))
+    labels = class_rules.resolve([table], wishes, source.known_numbers).labels(table)
+    if score == "original" and (labels < 0).any():
         raise UserError(
             f"data.score=original: {path} has faces without a label of their own; take "
             "data.score=majority"
@@ -62,12 +69,8 @@ def ferplus(
     )
     counts = read_votes(file, table.usage)
     to_train = shares(counts, mode, classes)
-    scored = (
-        shares(counts, "majority", classes)
-        if score == "majority"
-        else np.eye(classes)[table.labels]
-    )
-    splits = {}
+    scored = shares(counts, "majority", classes) if score == "majority" else np.eye(classes)[labels]
+    part, splits = Part(table, labels, None, spread=False), {}
     for number, name, targets in (
         (0, "train", to_train),
         (1, "validation", scored),
@@ -79,7 +82,7 @@ def ferplus(
                 1
             )  # of equal targets by the votes
             own = torch.from_numpy(targets[rows]).float()
-            splits[name] = replace(table.cut(rows), labels=torch.from_numpy(likeliest), targets=own)
+            splits[name] = replace(part.cut(rows), labels=torch.from_numpy(likeliest), targets=own)
         elif name != "private":
             raise UserError(
                 f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are "

@@ -1,5 +1,6 @@
 """Network: from gray values to logits, normalization included, for any model that has a `size`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,16 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 class Network(nn.Module):
-    """uint8 or float faces N×1×H×H, 0..255, to logits N×7. Faces larger than the model's own `size`
-    are cropped at the centre, smaller ones enlarged.
+    """uint8 or float faces N×1×H×H, 0..255, to logits N×classes. Faces larger than the model's own
+    `size` are cropped at the centre, smaller ones enlarged.
     """
 
-    def __init__(self, model: nn.Module, normalize: Normalize):
+    def __init__(
+        self, model: nn.Module, normalize: Normalize, classes: Sequence[str] | None = None
+    ):
+        """classes: names of the logits; None: FER2013's, or FER+'s eight."""
         super().__init__()
+        self.classes = None if classes is None else tuple(classes)
         self.model: Any = model  # a module and its own numbers, which mypy takes for modules too
         self.normalize = normalize
 

@@ -17,7 +17,7 @@ from fer.files import write_text
 from fer.run import create, lock, write_environment, write_history
 from fer.text import wrapped
 from fer.training.recorder import Recorder
-from fer.training.trainer import Trainer
+from fer.training.trainer import Trainer, fit_outputs
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
@@ -26,6 +26,7 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     """
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run = str(folder)
+    fit_outputs(own, data.classes)
     last = folder / "last.pt"
     with contextlib.ExitStack() as held:
         contents = None
@@ -74,7 +75,8 @@ def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
         trainer.recorder = Recorder(folder, cfg, tensorboard_writer(trainer, folder))
         write_text(folder / "config.yaml", config.dump(cfg))
         machine = runtime.describe(trainer.device, trainer.computed_in)
-        write_environment(folder, trainer.faces.data.hash, typed or [], machine)
+        data = trainer.faces.data
+        write_environment(folder, data.hash, typed or [], machine, data.told)
         print_start(trainer, folder)
         trainer.fit()
     return folder
@@ -144,6 +146,8 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces, "
         f"on {trainer.device.type} in {trainer.computed_in}"
     )
+    if faces.data.told:
+        print(wrapped(f"data: {faces.data.told}"))
     if faces.images.device.type != trainer.device.type:
         gigabytes = (faces.images.nbytes + faces.val_images.nbytes) / 1e9
         print(f"they stay in main memory ({gigabytes:.1f} GB); each batch moves when it is needed")

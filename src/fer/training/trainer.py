@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fer import UserError, config, metrics, runtime
+from fer import CLASSES, UserError, config, metrics, runtime
+from fer.augment import Augment
 from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from fer.data.faces import Data
 from fer.inference import probabilities
@@ -27,7 +28,7 @@ from fer.progress import Progress, warn_if_long
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
 from fer.training import state
 from fer.training.clock import Stopwatch, Throughput
-from fer.training.curves import build_curves
+from fer.training.curves import Driven, build_curves
 from fer.training.faces import TrainingFaces, epoch_batches
 from fer.training.objective import Objective, balanced_weights
 from fer.training.optimizer import build_optimizer
@@ -67,25 +68,18 @@ class Trainer:
             )
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
 
-        torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
-        model = config.build("model", cfg.model).to(device)
-        if cfg.start and not cfg.resume:
-            start_from(model, cfg.start, cfg.data.get("normalize"))
-        if cfg.train.channels_last:
-            model.to(memory_format=torch.channels_last)
-        augment = config.build("augment", cfg.augment)
-        self.optimizer = build_optimizer(cfg.optim, model, device)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
-        curves = build_curves(cfg, augment, model)
-        dropouts = schedule_dropout(model) if "dropout" in curves else []
+        model, augment, curves = self.build_parts()
         # Last: what is quick to refuse has been checked by now.
         data = data or config.build("data", cfg.data)
+        if fit_outputs(cfg, data.classes) or cfg.start:
+            model, augment, curves = self.build_parts(data.classes)
+        dropouts = schedule_dropout(model) if "dropout" in curves else []
         self.faces = TrainingFaces.load(data, device, cfg.train.copies == "drop", augment.crop)
-        self.network = Network(model, self.faces.normalize)
+        self.network = Network(model, self.faces.normalize, data.classes)
         self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
         self.eval_network = self.network
         if self.average:
-            self.eval_network = Network(self.average.module, self.faces.normalize)
+            self.eval_network = Network(self.average.module, self.faces.normalize, data.classes)
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
         self.steps = len(self.batches(0))
@@ -126,6 +120,24 @@ class Trainer:
         if cfg.resume:
             path = Path(cfg.resume) / "last.pt"
             state.restore(self, saved or load_checkpoint(path), path)
+
+    def build_parts(
+        self, classes: Sequence[str] | None = None
+    ) -> tuple[Any, Augment, dict[str, Driven]]:
+        """The model, its augmentation and the curves, and the optimizer of the model. classes: of
+        the data, None before it is read.
+        """
+        cfg = self.cfg
+        torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
+        model = config.build("model", cfg.model).to(self.device)
+        if cfg.start and not cfg.resume:
+            start_from(model, cfg.start, cfg.data.get("normalize"), classes)
+        if cfg.train.channels_last:
+            model.to(memory_format=torch.channels_last)
+        augment = config.build("augment", cfg.augment)
+        self.optimizer = build_optimizer(cfg.optim, model, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.computed_in == "fp16")
+        return model, augment, build_curves(cfg, augment, model)
 
     @property
     def epoch(self) -> int:
@@ -381,7 +393,30 @@ def build_objective(
     return Objective(faces.data.mode, settings.label_smoothing, class_weights)
 
 
-def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
+def fit_outputs(cfg: config.TrainConfig, classes: Sequence[str]) -> bool:
+    """Give the config's model an output for each class of the data; returns whether that changed
+    it. Raises UserError if the config asks for another number.
+    """
+    asked = cfg.model.get("classes", len(CLASSES))
+    if asked == len(classes):
+        return False
+    if "classes" not in cfg.model:
+        raise UserError(
+            f"model._target_={cfg.model['_target_']}: has no parameter classes, and the data has "
+            f"{len(classes)}; give it one"
+        )
+    if asked != len(CLASSES) or cfg.resume:
+        raise UserError(
+            f"model.classes={asked}: the data has {len(classes)} classes ({', '.join(classes)}); "
+            "leave model.classes out, or name the data that the model was made for"
+        )
+    cfg.model = cfg.model | {"classes": len(classes)}
+    return True
+
+
+def start_from(
+    model: nn.Module, path: str, normalize: str | None, classes: Sequence[str] | None = None
+) -> None:
     """Copy the weights of the checkpoint at `path` into the model; the last layer keeps its own if
     the checkpoint has other classes. Raises UserError if its faces were normalized otherwise.
     """
@@ -398,7 +433,8 @@ def start_from(model: nn.Module, path: str, normalize: str | None) -> None:
         name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
     ]
     last = layers[-1]
-    if len(contents["classes"]) != len(new_weights[f"{last}.weight"]):
+    others = len(contents["classes"]) != len(new_weights[f"{last}.weight"])
+    if others or (classes and contents["classes"] != list(classes)):
         for name, value in new_weights.items():
             if name.startswith(f"{last}."):
                 weights[name] = value

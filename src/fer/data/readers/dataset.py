@@ -1,0 +1,278 @@
+"""The target of data=fer2013: sources in, Data with classes and splits out."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+
+from fer import FilePath, Normalization, UserError
+from fer.data.faces import Data, Faces
+from fer.data.readers import classes as class_rules
+from fer.data.readers.cache import take_rows
+from fer.data.readers.classes import Meaning, Wishes, listed
+from fer.data.readers.csv_faces import USAGES
+from fer.data.readers.pictures import resized
+from fer.data.readers.sources import Source, Wanted, find
+from fer.data.readers.splits import groups_of, held_out
+from fer.data.readers.table import Table
+
+# Positions of train.usage, and what is held out where none of them validates.
+SPLIT_NAMES = ("train", "public", "private", "validation")
+Name = Annotated[str, MinLen(1), MaxLen(100)]
+Names = Annotated[list[Name], MinLen(1), MaxLen(1000)]
+
+
+def fer2013(
+    path: FilePath,
+    limit: Annotated[int, Ge(1)] | None,
+    split: Literal["auto", "usage", "fraction", "from_index", "none"],
+    fraction: Annotated[float, Gt(0), Lt(1)],
+    from_index: Annotated[int, Ge(1)],
+    validation: Literal["auto", "test"],
+    seed: Annotated[int, Ge(0)],
+    normalize: Normalization,
+    classes: Names | None = None,
+    names: Names | dict[str | int, Name] | None = None,
+    merge: dict[Name, Names] | None = None,
+    groups: Annotated[str, MinLen(1), MaxLen(200)] | None = None,
+    size: Annotated[int, Ge(8), Le(512)] | None = None,
+) -> Data:
+    """The data set at `path`, in any form; configs/data/fer2013.yaml explains the arguments."""
+    source = find(path, Wanted(size, groups))
+    meanings: list[str] | dict[str, str] | None
+    if isinstance(names, dict):
+        meanings = {class_rules.plain(str(number)): name for number, name in names.items()}
+    else:
+        meanings = names
+    wishes = Wishes(classes, meanings, merge)
+    tables = source.parts
+    meaning = class_rules.resolve(list(tables.values()), wishes, source.known_numbers)
+    class_names = meaning.classes
+    parts = {
+        name: Part(table, meaning.labels(table), limit, source.pictures)
+        for name, table in tables.items()
+    }
+    same_side(parts)
+    left_out = left_out_in_words(meaning, parts)
+    about = {
+        "classes": class_names,
+        "sample": source.sample,
+        "left_out": source.left_out,
+    }
+    whole = split == "none" and set(parts) == {"train"}
+    if whole and not parts["train"].by_usage:
+        return only_split("all", parts["train"], normalize, about)
+    if "train" not in parts:
+        if len(parts) == 1:
+            name, part = next(iter(parts.items()))
+            return only_split(name, part, normalize, about)
+        raise UserError(f"data.path={path}: has no faces to train on, only {', '.join(parts)}")
+
+    train = parts["train"]
+    if (train.labels == -1).any():
+        raise UserError(f"data.path={path}: the faces to train on have no labels; {needed(source)}")
+    if split == "usage" and not train.by_usage and "validation" not in parts:
+        raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
+    judge = choose_judge(path, source, parts, split, validation)
+    usage = np.where(train.labels >= 0, train.table.usage.clip(0), -1)
+    if judge == "held out":
+        pool = np.flatnonzero(usage == 0)
+        group = groups_in(train.table, source, groups)
+        chosen = held_out(
+            train.labels[pool],
+            split,
+            fraction,
+            from_index,
+            seed,
+            None if group is None else group[pool],
+        )
+        usage[pool[chosen]] = SPLIT_NAMES.index("validation")
+    if 0 not in usage and split != "none":
+        raise UserError(
+            f"data.path={path}: no rows are left to train on; it needs Training rows or a lower "
+            "data.fraction"
+        )
+    splits = {
+        SPLIT_NAMES[number]: train.cut(np.flatnonzero(usage == number))
+        for number in np.unique(usage[usage >= 0])
+    }
+    if "validation" in parts:
+        name = "val" if judge == "held out" else "validation"
+        splits[name] = parts["validation"].cut()
+    if "test" in parts:
+        splits["test"] = parts["test"].cut()
+    judge = "validation" if judge == "held out" else judge
+    first = {"train": splits.get("train"), "validation": splits.get(judge)}
+    splits = {name: faces for name, faces in first.items() if faces is not None} | splits
+    # A test split with labels may hold PrivateTest.
+    doubtful = {"private", "test"} & {*splits} - {judge}
+    shut = frozenset(name for name in doubtful if splits[name].labelled)
+    told = in_words(source, splits, shut, judge, split, class_names, left_out)
+    return Data(splits, normalize, shut, hash_of(parts), told=told, **about)  # type: ignore[arg-type]
+
+
+@dataclass
+class Part:
+    """A table with the class of each row: -1 without a label, -2 where the class is left out.
+
+    limit: N keeps the first N faces of each split; with `spread` as evenly over the classes as they
+    go.
+    """
+
+    table: Table
+    labels: np.ndarray
+    limit: int | None
+    spread: bool
+    ids: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ids = self.table.ids
+
+    @property
+    def by_usage(self) -> bool:
+        return bool((self.table.usage >= 0).all())
+
+    def cut(self, rows: np.ndarray | None = None) -> Faces:
+        """The faces in `rows`, or all whose classes are kept."""
+        if rows is None:
+            rows = np.flatnonzero(self.labels > -2)
+        labels = self.labels[rows]
+        rank = np.arange(len(rows))
+        if self.spread:
+            rank = pd.Series(labels).groupby(labels).cumcount().to_numpy()
+        kept = np.sort(np.argsort(rank, kind="stable")[: self.limit])
+        ids = self.ids[rows] if self.ids.size else np.arange(len(rows)).astype(str)
+        images = torch.from_numpy(take_rows(self.table.images, rows[kept]))
+        return Faces(images[:, None], torch.from_numpy(labels[kept]), ids[kept].tolist())
+
+
+def same_side(parts: dict[str, Part]) -> None:
+    """Resize the parts to the side of the training faces."""
+    sides = {part.table.side for part in parts.values()}
+    if len(sides) > 1:
+        side = next(iter(parts.values())).table.side
+        for part in parts.values():
+            part.table.images = resized(part.table.images, side)
+
+
+def only_split(name: str, part: Part, normalize: Normalization, about: dict) -> Data:
+    """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold
+    PrivateTest.
+    """
+    faces = part.cut()
+    shut = frozenset({name} if faces.labelled else ())
+    return Data({name: faces}, normalize, shut, str(part.table.hash), **about)
+
+
+def needed(source: Source) -> str:
+    if source.pictures:
+        return (
+            f"put the pictures in {source.places['train']} into a folder for each class, or a "
+            "table file,label beside them"
+        )
+    return "a column emotion or label is needed"
+
+
+def choose_judge(
+    path: str, source: Source, parts: dict[str, Part], split: str, validation: str
+) -> str:
+    """The name of the split that validates; `held out` for a part of the training faces, nothing
+    where data.split=none and there is none.
+    """
+    by_usage = 1 in parts["train"].table.usage
+    if validation == "test" and split != "none":
+        if not source.pictures or "test" not in parts:
+            raise UserError(
+                f"data.validation=test: {path} is no image folder with a test/; use data.split "
+                "instead"
+            )
+        if (parts["test"].labels == -1).any():
+            raise UserError(
+                f"data.validation=test: the pictures in {path}/test have no labels; use data.split "
+                "instead"
+            )
+        return "test"
+    if split in ("auto", "usage", "none"):
+        if by_usage:
+            return "public"
+        if "validation" in parts:
+            return "validation"
+        if split == "none":
+            return ""
+    if split == "usage":
+        raise UserError(f"data.split=usage: {path} has no PublicTest rows; use data.split=fraction")
+    return "held out"
+
+
+def groups_in(table: Table, source: Source, groups: str | None) -> np.ndarray | None:
+    """The group of each row; None where none are asked for."""
+    if groups is None:
+        return None
+    if table.groups.size:
+        return table.groups
+    if not source.pictures:
+        raise UserError(
+            f"data.groups={groups}: {source.places['train']} has no such column; name one"
+        )
+    return groups_of(table.ids.tolist(), groups)
+
+
+def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:
+    """How many faces of which classes data.classes leaves out; nothing if none."""
+    count, labels = 0, set()
+    for part in parts.values():
+        rows = part.labels == -2
+        count += int(rows.sum())
+        labels |= {*part.table.names[np.unique(part.table.labels[rows])].tolist()}
+    if not count:
+        return ""
+    names = sorted({meaning.named[label] for label in labels})
+    return f"{count:,} faces left out by data.classes ({listed(names)})"
+
+
+def in_words(
+    source: Source,
+    splits: dict[str, Faces],
+    shut: frozenset[str],
+    judge: str,
+    split: str,
+    classes: Sequence[str],
+    left_out: str,
+) -> str:
+    """One line: what was taken for what, and the classes."""
+    train = source.places["train"]
+    if "public" in splits or "private" in splits:
+        named = {"train": USAGES[0], "public": USAGES[1], "private": USAGES[2]}
+        words = [f"{train}: {USAGES[0]} trains"]
+    else:
+        named = dict(source.places)
+        named["val"] = named.get("validation", "")
+        words = [f"{train} trains"]
+    if judge == "validation" and "validation" not in source.parts:
+        how = "the rows from data.from_index on" if split == "from_index" else "a part of it"
+        words.append(f"{how} validates")
+    elif judge:
+        words.append(f"{named.get(judge, judge)} validates")
+    for name, faces in splits.items():
+        if name in ("train", "validation", judge):
+            continue
+        state = "is kept shut" if name in shut else "is not used in training"
+        if not faces.labelled:
+            state = "has no labels"
+        words.append(f"{named.get(name) or source.places.get(name, name)} {state}")
+    words += [f"{name} is left out ({why})" for name, why in source.left_out.items()]
+    sentence = f"{', '.join(words)}; {len(classes)} classes: {listed(classes)}"
+    return "; ".join(filter(None, (sentence, left_out)))
+
+
+def hash_of(parts: dict[str, Part]) -> str:
+    """SHA-256 of what was read: the file's own where it is one file."""
+    hashes = [
+        str(parts[name].table.hash) for name in ("train", "validation", "test") if name in parts
+    ]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

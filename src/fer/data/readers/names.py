@@ -1,0 +1,67 @@
+"""Words of the field: emotions in their usual spellings, names of splits, and what file managers
+leave in folders.
+"""
+
+import re
+from pathlib import Path
+
+from fer import CLASSES
+
+EMOTIONS = (*CLASSES, "contempt")
+SPELLINGS = {
+    "angry": ("anger",),
+    "disgust": ("disgusted", "disgusting"),
+    "fear": ("fearful", "afraid", "scared"),
+    "happy": ("happiness", "joy", "joyful"),
+    "sad": ("sadness",),
+    "surprise": ("surprised",),
+    "neutral": ("neutrality",),
+    "contempt": ("contemptuous",),
+}
+EMOTION_OF = {name: name for name in EMOTIONS} | {
+    spelling: name for name, spellings in SPELLINGS.items() for spelling in spellings
+}
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation", "dev", "publictest"),
+    "test": ("test", "testing", "privatetest"),
+}
+SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
+
+JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
+
+
+def emotion(word: str) -> str | None:
+    """The emotion that a word names, as `Anger`, `happy ` or `0_angry`; None if it names none."""
+    return EMOTION_OF.get(re.sub(r"^\d+[\W_]+(?=\w)", "", word.strip().lower()))
+
+
+def split_named(word: str) -> str | None:
+    """train, validation or test for a split's name in any case; FER+'s `FER2013Valid` too."""
+    return SPLIT_OF.get(word.strip().lower().removeprefix("fer2013"))
+
+
+def split_in_words(stem: str) -> str | None:
+    """The split that one word of a file's stem names, as in train_labels or labels-val."""
+    splits = {split_named(word) for word in re.split(r"[\W_]+", stem)} - {None}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def is_junk(name: str) -> bool:
+    """Is it hidden, or one of the files that systems leave in folders and archives?"""
+    return name.startswith(".") or name.lower() in JUNK
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name, without junk."""
+    return sorted(entry for entry in folder.iterdir() if not is_junk(entry.name))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    return [entry for entry in entries(folder) if entry.is_dir()]
+
+
+def printable(name: str) -> str:
+    """A file's name as text, whatever its bytes."""
+    return name.encode(errors="replace").decode()

@@ -1,0 +1,123 @@
+"""Pictures of faces: opened safely whatever a file holds, gray, at one size."""
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fer import UserError
+from fer.data.faces import SIZE
+from fer.data.readers.cache import empty_images
+from fer.data.readers.names import entries
+
+# Decoded by content; EPS, for one, would start Ghostscript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
+HEIC = {".heic", ".heif", ".hif"}  # of phones' photos; Pillow does not decode them
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
+MAX_PIXELS = 50_000_000  # of an image, before it is decoded
+CHUNK = 256  # pictures decoded together
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures in a folder, by name; HEIC too, which is refused by name when it is read."""
+    return [entry for entry in entries(folder) if is_picture(entry.name)]
+
+
+def is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES | HEIC  # noqa: PTH122, of any string
+
+
+@contextlib.contextmanager
+def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
+    """decoded(), without the warnings of decoders. Not for threads, which share the filters."""
+    with warnings.catch_warnings(action="ignore"), decoded(file, too_large) as image:
+        yield image
+
+
+@contextlib.contextmanager
+def decoded(
+    file: Path | io.BytesIO, too_large: str, name: str | None = None
+) -> Iterator[Image.Image]:
+    """The image in a file from anyone, of bounded size. Within the context whatever its decoder
+    says is a UserError. name: of the picture, in messages; None: the file's path.
+    """
+    name = name or str(file)
+    try:
+        if isinstance(file, Path) and not file.is_file():
+            raise OSError  # a pipe would be waited for
+        with Image.open(file, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{name}: has {image.width}×{image.height} pixels; {too_large}")
+            yield image
+    except UserError:
+        raise
+    except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
+        if isinstance(file, Path) and is_heic(file):
+            raise UserError(
+                f"{name}: is HEIC, which phones write and fer does not read; save it as JPEG"
+            ) from None
+        raise UserError(f"{name}: not a readable image; replace or remove it") from None
+
+
+def is_heic(file: Path) -> bool:
+    """Is it a HEIF container, by its first bytes, whatever its name?"""
+    with contextlib.suppress(OSError):
+        if file.is_file():
+            with file.open("rb") as stream:
+                head = stream.read(12)
+            return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
+    return False
+
+
+def read_image(file: Path | io.BytesIO, side: int = SIZE, name: str | None = None) -> np.ndarray:
+    """uint8 side×side: the first frame, gray, resized."""
+    with decoded(file, "make it smaller or remove it", name) as image:
+        if not image.mode.startswith(("I", "F")):
+            gray = image.convert("L")
+        else:  # 16 bits and more: Pillow would clip, not scale
+            values = np.asarray(image, dtype=np.float64)
+            # 32 bits have an unknown range.
+            wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+            if wide or values.min() < 0 or values.max() > 65535:
+                raise UserError(
+                    f"{name or file}: pixels of mode {image.mode}; save it with 8 or 16 bits"
+                )
+            gray = Image.fromarray((values / 257).round().astype(np.uint8))
+        return np.asarray(gray.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def resized(images: np.ndarray, side: int) -> np.ndarray:
+    """uint8 N×side×side of N×S×S, as read_image scales pictures."""
+    if images.shape[-1] == side:
+        return images
+    out = empty_images(len(images), side)
+    for row, image in zip(out, images, strict=True):
+        picture = Image.fromarray(image)
+        row[:] = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
+    return out
+
+
+def read_all(
+    count: int, read: Callable[[int], np.ndarray], side: int, heads: Sequence[bytes]
+) -> tuple[np.ndarray, str]:
+    """uint8 N×side×side, and the SHA-256 over each picture's head (its name, say) and pixels.
+
+    read: the picture at a position, uint8 side×side. The images are bytes on the disk if the memory
+    would not hold them.
+    """
+    images, digest = empty_images(count, side), hashlib.sha256()
+    with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as pool:
+        for start in range(0, count, CHUNK):
+            places = range(start, min(start + CHUNK, count))
+            for place, image in zip(places, pool.map(read, places), strict=True):
+                images[place] = image
+                digest.update(heads[place] + image.tobytes())
+    return images, digest.hexdigest()

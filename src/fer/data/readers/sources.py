@@ -1,0 +1,383 @@
+"""What lies at a data.path: which files and folders are which split, in which form."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fer import CLASSES, UserError
+from fer.data.faces import SIZE
+from fer.data.readers.archives import is_archive, unpacked
+from fer.data.readers.arrays import read_npz, read_parquet
+from fer.data.readers.cache import cached
+from fer.data.readers.csv_faces import COLUMNS, has_usage, header_names, read_csv
+from fer.data.readers.folders import cached_folder, listing
+from fer.data.readers.names import (
+    EMOTIONS,
+    SPLITS,
+    entries,
+    printable,
+    split_in_words,
+    split_named,
+    subfolders,
+)
+from fer.data.readers.pictures import image_files
+from fer.data.readers.table import Table
+from fer.data.readers.tables import Columns, cached_listed, table_columns
+
+OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
+TEST_CSV = "test.csv"
+DEEPER = 2  # folders below data.path in which data is looked for
+MAX_LISTED = 1000  # entries of a folder that are looked through
+LOOKED_FOR = (
+    "fer2013.csv, icml_face_data.csv, train.csv with test.csv, another CSV, folders "
+    "train/<emotion>/ or <emotion>/, a table of pictures, .zip, .tar.gz, .npz, .parquet; get "
+    "FER2013 from kaggle.com (challenges-in-representation-learning-facial-expression-recognition-"
+    "challenge, or msambare/fer2013), or try data=demo"
+)
+
+
+@dataclass
+class Source:
+    """The faces at a data.path.
+
+    parts: of train, validation and test those that are there; a single file is train, whatever its
+    column Usage says of its rows. places: what each part is, in words. pictures: are ids paths?
+    known_numbers: the classes 0, 1, … where the files show what numbers mean. sample: a sample
+    submission beside them. left_out: part → why it was not read. root: the folder that ids and
+    places are relative to.
+    """
+
+    parts: dict[str, Table]
+    places: dict[str, str]
+    pictures: bool = False
+    known_numbers: tuple[str, ...] = ()
+    sample: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    root: Path | None = None
+
+    def seen_from(self, place: Path) -> "Source":
+        """With ids and places relative to `place`, a folder above `root`."""
+        if self.root is None or self.root == place or not self.root.is_relative_to(place):
+            return self
+        prefix = printable(self.root.relative_to(place).as_posix())
+        self.places = {split: f"{prefix}/{name}" for split, name in self.places.items()}
+        if self.pictures:
+            for table in self.parts.values():
+                table.ids = np.char.add(f"{prefix}/", table.ids)
+        self.root = place
+        return self
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How faces are read: pixels of their side (None: 48 for pictures, a CSV's own), and the name
+    of a column of groups.
+    """
+
+    size: int | None = None
+    group_column: str | None = None
+
+
+Reader = Callable[[Wanted], Source]
+
+
+def find(path: str, wanted: Wanted = Wanted()) -> Source:
+    """The faces at `path`. UserError, with what is there instead, if that is no data set."""
+    place = Path(path)
+    try:
+        if path.startswith("~"):
+            place = place.expanduser()
+        reader = file_reader(place) if place.is_file() else None
+        if reader is None and place.is_dir():
+            reader = folder_reader(place, DEEPER)
+        if reader is not None:
+            return reader(wanted).seen_from(place)
+        if not place.exists():
+            raise UserError(f"data.path={path}: no such folder or file; looked for {LOOKED_FOR}")
+        there = listing(list(islice(entries(place), MAX_LISTED))) or "nothing"
+    except RuntimeError:  # ~ of nobody
+        raise UserError(f"data.path={path}: no such user's folder; check data.path") from None
+    except OSError as error:  # permissions, a path too long, a link to nowhere, a failing disk
+        raise UserError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); check data.path"
+        ) from None
+    raise UserError(f"data.path={path}: no data set there, only {there}; looked for {LOOKED_FOR}")
+
+
+def file_reader(path: Path) -> Reader:
+    """How a single file is read, by its name; a file of another name as a CSV."""
+    if is_archive(path):
+        return archive_reader(path)
+    if path.suffix.lower() == ".npz":
+        return lambda wanted: npz_source(path, wanted)
+    if path.suffix.lower() == ".parquet":
+        return lambda wanted: parquet_source({"train": [path]}, wanted)
+    columns = table_columns(path) if path.suffix.lower() == ".csv" else None
+    if columns:
+        return lambda wanted: listed_source(path.parent, path, [path.parent], wanted)
+    return lambda wanted: csv_source({"train": path}, wanted)
+
+
+def archive_reader(path: Path) -> Reader:
+    def read(wanted: Wanted) -> Source:
+        folder = unpacked(path)
+        reader = folder_reader(folder, DEEPER)
+        if reader is None:
+            raise UserError(
+                f"{path}: holds no data set, only {listing(entries(folder))}; looked for "
+                f"{LOOKED_FOR}"
+            )
+        source = reader(wanted).seen_from(folder)
+        source.root = None  # ids are paths in the archive, wherever it lies
+        return source
+
+    return read
+
+
+def folder_reader(folder: Path, depth: int) -> Reader | None:
+    """How the data set in a folder is read; None if there is none, also not in `depth` folders
+    below. Raises UserError, with the list of them, if there are several.
+    """
+    files = [entry for entry in islice(entries(folder), MAX_LISTED) if entry.is_file()]
+    csvs = [file for file in files if is_csv(file)]
+    official = official_csvs(folder)
+    if official:
+        return lambda wanted: csv_source(official, wanted, sample_of(folder))
+    splits = split_folders(folder)
+    if "train" in splits or "validation" in splits:
+        return lambda wanted: folders_source(folder, splits, csvs, wanted)
+    readers = candidates(folder, files, csvs)
+    if len(readers) > 1:
+        raise UserError(
+            f"data.path={folder}: holds {len(readers)} data sets; choose one: "
+            + ", ".join(f"data.path={place}" for place in readers)
+        )
+    if readers:
+        return next(iter(readers.values()))
+    if splits:
+        return lambda wanted: folders_source(folder, splits, csvs, wanted)
+    if (folder / TEST_CSV).is_file():
+        return lambda wanted: csv_source({"test": folder / TEST_CSV}, wanted)
+    if image_files(folder):
+        return lambda wanted: folders_source(folder, {"test": folder}, [], wanted)
+    return deeper_reader(folder, depth)
+
+
+def deeper_reader(folder: Path, depth: int) -> Reader | None:
+    """The one data set in the folders below."""
+    if depth == 0:
+        return None
+    readers = {}
+    for inner in islice(subfolders(folder), MAX_LISTED):
+        reader = folder_reader(inner, depth - 1)
+        if reader:
+            readers[inner] = reader
+    if len(readers) > 1:
+        raise UserError(
+            f"data.path={folder}: holds {len(readers)} data sets; choose one: "
+            + ", ".join(f"data.path={inner}" for inner in list(readers)[:8])
+        )
+    return next(iter(readers.values()), None)
+
+
+def official_csvs(folder: Path) -> dict[str, Path]:
+    """The CSV files of faces whose names say what they are: the split of each."""
+    csvs = {}
+    for name in OFFICIAL:
+        if (folder / name).is_file() and not table_columns(folder / name):
+            csvs["train"] = folder / name
+            break
+    if not csvs:
+        return {}
+    for file in entries(folder):
+        split = split_named(file.stem) if is_csv(file) and file.is_file() else None
+        if split and split not in csvs and not table_columns(file):
+            csvs[split] = file
+    return in_order(csvs)
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Split → the folder named after it."""
+    splits: dict[str, Path] = {}
+    for entry in subfolders(folder):
+        split = split_named(entry.name)
+        if split is None:
+            continue
+        if split in splits:
+            raise UserError(
+                f"data.path={folder}: {splits[split].name}/ and {entry.name}/ are both {split}; "
+                "rename or move one of them"
+            )
+        splits[split] = entry
+    return in_order(splits)
+
+
+def in_order(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts with the training faces first."""
+    return {split: parts[split] for split in SPLITS if split in parts}
+
+
+def candidates(folder: Path, files: Sequence[Path], csvs: Sequence[Path]) -> dict[Path, Reader]:
+    """The data sets that a folder without an official name may hold."""
+    readers: dict[Path, Reader] = {}
+    tables = [file for file in csvs if table_columns(file)]
+    if len(tables) == 1:
+        readers[tables[0]] = lambda wanted: listed_source(folder, tables[0], [folder], wanted)
+    elif tables:
+        readers |= {table: file_reader(table) for table in tables}
+    faces = [file for file in csvs if has_pixels(file) and file.name != TEST_CSV]
+    by_split = in_order({split_named(stem_of(file)) or "train": file for file in faces})
+    if len(faces) > 1 and len(by_split) == len(faces):
+        readers[folder] = lambda wanted: csv_source(by_split, wanted, sample_of(folder))
+    elif len(faces) == 1:
+        beside = {"train": faces[0]}
+        if (folder / TEST_CSV).is_file() and has_pixels(folder / TEST_CSV):
+            beside["test"] = folder / TEST_CSV
+        readers[faces[0]] = lambda wanted: csv_source(beside, wanted, sample_of(folder))
+    else:
+        readers |= {file: file_reader(file) for file in faces}
+    others = [file for file in files if file.suffix.lower() == ".npz" or is_archive(file)]
+    readers |= {file: file_reader(file) for file in others}
+    parquets = parquet_files(folder)
+    if parquets:
+        readers[next(iter(parquets.values()))[0]] = lambda wanted: parquet_source(parquets, wanted)
+    classes = [inner for inner in subfolders(folder) if image_files(inner)]
+    if len(classes) > 1 and not split_folders(folder) and not tables:
+        readers[folder] = lambda wanted: folders_source(folder, {"train": folder}, [], wanted)
+    return readers
+
+
+def is_csv(file: Path) -> bool:
+    name = file.name.lower()
+    return name.endswith((".csv", ".csv.gz")) and "submission" not in name
+
+
+def stem_of(file: Path) -> str:
+    return file.name.partition(".")[0]
+
+
+def has_pixels(file: Path) -> bool:
+    return any(name.lower() in COLUMNS["pixels"] for name in header_names(file))
+
+
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """Split → its parquet files, in the folder or in its data/; `train-00000-of-00001.parquet` as
+    the hub has them.
+    """
+    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        split = split_named(re.split(r"[-_.]", file.name)[0]) or "train"
+        splits.setdefault(split, []).append(file)
+    return in_order(splits)
+
+
+def sample_of(folder: Path) -> str | None:
+    """The first sample submission in a folder, as `example_submission.csv`."""
+    files = sorted(islice(folder.glob("*submission*.csv"), MAX_LISTED))
+    known = [file for file in files if re.match(r"(example|sample)", file.name, re.IGNORECASE)]
+    return next((str(file) for file in known if file.is_file()), None)
+
+
+def csv_source(csvs: dict[str, Path], wanted: Wanted, sample: str | None = None) -> Source:
+    """CSV files of faces, one a split. A test file that cannot be read does not hinder a
+    training.
+    """
+    parts, left_out = {}, {}
+    for split, file in csvs.items():
+        try:
+            parts[split] = cached_csv(file, wanted)
+        except (UserError, OSError) as error:
+            if split != "test" or len(csvs) == 1:
+                raise
+            left_out[split] = str(error)
+    return Source(
+        parts,
+        {split: csvs[split].name for split in parts},
+        known_numbers=known_numbers(list(csvs.values())),
+        sample=sample,
+        left_out=left_out,
+        root=next(iter(csvs.values())).parent,
+    )
+
+
+def cached_csv(path: Path, wanted: Wanted) -> Table:
+    column = wanted.group_column
+    if column and column.lower() not in [name.lower() for name in header_names(path)]:
+        column = None
+    how = f"csv {wanted.size} {column}"
+    return cached(path, [path], how, lambda: read_csv(path, wanted.size, column))
+
+
+def known_numbers(csvs: Sequence[Path]) -> tuple[str, ...]:
+    """What the numbers of the labels mean: FER2013's classes for its own files; with contempt, as
+    FER+ numbers it, for other files with its column Usage.
+    """
+    if any(file.name in (*OFFICIAL, TEST_CSV) for file in csvs):
+        return CLASSES
+    return EMOTIONS if any(has_usage(file) for file in csvs) else ()
+
+
+def folders_source(
+    root: Path, folders: dict[str, Path], csvs: Sequence[Path], wanted: Wanted
+) -> Source:
+    """Folders of pictures in `root`, one a split; csvs: tables beside them that may hold their
+    labels.
+    """
+    parts = {}
+    for split, folder in folders.items():
+        listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
+        if listed:
+            path, columns = listed
+            parts[split] = cached_listed(path, columns, folder, [folder], wanted.size or SIZE)
+        else:
+            parts[split] = cached_folder(folder, wanted.size or SIZE, root)
+        if folder != root:
+            parts[split].ids = np.char.add(f"{printable(folder.name)}/", parts[split].ids)
+    places = {split: f"{printable(folder.name)}/" for split, folder in folders.items()}
+    return Source(parts, places, pictures=True, root=root)
+
+
+def table_for(
+    split: str, folder: Path, csvs: Sequence[Path], wanted: Wanted
+) -> tuple[Path, Columns] | None:
+    """The table with the labels of a folder of pictures: one in it, else one beside it that is
+    named after its split, else the only one beside it.
+    """
+    inside = [file for file in entries(folder) if is_csv(file)]
+    named = [file for file in csvs if split_in_words(stem_of(file)) == split]
+    for files in (inside, named, csvs):
+        tables = [(file, table_columns(file, wanted.group_column)) for file in files]
+        found = [(file, columns) for file, columns in tables if columns]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def listed_source(root: Path, path: Path, folders: Sequence[Path], wanted: Wanted) -> Source:
+    """Pictures whose labels stand in one table, with their splits if it has such a column."""
+    columns = table_columns(path, wanted.group_column)
+    assert columns is not None
+    table = cached_listed(path, columns, root, folders, wanted.size or SIZE)
+    return Source({"train": table}, {"train": path.name}, pictures=True, root=root)
+
+
+def npz_source(path: Path, wanted: Wanted) -> Source:
+    parts = read_npz(path, wanted.size)
+    return Source(parts, {split: f"{path.name} {split}" for split in parts})
+
+
+def parquet_source(files: dict[str, list[Path]], wanted: Wanted) -> Source:
+    """Parquet files, some a split."""
+    side, parts = wanted.size or SIZE, {}
+    for split, paths in files.items():
+        parts[split] = cached(
+            paths[0], paths, f"parquet {side}", partial(read_parquet, paths, side)
+        )
+    return Source(parts, {split: paths[0].name for split, paths in files.items()})

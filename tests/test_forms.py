@@ -1,0 +1,609 @@
+"""Every form in which data sets come, drawn by the tests: what is taken for what, and refusals."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from fer import CLASSES, UserError
+from fer.data.readers import archives, cache, fer2013
+
+RNG = np.random.default_rng(1)
+RAFDB = ["surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"]
+DEFAULTS = {
+    "limit": None,
+    "split": "auto",
+    "fraction": 0.1,
+    "from_index": 25,
+    "validation": "auto",
+    "seed": 0,
+    "normalize": "unit",
+}
+
+
+def load(path, **changes):
+    return fer2013(str(path), **(DEFAULTS | changes))
+
+
+def face(side=48):
+    return RNG.integers(0, 256, (side, side), dtype=np.uint8)
+
+
+def png(side=48, mode="L"):
+    file = io.BytesIO()
+    Image.fromarray(face(side)).convert(mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def draw_folders(root, splits, names, count=3, side=48):
+    for split in splits:
+        for name in names:
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                (folder / f"{name}{i}.png").write_bytes(png(side))
+    return root
+
+
+def pixels(side=48):
+    return " ".join(map(str, face(side).ravel()))
+
+
+def write_csv(path, labels, usage=True, side=48, **more):
+    """usage: the first six of ten rows train, the next two validate."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["emotion", "pixels", *(["Usage"] if usage else []), *more])
+        for i, label in enumerate(labels):
+            split = ("Training", "PublicTest", "PrivateTest")[(i % 10 > 5) + (i % 10 > 7)]
+            columns = [values[i] for values in more.values()]
+            writer.writerow([label, pixels(side), *([split] if usage else []), *columns])
+    return path
+
+
+def counts(data):
+    return {name: len(faces) for name, faces in data.splits.items()}
+
+
+@pytest.mark.parametrize("numbers", [range(1, 8), range(7)])
+def test_folders_of_numbers_are_given_no_meaning(tmp_path, numbers):
+    draw_folders(tmp_path, ["train", "test"], [str(number) for number in numbers])
+    with pytest.raises(UserError) as error:
+        load(tmp_path)
+    words = str(error.value)
+    assert "what do these numbers mean?" in words and "data.names=[surprise,fear," in words
+    assert "RAF-DB" in words and "AffectNet" in words
+    data = load(tmp_path, names=RAFDB)
+    assert data.classes == CLASSES
+    named = dict(zip(data.splits["train"].ids, data.splits["train"].labels.tolist(), strict=True))
+    for name, label in named.items():
+        number = int(name.split("/")[1])
+        assert CLASSES[label] == RAFDB[number - min(numbers)]
+    by_number = dict(zip(numbers, RAFDB, strict=True))
+    assert torch.equal(
+        load(tmp_path, names=by_number).splits["train"].labels, torch.tensor(list(named.values()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["happy", "sad"], "2 names for the 3 numbers 1, 2, 3"),
+        ({1: "happy"}, "1' is labelled|words"),
+    ],
+)
+def test_names_that_do_not_fit_the_numbers_are_refused(tmp_path, names, words):
+    draw_folders(tmp_path, ["train"], ["1", "2", "3"])
+    with pytest.raises(UserError, match=words):
+        load(tmp_path, names=names)
+
+
+def test_names_of_words_are_refused(tmp_path):
+    draw_folders(tmp_path, ["train"], ["happy", "sad"])
+    with pytest.raises(UserError, match="the labels here are words"):
+        load(tmp_path, names=["happy", "sad"])
+
+
+@pytest.mark.parametrize("train", ["train", "Training", "TRAIN"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev", "PublicTest"])
+@pytest.mark.parametrize("test", ["test", "Testing", "PrivateTest"])
+def test_splits_have_many_names(tmp_path, train, val, test):
+    draw_folders(tmp_path, [train], ["happy", "sad"], count=2, side=8)
+    draw_folders(tmp_path, [val, test], ["happy", "sad"], count=1, side=8)
+    data = load(tmp_path)
+    assert counts(data) == {"train": 4, "validation": 2, "test": 2} and data.shut == {"test"}
+    said = f"{train}/ trains, {val}/ validates, {test}/ is kept shut; 2 classes: happy, sad"
+    assert data.told == said
+    data = load(tmp_path, split="fraction", fraction=0.5)
+    assert counts(data) == {"train": 2, "validation": 2, "val": 2, "test": 2}
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    draw_folders(tmp_path, ["train", "val", "valid"], ["happy", "sad"], count=1, side=8)
+    with pytest.raises(UserError, match="val/ and valid/ are both validation"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["Neutral", "1_anger", "happiness"], ("angry", "happy", "neutral")),
+        (["contempt", "fearful", "SADNESS"], ("fear", "sad", "contempt")),
+        (["yawning", "asleep", "awake"], ("asleep", "awake", "yawning")),
+        (["happy", "bored"], ("bored", "happy")),
+    ],
+)
+def test_classes_come_from_the_folders(tmp_path, names, classes):
+    draw_folders(tmp_path, ["train"], names)
+    data = load(tmp_path, split="none")
+    assert data.classes == classes and counts(data) == {"all": 3 * len(names)}
+
+
+def test_class_folders_without_splits_give_a_stratified_part(tmp_path):
+    draw_folders(tmp_path, ["."], ["anger", "contempt", "happy"], count=10)
+    data = load(tmp_path)
+    assert data.classes == ("angry", "happy", "contempt")
+    assert torch.bincount(data.splits["validation"].labels).tolist() == [1, 1, 1]
+    assert data.splits["train"].ids[0] == "anger/anger0.png"
+    assert not (tmp_path.parent / ".fer-cache").exists()
+
+
+def test_a_set_too_small_for_a_tenth_validates_on_one_face_of_each_class(tmp_path):
+    draw_folders(tmp_path, ["train"], ["happy", "sad"], count=2)
+    draw_folders(tmp_path, ["train"], ["fear"], count=1)
+    data = load(tmp_path)
+    assert torch.bincount(data.splits["validation"].labels, minlength=3).tolist() == [0, 1, 1]
+    assert torch.bincount(data.splits["train"].labels).tolist() == [1, 1, 1]
+
+
+def test_labels_as_words_and_numbers(tmp_path):
+    words = write_csv(tmp_path / "a" / "fer2013.csv", ["Happy", "sadness"] * 10)
+    assert load(words).classes == ("happy", "sad")
+    numbers = write_csv(tmp_path / "b" / "faces.csv", [3, 4] * 10, usage=False)
+    with pytest.raises(UserError, match=r"faces\.csv, line 2: the labels are the numbers 3, 4"):
+        load(numbers)
+    assert load(numbers, names=["no", "yes"]).classes == ("no", "yes")
+    shown = write_csv(tmp_path / "c" / "ckextended.csv", [*range(8)] * 3)
+    assert load(shown).classes == (*CLASSES, "contempt")
+    assert load(tmp_path / "c").classes == (*CLASSES, "contempt")
+
+
+def test_five_emotions_are_five_classes(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", [0, 3, 4, 5, 6] * 4)
+    data = load(tmp_path)
+    assert data.classes == ("angry", "happy", "sad", "surprise", "neutral")
+    assert data.absent == [] and data.splits["train"].labels.max() == 4
+    assert load(tmp_path, classes=list(CLASSES)).absent == ["disgust", "fear"]
+
+
+@pytest.mark.parametrize("label", ["", "1.0", "1e2", "x" * 101, "a\x07"])
+def test_what_is_no_label_is_refused_with_its_line(tmp_path, label):
+    write_csv(tmp_path / "fer2013.csv", ["happy", label] * 5)
+    with pytest.raises(UserError, match=r"line 3: .* is not a label"):
+        load(tmp_path)
+
+
+def test_classes_to_keep(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", [*range(7)] * 10)
+    data = load(tmp_path, classes=["neutral", "anger"])
+    assert data.classes == ("neutral", "angry") and len(data.splits["train"]) == 12
+    kept = load(tmp_path).splits["train"]
+    kept = kept.take((kept.labels == 0) | (kept.labels == 6))
+    assert torch.equal(data.splits["train"].images, kept.images)
+    assert torch.equal(data.splits["train"].labels == 0, kept.labels == 6)
+    assert "50 faces left out by data.classes (disgust, fear, happy, sad, surprise)" in data.told
+    with pytest.raises(
+        UserError, match=r"data\.classes: no class 'smile'; there are angry, disgust"
+    ):
+        load(tmp_path, classes=["smile"])
+    with pytest.raises(UserError, match="names angry twice"):
+        load(tmp_path, classes=["angry", "anger"])
+
+
+def test_merged_classes(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", [*range(7)] * 10)
+    data = load(tmp_path, merge={"negative": ["anger", "disgust", "fear", "sad"]})
+    assert data.classes == ("negative", "happy", "surprise", "neutral")
+    before = load(tmp_path).splits["train"].labels
+    assert torch.equal(data.splits["train"].labels, torch.tensor([0, 0, 0, 1, 0, 2, 3])[before])
+    data = load(tmp_path, merge={"bad": ["angry", "sad"]}, classes=["happy", "bad"])
+    assert data.classes == ("happy", "bad")
+    for merge, words in (
+        ({"x": ["smile"]}, "no class 'smile'"),
+        ({"x": ["sad"], "y": ["sad"]}, "sad is in x and in y"),
+        ({"happy": ["sad"]}, "happy is a class already"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load(tmp_path, merge=merge)
+
+
+def test_groups_stay_in_one_split(tmp_path):
+    for subject in range(10):
+        for i, name in enumerate(["happy", "sad"] * 3):
+            folder = tmp_path / "ck" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"S{subject:03}_{i}.png").write_bytes(png(8))
+    data = load(tmp_path / "ck", groups=r"(S\d+)_", fraction=0.2)
+    sides = [
+        {name.split("/")[-1][:4] for name in data.splits[split].ids}
+        for split in ("train", "validation")
+    ]
+    assert not sides[0] & sides[1] and len(sides[1]) == 2
+    with pytest.raises(UserError, match=r"neither a column nor found in"):
+        load(tmp_path / "ck", groups="person")
+    subjects = [f"p{i // 5}" for i in range(40)]
+    path = write_csv(tmp_path / "train.csv", [3, 4] * 20, usage=False, subject=subjects)
+    data = load(path, groups="Subject", fraction=0.25)
+    assert len(data.splits["validation"]) == 10
+    position = {
+        image.numpy().tobytes(): i
+        for i, image in enumerate(load(path, split="none").splits["all"].images)
+    }
+    sides = [
+        {subjects[position[image.numpy().tobytes()]] for image in data.splits[split].images}
+        for split in ("train", "validation")
+    ]
+    assert not sides[0] & sides[1]
+    with pytest.raises(UserError, match="has no such column"):
+        load(path, groups="person")
+
+
+JUNK = [
+    "__MACOSX/a/._x.png",
+    ".DS_Store",
+    "train/Thumbs.db",
+    "train/__MACOSX/x.png",
+    "train/@eaDir/x.png",
+    "train/happy/desktop.ini",
+    "train/.ipynb_checkpoints/x.png",
+    "train/happy/._happy0.png",
+]
+
+
+def test_what_file_managers_leave_is_passed_over(tmp_path):
+    draw_folders(tmp_path, ["train"], ["happy", "sad"])
+    clean = load(tmp_path)
+    for name in JUNK:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"junk")
+    data = load(tmp_path)
+    assert data.classes == clean.classes and counts(data) == counts(clean)
+
+
+def packed(root, kind):
+    """An archive of a folder, with junk."""
+    file = io.BytesIO()
+    files = [file for file in sorted(root.rglob("*")) if file.is_file()]
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            for path in files:
+                archive.write(path, path.relative_to(root))
+            archive.writestr("__MACOSX/x.png", "junk")
+    else:
+        mode = "w" if kind == "tar" else "w:gz"
+        with tarfile.open(fileobj=file, mode=mode) as archive:
+            for path in files:
+                archive.add(path, path.relative_to(root))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz", "tgz"])
+@pytest.mark.parametrize("named", ["file", "folder"])
+def test_archives_are_read_from_the_cache(tmp_path, kind, named):
+    source = draw_folders(tmp_path / "x", ["set/train", "set/valid"], ["happy", "sad"])
+    expected = load(source)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / f"faces.{kind}").write_bytes(packed(source, kind))
+    for _ in range(2):
+        data = load(tmp_path / "d" / (f"faces.{kind}" if named == "file" else ""))
+        assert counts(data) == {"train": 6, "validation": 6}
+        assert data.splits["train"].ids == expected.splits["train"].ids
+        assert torch.equal(data.splits["train"].images, expected.splits["train"].images)
+    left = sorted(path.name for path in (tmp_path / "d").iterdir())
+    assert left == [".fer-cache", f"faces.{kind}"]
+
+
+def test_the_official_archive_and_a_compressed_csv(tmp_path):
+    write_csv(tmp_path / "x" / "fer2013" / "fer2013.csv", [*range(7)] * 3)
+    expected = load(tmp_path / "x")
+    assert expected.told.startswith("fer2013/fer2013.csv: Training trains")
+    (tmp_path / "fer2013.tar.gz").write_bytes(packed(tmp_path / "x", "tar.gz"))
+    content = (tmp_path / "x" / "fer2013" / "fer2013.csv").read_bytes()
+    (tmp_path / "fer2013.csv.gz").write_bytes(gzip.compress(content))
+    for name in ("fer2013.tar.gz", "fer2013.csv.gz"):
+        data = load(tmp_path / name)
+        assert data.hash == expected.hash and counts(data) == counts(expected)
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/tmp/fer-out.png", "a/../../out.png", "C:\\o.png"])
+def test_a_member_never_leaves_the_cache(tmp_path, name):
+    place = tmp_path / "d"
+    place.mkdir()
+    with zipfile.ZipFile(place / "a.zip", "w") as archive:
+        archive.writestr(name, png())
+        for kind in ("happy", "sad"):
+            for i in range(3):
+                archive.writestr(f"{kind}/{i}.png", png())
+    with tarfile.open(place / "b.tar", "w") as archive:
+        for member, content in ((name, png()), ("happy/1.png", png()), ("sad/1.png", png())):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("sad/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    for file in ("a.zip", "b.tar"):
+        assert load(place / file, split="none").classes == ("happy", "sad")
+    outside = [path for path in tmp_path.rglob("*.png") if ".fer-cache" not in path.parts]
+    assert not outside and not Path("/tmp/fer-out.png").exists()
+    assert not list(tmp_path.rglob("link.png"))
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ALLOWED", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/happy/1.png", bytes(8 << 20))
+    with tarfile.open(tmp_path / "b.tgz", "w:gz") as archive:
+        info = tarfile.TarInfo("faces.csv")
+        info.size = 8 << 20
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    for name in ("a.zip", "b.tgz"):
+        with pytest.raises(UserError, match="expands to more than 100 times its size"):
+            load(tmp_path / name)
+    assert not [path for path in (tmp_path / ".fer-cache").rglob("*") if path.is_file()]
+
+
+def test_archives_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 nothing more")
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"x" * 2000)[:30])
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("notes.txt", "")
+    (tmp_path / "x").mkdir()
+    write_csv(tmp_path / "x" / "fer2013.csv", [*range(7)])
+    whole = packed(tmp_path / "x", "tar.gz")
+    (tmp_path / "d.tar.gz").write_bytes(whole[: len(whole) // 2])
+    for name in ("a.zip", "b.tar.gz", "d.tar.gz"):
+        with pytest.raises(UserError, match="is a damaged archive"):
+            load(tmp_path / name)
+    with pytest.raises(UserError, match="holds no pictures or tables"):
+        load(tmp_path / "c.zip")
+
+
+@pytest.mark.parametrize("header", [True, False])
+def test_a_table_of_pictures_beside_them(tmp_path, header):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    rows = [[f"face_{i}.png", i % 2 + 1] for i in range(10)]
+    for name, _ in rows:
+        (folder / name).write_bytes(png())
+    with (tmp_path / "train_labels.csv").open("w") as file:
+        csv.writer(file).writerows([["image", "label"]] * header + rows)
+    with pytest.raises(UserError, match=r"train_labels\.csv, line .*what do these numbers mean"):
+        load(tmp_path)
+    data = load(tmp_path, names=["no", "yes"])
+    assert data.classes == ("no", "yes")
+    for name in ("train", "validation"):
+        faces = data.splits[name]
+        numbers = [int(i.removeprefix("train/face_").removesuffix(".png")) for i in faces.ids]
+        assert faces.labels.tolist() == [number % 2 for number in numbers]
+
+
+def test_a_table_with_splits_and_folders(tmp_path):
+    rows = []
+    for i in range(20):
+        name = f"images/{i}.png"
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png())
+        rows.append([name, ["happy", "sad"][i % 2], ["train", "val", "test"][i % 3]])
+    with (tmp_path / "list.csv").open("w") as file:
+        csv.writer(file).writerows([["path", "emotion", "split"], *rows])
+    for path in (tmp_path, tmp_path / "list.csv"):
+        data = load(path)
+        assert data.classes == ("happy", "sad") and data.shut == {"private"}
+        assert [len(data.splits[name]) for name in ("train", "validation", "private")] == [7, 7, 6]
+        assert data.splits["train"].ids[0] == "images/0.png"
+    (tmp_path / "images" / "3.png").unlink()
+    with pytest.raises(UserError, match=r"list\.csv, line 5: no picture 'images/3\.png' in"):
+        load(tmp_path)
+
+
+def test_ferplus_label_csv(tmp_path):
+    votes = [
+        [0, 9, 0, 0, 0, 0, 0, 0, 1, 0],
+        [8, 0, 0, 0, 0, 0, 0, 2, 0, 0],
+        [5, 5, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0, 1, 9],
+    ] * 3
+    for split in ("FER2013Train", "FER2013Valid", "FER2013Test"):
+        (tmp_path / split).mkdir()
+        with (tmp_path / split / "label.csv").open("w") as file:
+            for i, counts_ in enumerate(votes):
+                (tmp_path / split / f"fer{i}.png").write_bytes(png())
+                csv.writer(file).writerow([f"fer{i}.png", "(0, 0, 48, 48)", *counts_])
+    data = load(tmp_path)
+    assert data.classes == ("happy", "neutral") and data.shut == {"test"}
+    assert counts(data) == {"train": 6, "validation": 6, "test": 6}
+
+
+def test_npz(tmp_path):
+    images, labels = np.stack([face() for _ in range(20)]), np.arange(20) % 2
+    np.savez(tmp_path / "faces.npz", images=images, labels=labels)
+    with pytest.raises(UserError, match="what do these numbers mean"):
+        load(tmp_path / "faces.npz")
+    data = load(tmp_path, names=["happy", "sad"])
+    assert counts(data) == {"train": 18, "validation": 2}
+    np.savez(
+        tmp_path / "faces.npz",
+        x_train=images[..., None],
+        y_train=np.array(["happy", "sad"])[labels],
+        x_test=images[:4, None],
+        y_test=np.array(["happy", "sad"])[labels[:4]],
+    )
+    data = load(tmp_path / "faces.npz")
+    assert data.shut == {"test"} and torch.equal(
+        data.splits["test"].images[:, 0], torch.from_numpy(images[:4])
+    )
+    for arrays, words in (
+        ({"images": images / 255.0, "labels": labels}, "images are float64; write them as uint8"),
+        ({"images": images[:, :40], "labels": labels}, "they should be N×H×H"),
+        ({"images": images, "labels": labels[:3]}, "20 images, but labels are"),
+        ({"pictures": images}, "has the arrays pictures; it needs images and labels"),
+    ):
+        np.savez(tmp_path / "faces.npz", **arrays)
+        with pytest.raises(UserError, match=words):
+            load(tmp_path)
+    (tmp_path / "faces.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"cannot be read as \.npz"):
+        load(tmp_path / "faces.npz")
+
+
+def write_parquet(path, labels, names=None):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"bytes": png(60, "RGB"), "path": f"{i}.png"} for i in range(len(labels))]
+    table = pa.table({"image": rows, "label": labels})
+    if names:
+        features = {"label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata(
+            {"huggingface": json.dumps({"info": {"features": features}})}
+        )
+    parquet.write_table(table, path)
+
+
+def test_parquet_as_the_hub_has_it(tmp_path):
+    names = ["sad", "disgust", "happy"]
+    for split in ("train", "validation", "test"):
+        write_parquet(
+            tmp_path / "data" / f"{split}-00000-of-00001-ab.parquet", [0, 1, 2] * 2, names
+        )
+    for path in (tmp_path, tmp_path / "data"):
+        data = load(path)
+        assert data.classes == ("disgust", "happy", "sad") and data.shut == {"test"}
+        assert counts(data) == {"train": 6, "validation": 6, "test": 6}
+        assert data.splits["train"].labels.tolist() == [2, 0, 1] * 2
+    write_parquet(tmp_path / "one.parquet", [0, 1] * 3)
+    with pytest.raises(UserError, match="what do these numbers mean"):
+        load(tmp_path / "one.parquet")
+    (tmp_path / "one.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        load(tmp_path / "one.parquet")
+
+
+def test_sizes(tmp_path):
+    draw_folders(tmp_path / "a", ["train"], ["happy", "sad"], side=100)
+    assert load(tmp_path / "a").splits["train"].images.shape[-1] == 48
+    assert load(tmp_path / "a", size=96).splits["train"].images.shape[-1] == 96
+    assert len(list((tmp_path / "a" / ".fer-cache").iterdir())) == 2  # one for each size
+    path = write_csv(tmp_path / "faces.csv", [0, 1] * 10, side=64)
+    assert load(path).splits["train"].images.shape[-1] == 64
+    assert load(path, size=32).splits["train"].images.shape[-1] == 32
+    write_csv(tmp_path / "b" / "train.csv", [0, 1] * 10, usage=False, side=32)
+    write_csv(tmp_path / "b" / "test.csv", [0, 1] * 10, usage=False, side=48)
+    assert {f.images.shape[-1] for f in load(tmp_path / "b").splits.values()} == {32}
+
+
+def test_images_beyond_the_memory_stay_on_the_disk(tmp_path, monkeypatch):
+    draw_folders(tmp_path, ["train", "val"], ["happy", "sad"], count=20)
+    expected = load(tmp_path, split="fraction")
+    for file in (tmp_path / ".fer-cache").iterdir():
+        file.unlink()
+    monkeypatch.setattr(cache, "largest_in_memory", lambda: 10 * 48 * 48)
+    for _ in range(2):  # parsed, and from the cache
+        data = load(tmp_path, split="fraction")
+        for name, faces in data.splits.items():
+            assert torch.equal(faces.images, expected.splits[name].images)
+            assert faces.labels.equal(expected.splits[name].labels)
+    assert len(list((tmp_path / ".fer-cache").glob("*.npy"))) == 2
+    assert data.hash == expected.hash
+
+
+def test_what_killed_processes_left_in_the_cache_is_removed(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", [*range(7)] * 3)
+    load(tmp_path)
+    for name, age in (("tmpold", 2 * cache.ABANDONED), ("tmpnew", 60)):
+        folder = tmp_path / ".fer-cache" / name
+        folder.mkdir()
+        (folder / "x.npz").write_bytes(b"")
+        os.utime(folder, (time.time() - age,) * 2)
+    load(tmp_path)  # only reads
+    left = {path.name for path in (tmp_path / ".fer-cache").iterdir() if path.is_dir()}
+    assert left == {"tmpnew"}
+
+
+EIGHT = [*CLASSES, "contempt"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["asleep", "awake", "yawning"], CLASSES[:5], EIGHT, [f"person {i}" for i in range(10)]],
+    ids=len,
+)
+def test_any_number_of_classes_from_training_to_report(fer, tmp_path, names):
+    draw_folders(tmp_path / "d", ["train", "val", "test"], names, count=4, side=48)
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    code, out, err = fer("train", "data.path=d", "run=r", *small)
+    assert code == 0 and f"{len(names)} classes: " in " ".join(out.split()), err
+    contents = torch.load("r/best.pt", weights_only=True)
+    order = list(names) if "happy" in names else sorted(names)
+    assert contents["classes"] == order
+    assert contents["validation"]["logits"].shape == (4 * len(names), len(names))
+    assert "val/ validates" in Path("r/environment.yaml").read_text()
+    code, out, err = fer("train", "resume=r", "train.epochs=2")
+    assert code == 0, err
+    code, out, err = fer("evaluate", "ckpt=r", "split=test")
+    assert code == 0, err
+    code, out, err = fer("predict", "ckpt=r", "split=validation", "out=p.csv", "probs=q.csv")
+    assert code == 0, err
+    rows = list(csv.reader(Path("q.csv").read_text().splitlines()))
+    assert rows[0] == ["id", *order]
+    assert rows[1][0].startswith("val/") and (tmp_path / "d" / rows[1][0]).is_file()
+    code, out, err = fer("report", "run=r")
+    assert code == 0, err
+    page = next(Path("r").rglob("*.html")).read_text()
+    assert all(name in page for name in order)
+    code, out, err = fer("explain", "ckpt=r", "show=[saliency]", f"target={order[-1]}")
+    assert code == 0, err
+
+
+def test_a_checkpoint_on_data_of_other_classes_maps_by_name(fer, tmp_path):
+    draw_folders(tmp_path / "d", ["train", "val"], ["happy", "sad", "fear"], count=4)
+    draw_folders(tmp_path / "e", ["train", "val"], ["sad", "happy", "contempt"], count=4)
+    draw_folders(tmp_path / "f", ["train", "val"], ["awake", "asleep"], count=4)
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    assert fer("train", "data.path=d", "run=r", *small)[0] == 0
+    code, out, err = fer("evaluate", "ckpt=r", "data.path=e", "split=validation")
+    assert code == 0 and "8 faces of contempt left out" in out, err
+    assert "8 faces of validation" in out and "no faces of fear" in out
+    code, _, err = fer("evaluate", "ckpt=r", "data.path=f", "split=validation")
+    assert code == 2 and "trained on the classes fear, happy, sad" in err and "awake" in err
+
+
+def test_a_run_from_before_data_classes_keeps_its_seven(fer, tmp_path):
+    draw_folders(tmp_path / "d", ["train", "test"], list(CLASSES[:5]), count=12)
+    kept = f"data.classes=[{','.join(CLASSES)}]"
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu", "data.path=d"]
+    assert fer("train", kept, "run=r", *small)[0] == 0
+    for name in ("best.pt", "last.pt"):  # as an earlier version wrote them
+        contents = torch.load(f"r/{name}", weights_only=True)
+        settings = yaml.safe_load(contents["config"])
+        for key in ("classes", "names", "merge", "groups", "size"):
+            del settings["data"][key]
+        torch.save(contents | {"config": yaml.safe_dump(settings)}, f"r/{name}")
+    for command in (["evaluate", "ckpt=r"], ["train", "resume=r", "train.epochs=2"]):
+        code, _, err = fer(*command)
+        assert code == 0, err
+    assert len(torch.load("r/best.pt", weights_only=True)["classes"]) == 7
