@@ -106,7 +106,7 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
 def one_class_lines(name: str, rate: float) -> str:
     """The warning that all validation faces are predicted as `name`. rate: the learning rate."""
     return (
-        f"all validation faces are predicted as {name}; nothing is learned yet. Common causes:\n"
+        f"all validation faces are predicted as {name}. Common causes:\n"
         f"  the learning rate is too high for this network ({rate:.2g}): try "
         f"optim.lr={rate / 10:.1g},\n"
         "    schedule.warmup=1 or train.clip=1\n"
