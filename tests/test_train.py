@@ -661,10 +661,8 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     for given in ([3] * count, [3] * count, [i % 7 for i in range(count)], [0] * count):
         recorder.warn_if_one_class(torch.eye(7)[given], labels, t.faces.classes, 0.1)
         told.append(capsys.readouterr().out[:45])
-    assert told[0].startswith("all validation faces are predicted as happy") and told[1:3] == [
-        "",
-        "",
-    ]
+    assert told[0].startswith("all validation faces are predicted as happy")
+    assert told[1:3] == ["", ""]
     assert told[3].startswith("all validation faces are predicted as angry")
     for seed in range(3):  # and the loop asks
         args = [
@@ -680,9 +678,8 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
         )
         if code == 0:
             recalls = pd.read_csv(f"{seed}/history.csv").filter(like="val_recall_").to_numpy()[0]
-            assert ("all validation faces are predicted as" in out) == (
-                sorted(recalls) == [0] * 6 + [1]
-            )
+            one_class = sorted(recalls) == [0] * 6 + [1]
+            assert ("all validation faces are predicted as" in out) == one_class
 
 
 def test_the_reasons_for_one_class_name_the_rate_and_fit_a_terminal():

@@ -110,7 +110,7 @@ def one_class_lines(name: str, rate: float) -> str:
         f"  the learning rate is too high for this network ({rate:.2g}): try "
         f"optim.lr={rate / 10:.1g},\n"
         "    schedule.warmup=1 or train.clip=1\n"
-        "  a deep network without normalization: try optim=muon, or a model= with BatchNorm\n"
+        "  deep network without normalization: try optim=muon, or a model= with BatchNorm\n"
         "  too few steps so far: try a smaller train.batch_size, or wait a few epochs"
     )
 
