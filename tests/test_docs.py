@@ -35,9 +35,8 @@ WIDE = [
     "docs/data.md",
     "docs/export.md",
     "docs/predict.md",
-    "docs/systems.md",
 ]
-NARROW = [name for name in NAMES if name not in WIDE]
+NARROW = ["CHANGELOG.md"] + [name for name in NAMES if name not in WIDE]
 CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its examples
 
 # Commands that no test runs, by how they start, and why.

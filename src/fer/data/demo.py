@@ -1,10 +1,4 @@
-"""Built-in demo data: faces drawn by the project itself, so that everything can be tried without
-FER2013.
-
-Each face moves with the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial
-Action Coding System (Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS.
-Nobody's likeness is in them.
-"""
+"""Demo data: drawn faces, for trying everything without FER2013. No real person is depicted."""
 
 from types import SimpleNamespace
 from typing import Annotated
@@ -16,9 +10,11 @@ from annotated_types import Ge, Le
 from fer import CLASSES, Normalization
 from fer.data.faces import SIZE, Data, Faces
 
-# Class: the AUs of its EMFACS prototype, and others that join in some faces. Disgust and anger are
-# hard to tell apart because the nose wrinkler lowers the brows and narrows the eyes as 4 and 7 do,
-# and because they share companions.
+# Each face shows the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial Action
+# Coding System (Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS.
+# For each class: the AUs of its prototype, and others that some of its faces show as well. Disgust
+# and anger are hard to distinguish: the nose wrinkler (9) lowers the brows and narrows the eyes, as
+# 4 and 7 do, and the two classes share additional AUs.
 # 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser,
 # 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller,
 # 15 lip corner depressor, 16 lower lip depressor, 20 lip stretcher, 23 lip tightener,
@@ -34,18 +30,18 @@ EXPRESSIONS = {
 }
 AUS = sorted({au for moved in EXPRESSIONS.values() for au in sum(moved, ())})
 
-# Shares of the classes in CLASSES order: FER2013's own, but disgust, 1.5 % there, is common enough
-# to be learned.
+# Fractions of the classes, in the order of CLASSES, as in FER2013. Only disgust (1.5 % there) is
+# more frequent, so that it can be learned.
 MIX = (0.14, 0.045, 0.14, 0.245, 0.165, 0.11, 0.155)
-# Labels that are dealt anew; a sixth of these meet their own class again, so 5 % are wrong.
+# Fraction of shuffled labels; a sixth of them keep their class by chance, so 5 % are wrong.
 MISLABELLED = 0.06
-CHUNK = 32  # faces drawn at once: 32×48×48 floats stay in a core's cache, 1.5× faster than 256
+CHUNK = 32  # faces drawn at once: 32×48×48 floats fit a core's cache, 1.5× as fast as 256
 
-# What varies besides the expression, drawn uniformly. Lengths: a head is -1 to 1, y down. Tones: 0
-# black to 255 white. fmt: off
+# What varies besides the expression, with the range of its uniform distribution. Lengths: the head
+# extends from -1 to 1, y downward. Tones: 0 (black) to 255 (white). fmt: off
 TRAITS = {
-    # pose: tilt is the tangent of half the in-plane rotation (±11°), yaw slides the features over
-    # the head
+    # pose: tilt is the tangent of half the in-plane rotation (±11°), yaw moves the features
+    # across the head
     "tilt": (-0.1, 0.1),
     "yaw": (-0.13, 0.13),
     "size": (0.94, 1.18),
@@ -85,7 +81,7 @@ TRAITS = {
     "backdrop": (20, 230),
     "blur": (0, 0.16),
     "noise": (1, 8),
-    # what hides a part of it
+    # occlusion
     "occluded": (0, 1),
     "cover_x": (-0.9, 0.9),
     "cover_y": (-0.9, 0.9),
@@ -101,27 +97,25 @@ def demo(
     seed: Annotated[int, Ge(0)],
     normalize: Normalization,
 ) -> Data:
-    """`images` faces to train on and a sixth of that each to validate on and, unlabelled, to
-    predict.
+    """`images` training faces, and a sixth of that number each for validation and, without labels,
+    for the test split.
     """
     splits = {}
-    for stream, (name, count) in enumerate(
-        (("train", images), ("validation", images // 6), ("test", images // 6))
-    ):
+    sizes = {"train": images, "validation": images // 6, "test": images // 6}
+    for stream, (name, count) in enumerate(sizes.items()):
         rng = np.random.Generator(np.random.PCG64([seed, stream]))
         shown = class_mix(count, rng)
-        labels = (
-            torch.full((count,), -1)
-            if name == "test"
-            else torch.tensor(mislabel(shown, rng), dtype=torch.int64)
-        )
+        if name == "test":
+            labels = torch.full((count,), -1)
+        else:
+            labels = torch.tensor(mislabel(shown, rng), dtype=torch.int64)
         drawn = torch.from_numpy(draw(shown, rng, min(count, limit or count)))
         splits[name] = Faces(drawn, labels[:limit], [str(i) for i in range(len(drawn))])
     return Data(splits, normalize)
 
 
 def class_mix(count: int, rng: np.random.Generator) -> np.ndarray:
-    """One face of each class, the rest by MIX, in a drawn order."""
+    """Classes of `count` faces: one of each class, the others by MIX, shuffled. int64 N."""
     rest = count - len(CLASSES)
     by_mix = np.searchsorted(np.cumsum(MIX)[:-1], (np.arange(rest) + 0.5) / rest)
     return np.concatenate([np.arange(len(CLASSES)), by_mix])[
@@ -130,23 +124,20 @@ def class_mix(count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def mislabel(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The labels that an annotator would give: some swapped among faces, which leaves the class mix
-    as it is.
-    """
+    """Labels with errors: some are exchanged among the faces, which preserves the class mix."""
     labels, swapped = shown.copy(), np.flatnonzero(rng.random(len(shown)) < MISLABELLED)
     labels[swapped] = shown[np.roll(swapped, 1)]
     return labels
 
 
 def intensities(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """How strongly each face shows each of AUS, 0 to 1: strong, weak and partial expressions."""
+    """The strength of each of AUS in each face, N×AUs, from 0 to 1."""
     moved = [EXPRESSIONS[name] for name in CLASSES]
     chance = np.array(
         [[0.95 * (au in always) + 0.35 * (au in some) for au in AUS] for always, some in moved]
     )
-    shows = (
-        rng.random((len(shown), len(AUS))) < np.maximum(chance, 0.04)[shown]
-    )  # 4 %: a twitch that means nothing
+    # At least 4 %: an AU that is unrelated to the emotion.
+    shows = rng.random((len(shown), len(AUS))) < np.maximum(chance, 0.04)[shown]
     strength = 0.45 + 0.55 * np.sqrt(rng.random((len(shown), 1)))
     return (
         shows
@@ -157,10 +148,10 @@ def intensities(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def draw(shown: np.ndarray, rng: np.random.Generator, keep: int) -> np.ndarray:
-    """The first `keep` faces that show these classes, uint8 keep×1×48×48.
+    """The first `keep` faces of the classes `shown`, uint8 keep×1×48×48.
 
-    Only + - * / and sqrt, which IEEE 754 rounds alike everywhere: no exp, sin or sum, which differ
-    by library.
+    Uses only + - * / and sqrt, which IEEE 754 rounds identically everywhere. exp, sin and
+    sum differ between libraries.
     """
     low, high = np.array(list(TRAITS.values())).T
     columns = np.concatenate(
@@ -177,7 +168,7 @@ def draw(shown: np.ndarray, rng: np.random.Generator, keep: int) -> np.ndarray:
 
 
 def turned(x, y, tangent):
-    """The plane turned by twice the angle whose tangent this is."""
+    """Coordinates rotated by twice the angle that has this tangent."""
     cos, sin = (
         (1 - tangent * tangent) / (1 + tangent * tangent),
         2 * tangent / (1 + tangent * tangent),
@@ -186,20 +177,20 @@ def turned(x, y, tangent):
 
 
 def oval(x, y, width, height):
-    """Signed distance to an ellipse, near enough at its edge."""
+    """Signed distance to an ellipse, approximate away from its edge."""
     x, y = x / width, y / height
     return (np.sqrt(x * x + y * y) - 1) * np.minimum(width, height, dtype=np.float32)
 
 
 def glow(x, y, width, height):
-    """1 at the origin, falling smoothly to 0 on the ellipse."""
+    """1 at the origin, decreasing smoothly to 0 on the ellipse."""
     x, y = x / width, y / height
     near = np.maximum(1 - x * x - y * y, 0)
     return near * near
 
 
 def stroke(x, y, start, end, width):
-    """1 along a segment, falling smoothly to 0 at `width` from it."""
+    """1 along a segment, decreasing smoothly to 0 at the distance `width`."""
     (ax, ay), (bx, by) = start, end
     dx, dy, px, py = bx - ax, by - ay, x - ax, y - ay
     along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
@@ -213,17 +204,17 @@ def ripples(y, period):
 
 
 class Drawing:
-    """A chunk of pictures, painted layer upon layer in the heads' own coordinates."""
+    """A chunk of pictures, painted layer by layer in the coordinates of the heads."""
 
     def __init__(self, backdrop, pixel):
         self.image, self.pixel = backdrop, pixel
 
     def fill(self, distance, tone, opacity=1):
-        """Paint where the signed distance is negative, with an edge one pixel wide."""
+        """Paint where the signed distance is negative, with an antialiased edge."""
         self.image += np.clip(0.5 - distance / self.pixel, 0, 1) * opacity * (tone - self.image)
 
     def shade(self, depth):
-        """Darken by this share; negative brightens."""
+        """Darken by this fraction; negative values brighten."""
         self.image *= 1 - depth
 
 
@@ -231,7 +222,7 @@ def picture(face, au, rng):
     y, x = (np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5) * (2 / SIZE) - 1
     u, v = turned((x - face.shift_x) / face.size, (y - face.shift_y) / face.size, face.tilt)
     across = u - face.yaw * (1 - u * u)
-    m = np.abs(across)  # both halves of a face at once: features live at m >= 0
+    m = np.abs(across)  # draws both halves of a face at once: features are at m >= 0
     side = np.where(u > face.yaw, np.float32(1), np.float32(-1))
     pen = Drawing(face.backdrop * (1 + 0.2 * x), 2 / SIZE / face.size)
     draw_head(pen, face, au, u, v)
@@ -298,7 +289,7 @@ def draw_eyes(pen, face, au, m, v, side):
     y, t = y - face.eye_slant * x, x / face.eye_width
     bow = 1 - t * t
     squint = np.maximum(au[7], au[9])
-    stare = au[5] * (1 - 0.7 * np.maximum(au[4] - au[1], 0))  # a lowered brow covers the raised lid
+    stare = au[5] * (1 - 0.7 * np.maximum(au[4] - au[1], 0))  # a lowered brow covers a raised lid
     upper = -face.eye_open * (1 + 0.8 * stare - 0.3 * squint - 0.2 * au[6]) * bow
     lower = face.eye_open * (0.75 + 0.1 * au[5] - 0.55 * np.maximum(squint, 1.1 * au[6])) * bow
     pen.shade(0.22 * glow(x, y + 0.02, 0.27, 0.2))  # socket
@@ -317,7 +308,7 @@ def draw_brows(pen, face, au, m, v):
     x = m - face.eye_x - 0.01 + 0.05 * np.maximum(au[4], au[9])
     t = np.minimum(x / face.brow_width, 2)
     inner, outer = np.clip(0.5 - 0.5 * t, 0, 1.2), np.clip(0.5 + 0.5 * t, 0, 1.2)
-    lowered = np.maximum(au[4], au[9])  # the nose wrinkler draws the brows down too
+    lowered = np.maximum(au[4], au[9])  # the nose wrinkler also lowers the brows
     raised = np.maximum(au[1], au[2]) * glow(m, v - face.eye_y + 0.47, 0.4, 0.16)
     pen.shade(0.3 * raised * ripples(v, 0.13))  # forehead wrinkles
     pen.shade(
@@ -335,17 +326,15 @@ def draw_brows(pen, face, au, m, v):
 
 
 def draw_mouth(pen, face, au, x, v):
-    rounded = (
-        au[26] * (1 - au[12]) * (1 - au[20])
-    )  # a dropped jaw narrows the mouth unless something pulls it wide
+    # A dropped jaw narrows the mouth unless something pulls it wide.
+    rounded = au[26] * (1 - au[12]) * (1 - au[20])
     width = face.mouth_width * (
         1 + 0.32 * au[12] + 0.3 * au[20] + 0.08 * au[15] - 0.15 * au[23] - 0.3 * rounded
     )
     t = x / width
     bow, square = 1 - t * t, 1 - t * t * t * t
-    fall = (
-        0.2 * au[15] * (1 - 0.6 * au[9]) + 0.08 * au[20] + 0.08 * au[23]
-    )  # 9 lifts the lip against 15
+    # AU 9 lifts the lip against AU 15.
+    fall = 0.2 * au[15] * (1 - 0.6 * au[9]) + 0.08 * au[20] + 0.08 * au[23]
     line = face.mouth_y + (fall - 0.22 * au[12]) * (t * t - 0.35)
     lip = face.lip * (1 - 0.6 * au[23] - 0.2 * au[12])
     opened = 0.012 + 0.12 * au[25] * (1 - 0.5 * au[23])
@@ -372,7 +361,7 @@ def draw_mouth(pen, face, au, x, v):
 
 
 def photographed(image, face, x, y, rng):
-    """Hidden in part by a bar or a hand, lit from one side, blurred, noisy."""
+    """Add occlusion by a bar or a hand, light from one side, blur and noise."""
     a, b = turned(x - face.cover_x, y - face.cover_y, face.cover_turn)
     bar = np.maximum(np.abs(b) - 0.13, 0)
     hand = np.maximum(oval(a - 0.5, b, 0.55, 0.3), 0)
