@@ -114,6 +114,8 @@ def test_completed_and_quoted_as_paths_are_the_keys_whose_type_is_a_path(folder)
     Path("mylab.py").write_text("from fer import FilePath\ndef faces(*, folder: FilePath): ...\n")
     line = "fer train data._target_=mylab.faces data.folder=mi"
     assert completion.candidates(COMMANDS, line) == ["data.folder=mine/"]
+    line = "fer train data._target_=mylab.faces data.fo"
+    assert completion.candidates(COMMANDS, line) == ["data.folder="]
 
 
 def test_a_home_of_nobody_has_no_files(folder):

@@ -1,18 +1,18 @@
-"""Tab completion: what may follow in a command line, and the few lines with which bash, zsh and
-fish ask for it.
+"""Tab completion: what may follow in a command line, and how bash, zsh and fish ask for it.
 
-Imports neither Hydra nor torch, which take seconds; a person who presses a key waits for 0.1 s.
+Imports neither Hydra nor torch, which take seconds: a key press is answered in 0.1 s.
 """
 
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from fer import UserError, choices, signatures, vocabulary
 
 OPTIONS = ("--cfg", "--config-dir", "--help", "-m")
-SPECIAL = re.compile(r"([^\w@%+=:,./~-])")  # what a shell reads as more than a letter of a word
+SPECIAL = re.compile(r"([^\w@%+=:,./~-])")  # characters that a shell would not take as they are
 
 SCRIPTS = {
     "bash": """_fer() {
@@ -40,9 +40,7 @@ REMOVALS = {
 
 
 def run(commands: list[str], asked: str) -> None:
-    """Print what `fer -sc ASKED` asks for: a shell's script, or what may follow in the line
-    $COMP_LINE.
-    """
+    """Answer `fer -sc ASKED`: print a shell's script, or what may follow in the line $COMP_LINE."""
     action, _, shell = asked.partition("=")
     if action not in ("install", "uninstall", "query") or shell not in SCRIPTS:
         raise UserError(
@@ -57,8 +55,8 @@ def run(commands: list[str], asked: str) -> None:
 
 
 def candidates(commands: list[str], line: str) -> list[str]:
-    """The words that the last word of `line` may become, as the shell takes them. A space ends one
-    that is complete.
+    """What the last word of `line` may become, as the shell takes it. A space ends a complete
+    word.
     """
     words, open_quote = split(line)
     word = words.pop()
@@ -71,8 +69,8 @@ def candidates(commands: list[str], line: str) -> list[str]:
 
 
 def behind_equals(candidate: str, line: str) -> str:
-    """The part of a candidate that bash puts in the place of $FER_WORD, its last word: most bashes
-    cut words at `=`.
+    """The part of a candidate that replaces $FER_WORD, bash's last word: most bashes cut words at
+    `=`.
     """
     if "=" in os.environ.get("FER_WORD", "").rstrip("="):
         return candidate
@@ -81,8 +79,8 @@ def behind_equals(candidate: str, line: str) -> str:
 
 
 def split(line: str) -> tuple[list[str], bool]:
-    """The words of a line that may end within one, the last of them empty after a space; is a quote
-    open?
+    """The words of a line that may end inside a word, and whether a quote is open. After a space
+    the last word is empty.
     """
     for ending in ("", "'", '"'):
         try:
@@ -91,13 +89,11 @@ def split(line: str) -> tuple[list[str], bool]:
             continue
         between = not line or (line[-1].isspace() and not ending and not line.endswith("\\ "))
         return [*words, ""] if between else words, bool(ending)
-    return [""], False  # it ends with a backslash
+    return [""], False  # the line ends with a backslash
 
 
 def following(command: str, given: list[str], word: str, open_quote: bool) -> list[str]:
-    """Completions of `word` after the words `given`. Names of files are escaped, unless they stand
-    in quotes.
-    """
+    """Completions of `word` after the words `given`. Names of files are escaped outside quotes."""
     user_dir = given[given.index("--config-dir") + 1] if "--config-dir" in given[:-1] else None
     if given and given[-1] == "--config-dir":
         return [path for path in paths(word, open_quote) if path.endswith("/")]
@@ -110,8 +106,8 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
         chosen = {
             group: choice for group, choice in typed.items() if choice in groups.get(group, ())
         }
-        known = [name for name in vocabulary.keys(command, user_dir, chosen) if name not in typed]
-        return [f"{name}=" for name in known if name.startswith(word)]
+        names = vocabulary.keys(command, user_dir, chosen) + keys_of_targets(typed, groups)
+        return [f"{name}=" for name in names if name.startswith(word) and name not in typed]
     before, value = re.fullmatch(r"(.*[\[,]|)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
     end = "" if before.startswith("[") else " "
     if key in groups:
@@ -127,8 +123,18 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
     return []
 
 
+def keys_of_targets(typed: dict[str, str], groups: Iterable[str]) -> list[str]:
+    """The parameters of each `_target_` that is typed, as keys of its group."""
+    dotted = []
+    for group in groups:
+        target = typed.get(f"{group}._target_")
+        if target:
+            dotted += [f"{group}.{name}" for name in signatures.parameters(target)]
+    return dotted
+
+
 def default(command: str, key: str) -> object:
-    """The default of a key of the command itself, such as train.epochs; none, of a group's."""
+    """The default of one of the command's own keys, such as train.epochs; None of a group's."""
     values: object = vocabulary.root_values(command)
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
@@ -136,8 +142,8 @@ def default(command: str, key: str) -> object:
 
 
 def paths(start: str, open_quote: bool) -> list[str]:
-    """The files and folders whose path begins so, as the shell takes them; folders end in /. Hidden
-    ones only where the dot is typed.
+    """The files and folders whose path begins with `start`, as the shell takes them; folders end in
+    /. Hidden ones only after a typed dot.
     """
     folder, slash, name = start.rpartition("/")
     place = Path(f"{folder}{slash}" or ".")

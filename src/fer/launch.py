@@ -1,5 +1,6 @@
-"""How a command starts: Hydra composes its config, once or for each choice of a sweep, and what
-Hydra refuses is told in our words. Knows Hydra and the names of commands; what they do stays out.
+"""How a command starts: Hydra composes its config, once or for each choice of a sweep.
+
+What Hydra refuses is told in our words. Knows Hydra and the names of commands, not what they do.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import shlex
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from traceback import walk_tb
@@ -31,80 +33,102 @@ from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
 
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a
-    sweep's choices.
+    sweep's choices. Returns the exit code.
     """
     options = parse(command, args)
-    if options.multirun:
-        refuse_processes("-m: makes a sweep")
     groups = choices(command, options.config_dir)
-    if options.shell_completion:
-        raise UserError(f"fer -sc comes before the command; see fer {command} --help")
     refuse_twice(options.overrides)
     if options.config_dir:
         check_chosen(Path(options.config_dir), groups, options.overrides)
     options.overrides = [
         rewrite(command, groups, override, options) for override in options.overrides
     ]
-    failures: list[Exception] = []  # kept until the sweep's other jobs are done
-    sweeps: set[Path] = set()
-    own = os.getpid()
-
-    def task(composed: DictConfig) -> float | None:
-        try:
-            values, typed = settle(command, groups, composed)
-            settings = HydraConfig.get()
-            if settings.mode == RunMode.MULTIRUN:
-                sweeps.add(Path(settings.sweep.dir))
-                if command == "train" and not values["run"]:
-                    values["run"] = str(Path(settings.sweep.dir) / str(settings.job.num))
-            run = import_module(f"fer.commands.{command}").run
-            # train checks by itself: resume= lays these values over the saved ones.
-            if command == "train":
-                return run(values, typed)
-            return run(config.check(command, values), list(typed))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            batch = "train.batch_size" if "train" in values else "batch_size"
-            refused: Exception = UserError(
-                f"out of memory; take a smaller {batch} or model, or device=cpu"
-            )
-            failures.append(of_job(refused, options.overrides))
-        except (UserError, OmegaConfBaseException, OSError) as error:
-            refused = worded(better_key(error, command, options.config_dir))
-            failures.append(of_job(refused, options.overrides))
-            if os.getpid() != own:  # a launcher's process, whose failures reach us only so
-                raise failures[-1] from None
-        return math.nan
-
+    jobs = Jobs(command, groups, options.overrides, options.config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     version.setbase("1.3")
     try:
-        _run_hydra(options, get_args_parser(), task, str(config_dir()), command)
+        _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
     except Interrupted as signal:
         return signal.code
     except Exception as error:
-        ours = any(frame.f_code is task.__code__ for frame, _ in walk_tb(error.__traceback__))
-        refusal = worded(error, None if ours else options.config_dir)
+        in_job = any(frame.f_code is Jobs.run.__code__ for frame, _ in walk_tb(error.__traceback__))
+        refusal = worded(error, None if in_job else options.config_dir)
         if refusal is error:
             raise
         raise refusal from error
     finally:
-        for (
-            sweep
-        ) in sweeps:  # made before the first job is checked: if all were refused, it holds nothing
+        jobs.remove_empty_sweeps()
+    if command == "train" and options.multirun:
+        jobs.print_next()
+    if jobs.failures:
+        raise UserError("\nfer: ".join(lines_of(jobs.failures))) from jobs.failures[0]
+    return 0
+
+
+@dataclass
+class Jobs:
+    """Runs the command for each config that Hydra composes: one, or those of a sweep.
+
+    overrides: those of all jobs. failures: what was refused, kept until the other jobs are done.
+    sweeps: folders of sweeps. process: in which it was made; a launcher may run jobs in others.
+    """
+
+    command: str
+    groups: dict[str, list[str]]
+    overrides: list[str]
+    user_dir: str | None
+    failures: list[Exception] = field(default_factory=list)
+    sweeps: set[Path] = field(default_factory=set)
+    process: int = field(default_factory=os.getpid)
+
+    def run(self, composed: DictConfig) -> float | None:
+        """One job. Returns what a sweep may optimize, NaN where the job was refused."""
+        try:
+            return self.call_command(composed)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            batch = "train.batch_size" if "train" in composed else "batch_size"
+            refusal: Exception = UserError(
+                f"out of memory; take a smaller {batch} or model, or device=cpu"
+            )
+            self.failures.append(of_job(refusal, self.overrides))
+        except (UserError, OmegaConfBaseException, OSError) as error:
+            refusal = worded(better_key(error, self.command, self.user_dir))
+            self.failures.append(of_job(refusal, self.overrides))
+            if os.getpid() != self.process:  # failures of another process reach us only raised
+                raise self.failures[-1] from None
+        return math.nan
+
+    def call_command(self, composed: DictConfig) -> float | None:
+        values, typed = settle(self.command, self.groups, composed)
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:
+            sweep = Path(hydra.sweep.dir)
+            self.sweeps.add(sweep)
+            if self.command == "train" and not values["run"]:
+                values["run"] = str(sweep / str(hydra.job.num))
+        run = import_module(f"fer.commands.{self.command}").run
+        if self.command == "train":  # checks by itself: resume= lays these over saved values
+            return run(values, typed)
+        return run(config.check(self.command, values), list(typed))
+
+    def remove_empty_sweeps(self) -> None:
+        """Hydra makes a sweep's folder before the first job is checked; if all were refused, it
+        holds nothing.
+        """
+        for sweep in self.sweeps:
             if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
                 shutil.rmtree(sweep)
                 with contextlib.suppress(OSError):  # runs/ holds other runs
                     sweep.parent.rmdir()
-    if command == "train" and options.multirun:
-        for sweep in filter(Path.is_dir, sweeps):
-            print(f"all of the sweep, side by side:\n  fer report run={shlex.quote(str(sweep))}")
-            if any("exists already" in str(failure) for failure in failures):
-                print(f"to resume its runs:\n  fer train resume={shlex.quote(str(sweep))}")
-    if failures:
-        raise UserError("\nfer: ".join(lines_of(failures))) from failures[0]
-    return 0
+
+    def print_next(self) -> None:
+        for sweep in filter(Path.is_dir, self.sweeps):
+            folder = shlex.quote(str(sweep))
+            print(f"all of the sweep, side by side:\n  fer report run={folder}")
+            if any("exists already" in str(failure) for failure in self.failures):
+                print(f"to resume its runs:\n  fer train resume={folder}")
 
 
 def lines_of(failures: list[Exception]) -> list[str]:
@@ -125,8 +149,8 @@ def lines_of(failures: list[Exception]) -> list[str]:
 
 
 def call(command: str, overrides: list[str]) -> None:
-    """Run the command once for a program of which this process is: its Hydra, its logging and its
-    environment stay as they are. Raises Interrupted after a signal.
+    """Run the command once inside a Python program, whose own Hydra, logging and environment stay
+    as they are. Raises Interrupted after a signal.
     """
     options = Namespace(config_dir=None, multirun=False, overrides=overrides)
     groups = choices(command)
@@ -147,7 +171,7 @@ def call(command: str, overrides: list[str]) -> None:
 
 @contextlib.contextmanager
 def hydra_set_aside() -> Iterator[None]:
-    """Within the context Hydra is unused; after it all is as it was."""
+    """Within the context Hydra is as new; afterwards it is as it was before."""
     app, settings, base = (
         GlobalHydra.instance(),
         HydraConfig.instance(),
@@ -163,21 +187,21 @@ def hydra_set_aside() -> Iterator[None]:
 
 
 def of_job(error: Exception, overrides: list[str]) -> Exception:
-    """In a sweep, a refusal with the number of its job and the choices that are the job's own, not
-    all jobs'.
-    """
+    """In a sweep, a refusal with the number of its job and the choices that only this job has."""
     settings = HydraConfig.get()
     if settings.mode != RunMode.MULTIRUN or not isinstance(error, UserError):
         return error
     chosen = [
         override.lstrip("+") for override in settings.overrides.task if override not in overrides
     ]
-    job = f"job {settings.job.num} ({', '.join(chosen)})" if chosen else f"job {settings.job.num}"
+    job = f"job {settings.job.num}"
+    if chosen:
+        job += f" ({', '.join(chosen)})"
     return UserError(f"{job}: {error}").with_traceback(error.__traceback__)
 
 
 def parse(command: str, args: list[str]) -> Namespace:
-    """Hydra's options; what they refuse is told before Hydra starts."""
+    """The command line as Hydra's options; what is wrong is refused before Hydra starts."""
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; see fer {command} --help")
@@ -190,6 +214,10 @@ def parse(command: str, args: list[str]) -> Namespace:
             raise UserError(f"{word}: no such option; {option_meant(command, word, args)}")
     if options.experimental_rerun:
         refuse("--experimental-rerun: not supported")
+    if options.shell_completion:
+        refuse("-sc: comes before the command")
+    if options.multirun:
+        refuse_processes("-m: makes a sweep")
     if options.config_dir and not Path(options.config_dir).is_dir():
         raise UserError(f"--config-dir {options.config_dir}: no such folder")
     options.overrides += extra
@@ -228,9 +256,7 @@ def check_file(file: Path, chain: list[str]) -> None:
 
 
 def option_meant(command: str, word: str, args: list[str]) -> str:
-    """What to type in the place of an option that there is not: `--epochs 5` of other programs is
-    train.epochs=5.
-    """
+    """What to type in place of an unknown option: `--epochs 5` elsewhere is train.epochs=5."""
     name, equals, value = word.lstrip("-").partition("=")
     following = args[args.index(word) + 1 :]
     if not equals and following and "=" not in following[0] and not following[0].startswith("-"):
@@ -242,7 +268,7 @@ def option_meant(command: str, word: str, args: list[str]) -> str:
 
 
 def refuse_twice(overrides: list[str]) -> None:
-    """Refuse a key that is typed twice: which of its values was meant, only the user knows."""
+    """Refuse a key that is typed twice: only the user knows which value was meant."""
     first: dict[str, str] = {}
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
@@ -254,9 +280,7 @@ def refuse_twice(overrides: list[str]) -> None:
 
 
 def better_key(error: Exception, command: str, user_dir: str | None) -> Exception:
-    """A key that there is not, told with the one that was probably meant, which may stand in
-    another group.
-    """
+    """An unknown key, told with the one that was probably meant, which may be in another group."""
     if not isinstance(error, config.UnknownKeyError):
         return error
     if error.key in vocabulary.keys(command, user_dir):  # of another choice of its group
@@ -266,47 +290,62 @@ def better_key(error: Exception, command: str, user_dir: str | None) -> Exceptio
 
 
 def rewrite(command: str, groups: dict[str, list[str]], override: str, options: Namespace) -> str:
-    """An override as Hydra should see it: paths quoted, keys let through to our own check, which
-    knows better words.
+    """An override as Hydra should see it: paths quoted, and any key let through to our own checks,
+    whose messages are better.
     """
     key, equals, value = override.partition("=")
     key = key.lstrip("+")
-    group = key.partition(".")[0]
     if key.startswith(("~", "hydra")) or "@" in key:
         return override
     if not (key and equals):
         meant = vocabulary.meant_override(command, override, options.config_dir)
         remedy = f"did you mean {meant}?" if meant else option_meant(command, override, [override])
         raise UserError(f"{override}: not of the form KEY=VALUE; {remedy}")
-    parts = value.split(",") if options.multirun else [value]
+    values = value.split(",") if options.multirun else [value]
     if key in groups:
-        for choice in parts:
-            instead = vocabulary.meant_choice(command, key, choice)
-            if choice not in groups[key] and instead:
-                raise UserError(f"{key}={choice}: no such choice; {instead}")
-            if choice not in groups[key] and re.fullmatch(
-                r"[\w-]*", choice
-            ):  # else Hydra's grammar
-                raise UserError(f"{key}={choice}: no such choice; {nearest(choice, groups[key])}")
+        for choice in values:
+            check_choice(command, key, choice, groups[key])
         return f"{key}={value}"
+    group = key.partition(".")[0]
     if group not in groups and (config_dir() / group).is_dir():
         why = "comes from the checkpoint" if command in vocabulary.FROM_RUN else "no such key here"
         raise UserError(f"{key}: {why}; leave it out")
-    group = group if group in groups else ""
+    path = path_key(command, key, group if group in groups else "", options)
+    if path is None:
+        return f"++{key}={value}"
+    if not value:
+        raise UserError(f"{override}: needs a path; give one, or leave {key} out")
+    if value == "null" or (path.listed and value.startswith("[") and value.endswith("]")):
+        return f"++{key}={value}"
+    return f"++{key}={','.join(map(quoted, values))}"
+
+
+def check_choice(command: str, group: str, choice: str, names: list[str]) -> None:
+    """Refuse a choice that the group does not have, unless it is a word of Hydra's grammar."""
+    if choice in names:
+        return
+    instead = vocabulary.meant_choice(command, group, choice)
+    if not instead and re.fullmatch(r"[\w-]*", choice):
+        instead = nearest(choice, names)
+    if instead:
+        raise UserError(f"{group}={choice}: no such choice; {instead}")
+
+
+def path_key(command: str, key: str, group: str, options: Namespace) -> signatures.PathKey | None:
+    """What the type of a key says of paths: of the command's own keys, and of those of `group`, of
+    whose `_target_` one may be typed beside it.
+    """
     typed = dict(word.lstrip("+").partition("=")[::2] for word in options.overrides)
     target = typed.get(f"{group}._target_")
-    paths = signatures.path_keys(command, group, options.config_dir, target)
-    path = paths.get(key)
-    if path and not value:
-        raise UserError(f"{override}: needs a path; give one, or leave {key} out")
-    is_list = path and path.listed and value.startswith("[") and value.endswith("]")
-    if path and value != "null" and not is_list:
-        value = ",".join(part if part.startswith(("'", '"')) else quoted(part) for part in parts)
-    return f"++{key}={value}"
+    return signatures.path_keys(command, group, options.config_dir, target).get(key)
 
 
 def quoted(path: str) -> str:
-    """Any text as one of Hydra's quoted strings, in which OmegaConf interpolates nothing."""
+    """A path as one of Hydra's quoted strings, in which OmegaConf resolves nothing. One that is
+    typed in quotes stays.
+    """
+    if path.startswith(("'", '"')):
+        return path
     text = path.replace("${", "\\${").replace("'", "\\'")
     return f"'{text}\\'" if text.endswith("\\") else f"'{text}'"
 
@@ -314,54 +353,58 @@ def quoted(path: str) -> str:
 def settle(
     command: str, groups: dict[str, list[str]], composed: DictConfig
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed values, and of each key that was typed the words, in a sweep those of this job.
+    """The composed values, and each key that was typed with its words, in a sweep those of this
+    job.
 
-    An experiment pins keys; a group that is typed beside it counts whole. A `_target_` that is
-    typed takes no keys from the group's default choice, but those of a choice typed beside it.
+    An experiment sets keys of other groups; a group that is typed beside it counts whole. A
+    `_target_` that is typed takes no keys from the group's default choice, but those of a choice
+    that is typed beside it.
     """
     overrides: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    typed = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
-    if "experiment" in typed.values():
-        others = [override for override, key in typed.items() if key != "experiment"]
-        plain = (
-            GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
-        )
-        whole = {*typed.values()} & {*groups} - {"experiment"}
-        values |= {group: OmegaConf.to_container(plain[group]) for group in whole}
+    typed = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
+    if "experiment" in typed:
+        others = [override for key, override in typed.items() if key != "experiment"]
+        loader = GlobalHydra.instance().config_loader()
+        plain = loader.load_configuration(command, others, RunMode.RUN)
+        for group in groups:
+            if group in typed and group != "experiment":
+                values[group] = OmegaConf.to_container(plain[group])
     for group in groups:
-        own_keys = [key for key in typed.values() if key.startswith(f"{group}.")]
-        if f"{group}._target_" in own_keys and group not in typed.values():
-            values[group] = config.pick(values, own_keys)[group]
-            if group == "model" and "name" in values and "name" not in typed.values():
+        if f"{group}._target_" in typed and group not in typed:
+            keys = [key for key in typed if key.startswith(f"{group}.")]
+            values[group] = config.pick(values, keys)[group]
+            if group == "model" and "name" in values and "name" not in typed:
                 values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
-    return values, {key: override.lstrip("+") for override, key in typed.items()}
+    return values, {key: override.lstrip("+") for key, override in typed.items()}
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
-    """What Hydra or the system refuses, in our words; a bug as it is. A file in the user's own
-    folder of configs may make Hydra raise anything.
+    """What Hydra or the system refuses, in our words; a bug stays as it is.
+
+    user_dir: the user's own folder of configs, if Hydra was reading it; a file there may make Hydra
+    raise anything.
     """
+    if isinstance(error, UserError):
+        return error
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        return UserError(
-            f"{group}={choice}: no such choice; {nearest(choice, error.options or [])}"
-        )
+        near = nearest(choice, error.options or [])
+        return UserError(f"{group}={choice}: no such choice; {near}")
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override.lstrip('+')}: not a value ({line}); quote it")
-    if several := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):
+    if ambiguous := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):
         return UserError(
-            f"{several[1]}: several values; add -m to try each, or write a list as [a,b]"
+            f"{ambiguous[1]}: several values; add -m to try each, or write a list as [a,b]"
         )
     if isinstance(error, HydraException | OmegaConfBaseException):
         key = getattr(cause, "full_key", None)  # of a value that OmegaConf cannot resolve
         return UserError(f"{key}: {line}" if key else line)
-    if user_dir and not isinstance(error, UserError):
-        return UserError(
-            f"--config-dir {user_dir}: a file there is no YAML ({' '.join(str(error).split())})"
-        )
+    if user_dir:
+        reason = " ".join(str(error).split())
+        return UserError(f"--config-dir {user_dir}: a file there is not valid YAML ({reason})")
     if isinstance(error, OSError):  # a disk or a name
         said = f"{error.filename or 'output'}: {error.strerror or error}"
         return UserError(said).with_traceback(error.__traceback__)

@@ -1,7 +1,7 @@
-"""What may be typed after `fer`: the keys and the choices of each command, as configs/ lists them,
-and the key that was probably meant by one that there is not.
+"""What may be typed after `fer`: the keys and choices of each command, as configs/ lists them, and
+the key that was probably meant by an unknown one.
 
-Reads YAML only and imports nothing heavy: tab completion has a third of a second.
+Reads YAML only and imports nothing heavy: Tab completion has to answer in a third of a second.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import yaml
 
 from fer import choices, config_dir
 
-# The word of other programs → what it is called here; the first that the command has is meant.
+# The word of other programs → the key here; of several, the first that the command has.
 SYNONYMS = {
     "amp": ["train.precision"],
     "arch": ["model"],
@@ -60,21 +60,16 @@ SYNONYMS = {
 REMARKS = {
     "pretrained": "start=CHECKPOINT takes the weights of a run, model=torchvision "
     "model.weights=FILE those of a file",
-    "num_workers": "the faces stay in memory, and no processes load them; leave it out",
-    "workers": "the faces stay in memory, and no processes load them; leave it out",
+    "num_workers": "the faces are kept in memory, so no processes load them; leave it out",
+    "workers": "the faces are kept in memory, so no processes load them; leave it out",
 }
-FROM_RUN = (
-    "predict",
-    "evaluate",
-    "report",
-    "explain",
-    "export",
-)  # commands that have no groups but a checkpoint's
+# Commands whose model and data come from a checkpoint.
+FROM_RUN = ("predict", "evaluate", "report", "explain", "export")
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read(path: Path) -> dict:
-    """The values of a YAML file of configs/; empty if it is unreadable, which Hydra reports."""
+    """The values of a YAML file; empty if it cannot be read, which Hydra reports."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -83,24 +78,21 @@ def read(path: Path) -> dict:
 
 
 def group_keys(group: str, names: Iterable[str], user_dir: str | None = None) -> list[str]:
-    """Keys of the group's configs of these names, with those that they start from."""
-    found: dict[str, None] = {}
+    """Keys of the group's configs of these names, and of those that they start from."""
+    keys: dict[str, None] = {}
     for name in names:
         for root in [config_dir(), *([Path(user_dir)] if user_dir else [])]:
             values = read(root / group / f"{name}.yaml")
             parents = [parent for parent in values.get("defaults") or [] if isinstance(parent, str)]
-            found |= dict.fromkeys(
-                group_keys(group, (parent for parent in parents if parent != name), user_dir)
-            )
-            found |= dict.fromkeys(
-                str(key) for key in values if key not in ("defaults", "_target_")
-            )
-    return list(found)
+            others = [parent for parent in parents if parent != name]
+            keys |= dict.fromkeys(group_keys(group, others, user_dir))
+            keys |= dict.fromkeys(str(key) for key in values if key not in ("defaults", "_target_"))
+    return list(keys)
 
 
 def root_values(command: str) -> dict:
-    """The keys of a command's root config and their defaults, with those of the config that it
-    starts from.
+    """The keys of a command's config and their defaults, with those of fer train's where it takes
+    them.
     """
     values = read(config_dir() / f"{command}.yaml")
     defaults = values.pop("defaults", [])
@@ -111,25 +103,25 @@ def keys(
     command: str, user_dir: str | None = None, chosen: dict[str, str] | None = None
 ) -> list[str]:
     """All that may be typed before `=`, dotted. Of a group: the keys of its `chosen` config, or of
-    all its configs where none is chosen.
+    all its configs if none is chosen.
     """
-    found = []
+    dotted = []
     for key, value in root_values(command).items():
-        found += (
-            [f"{key}.{inner}" for inner in value] if isinstance(value, dict) and value else [key]
-        )
+        if isinstance(value, dict) and value:
+            dotted += [f"{key}.{inner}" for inner in value]
+        else:
+            dotted.append(key)
     for group, names in choices(command, user_dir).items():
-        found.append(group)
+        dotted.append(group)
         if group != "experiment":
-            own = (chosen or {}).get(group)
-            found += [
-                f"{group}.{key}" for key in group_keys(group, [own] if own else names, user_dir)
-            ]
-    return found
+            if chosen and group in chosen:
+                names = [chosen[group]]
+            dotted += [f"{group}.{key}" for key in group_keys(group, names, user_dir)]
+    return dotted
 
 
 def meant(command: str, key: str, user_dir: str | None = None) -> str | None:
-    """The key, or what there is instead, for a `key` that the command does not have."""
+    """What was probably meant by an unknown `key` of the command, or what there is instead."""
     known = keys(command, user_dir)
     if key in known:
         return f"did you mean {key}?"
@@ -145,7 +137,7 @@ def meant(command: str, key: str, user_dir: str | None = None) -> str | None:
 
 
 def meant_override(command: str, word: str, user_dir: str | None = None) -> str | None:
-    """The override that was probably meant by a `word` without a key."""
+    """The override that was probably meant by a `word` without `=`."""
     for group, names in choices(command, user_dir).items():
         if word in names:
             return f"{group}={word}"
@@ -168,13 +160,13 @@ def meant_override(command: str, word: str, user_dir: str | None = None) -> str 
 
 
 def meant_choice(command: str, group: str, choice: str) -> str | None:
-    """What was probably meant by a path in the place of the name of a config, `group=path`."""
+    """What was probably meant by a path in place of the name of a config, `group=path`."""
     place = Path(choice)
     if place.suffix in (".yaml", ".yml"):
         if place.parent.name == group:
             return f"did you mean --config-dir {place.parent.parent} {group}={place.stem}?"
         own = f"--config-dir DIR {group}={place.stem}"
-        return f"type the name of an own config, {own}, for DIR/{group}/{place.name}"
+        return f"put it at DIR/{group}/{place.name}, and type {own}"
     if group == "data" and ("/" in choice or "\\" in choice or place.suffix or place.exists()):
         return f"did you mean data.path={choice}?"
     if group == "model" and place.suffix in (".pt", ".pth") and "start" in root_values(command):
