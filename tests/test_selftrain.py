@@ -2,9 +2,10 @@
 again.
 """
 
+import sys
 from pathlib import Path
 
-import cleanlab
+import cleanlab.filter
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,9 +37,9 @@ def test_the_surest_predictions_of_every_class_are_learned():
     probabilities = torch.tensor(
         [[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3], [0.45, 0.55]]
     )
-    chosen, said = selftrain.choose(probabilities, 0.5)
+    chosen, said = selftrain.surest(probabilities, 0.5)
     assert chosen.tolist() == [0, 2, 3] and said.tolist() == [0, 0, 1]
-    assert selftrain.choose(probabilities, 1.0)[0].tolist() == [*range(6)]
+    assert selftrain.surest(probabilities, 1.0)[0].tolist() == [*range(6)]
 
 
 def test_clusters_that_are_classes_give_them_from_few_labels():
@@ -48,9 +49,9 @@ def test_clusters_that_are_classes_give_them_from_few_labels():
     images = torch.from_numpy(np.tile(points, 576).round().astype(np.uint8).reshape(-1, 1, 48, 48))
     faces = Faces(images, torch.from_numpy(labels), [str(i) for i in range(300)])
     known = torch.from_numpy(stratified(faces.labels.numpy(), 0.05, seed=0, least=1))
-    assert selftrain.clusters(faces, known, faces, 3, seed=0) == 1
+    assert selftrain.cluster_accuracy(faces, known, faces, 3, seed=0) == 1
     wrong = Faces(images, (faces.labels + 1) % 3, faces.ids)
-    assert selftrain.clusters(faces, known, wrong, 3, seed=0) == 0
+    assert selftrain.cluster_accuracy(faces, known, wrong, 3, seed=0) == 0
 
 
 def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer, tmp_path):
@@ -99,7 +100,7 @@ def test_what_patience_ended_is_only_read(fer):
     assert fer(*args)[0] == 0
     assert len(pd.read_csv("s/0.3_round_1/history.csv")) < 5
     code, out, _ = fer(*args)
-    assert code == 0 and "goes on" not in out
+    assert code == 0 and "resuming at" not in out
 
 
 def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
@@ -123,6 +124,46 @@ def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
         np.diff(table["quality"][suspects]) >= 0
     ).all()
     assert f"{suspects.sum():,} of {len(table):,} labels are doubted" in out
+
+
+def test_a_list_of_networks_that_learned_little_says_so_and_faces_show_both_classes(
+    fer, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        "fer.plots.faces", lambda images, captions, path, columns: drawn.append((images, captions))
+    )
+    monkeypatch.setattr(mislabels, "TRUSTED", 1.01)
+    code, out, err = fer("mislabels", *TINY, "folds=2", "samples=5", "out=m")
+    assert code == 0, err
+    table = pd.read_csv("m/mislabels.csv")
+    agreement = (table["prediction"] == table["label"]).mean()
+    assert f"do not rely on this list: the networks agree with only {agreement:.0%}" in out
+    (images, captions), first = drawn[0], table.iloc[0]
+    assert len(images) == len(captions) == min(5, table["suspect"].sum()) > 0
+    assert captions[0] == f"{first.prediction} {first.confidence:.0%}\nlabel: {first.label}"
+    monkeypatch.setattr(mislabels, "TRUSTED", 0)
+    assert "do not rely" not in fer("mislabels", *TINY, "folds=2", "out=m")[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "name"),
+    [
+        (["mislabels", *TINY, "out=m"], "cleanlab", "mislabels"),
+        (["explain", "device=cpu", "out=m"], "captum", "explain"),
+    ],
+)
+def test_a_missing_package_is_refused_before_any_work(
+    fer, tiny, monkeypatch, command, package, name
+):
+    if name == "explain":
+        command = [*command, f"ckpt={tiny()}"]
+    for module in [key for key in sys.modules if key.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = fer(*command)
+    assert code == 2 and f"pip install 'fer-trainer[{name}]'" in err, err
+    assert not Path("m").exists()
 
 
 def test_copies_of_a_face_are_judged_together(fer, fer2013_csv, monkeypatch):

@@ -1,10 +1,5 @@
-"""fer selftrain: what unlabelled faces add. Keeps the labels of a share of the training faces, and
-compares a network trained on these alone with one that learns its own predictions too, round by
-round, and with clusters of pixels.
-
-Every training has a folder of its own under `out`; one that was interrupted goes on, one that is
-done is only read. Knows trainings and predictions by their commands; how they are made stays in
-train.py and predict.py.
+"""fer selftrain: what unlabelled faces add. Networks that learn a share of the labels, and then
+their own predictions round by round, beside clusters of pixels.
 """
 
 from dataclasses import replace
@@ -19,98 +14,124 @@ from torch import Tensor
 
 from fer import UserError, config, metrics, plots
 from fer.checkpoint import Checkpoint
-from fer.data.faces import Faces, stratified
+from fer.data.faces import Data, Faces, stratified
 from fer.inference import label
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in
 
 COMPONENTS = 50  # of the pixels, for the clusters
+COLUMNS = ["share", "method", "accuracy", "low", "high", "predictions", "right"]
 
 
 def run(cfg: config.SelftrainConfig, typed: list[str]) -> None:
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
-    train, held_out = (replace(data.open(name), targets=None) for name in ("train", "validation"))
+    train = replace(data.open("train"), targets=None)
+    held_out = replace(data.open("validation"), targets=None)
     if cfg.clusters > len(train):
         raise UserError(
             f"clusters={cfg.clusters}: more than the {len(train)} faces to train on; set it lower"
         )
     out = make_folder(Path(cfg.out))
     rows = []
-
-    def note(
-        share: float, method: str, accuracy: float, taken: int = 0, right: float = np.nan
-    ) -> None:
-        low, high = metrics.interval(round(accuracy * len(held_out)), len(held_out))
-        rows.append([share, method, accuracy, low, high, taken, right])
-        extra = f", {taken} predictions learned, {right:.1%} of them right" if taken else ""
-        print(
-            f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f}){extra}",
-            flush=True,
-        )
-
     for share in cfg.shares:
         known = torch.from_numpy(stratified(train.labels.numpy(), share, cfg.seed, least=1))
-        note(share, "clusters", clusters(train, known, held_out, cfg.clusters, cfg.seed))
-        labelled, others = train.take(known), train.take(~known)
-        faces, taken, right = labelled, 0, np.nan
-        for number in range(cfg.rounds + 1):
-            name = f"round {number}" if number else "supervised only"
-            folder = out / f"{share:g} {name}".replace(" ", "_")
-            seen = replace(data, splits=data.splits | {"train": faces, "validation": held_out})
-            note(share, name, train_in(folder, cfg, device, seen), taken, right)
-            if number < cfg.rounds:
-                found = label(
-                    Checkpoint.open(folder / "best.pt", config.modules_named(cfg)),
-                    others,
-                    cfg.train.batch_size,
-                    device,
-                    "none",
-                )
-                chosen, said = choose(found, cfg.portion * (number + 1) / cfg.rounds)
-                own = others.take(chosen)
-                taken, right = len(own), (said == own.labels).double().mean().item()
-                images, labels = (
-                    torch.cat([labelled.images, own.images]),
-                    torch.cat([labelled.labels, said]),
-                )
-                faces = Faces(images, labels, labelled.ids + own.ids)
-    table = pd.DataFrame(
-        rows, columns=["share", "method", "accuracy", "low", "high", "predictions", "right"]
-    )
+        accuracy = cluster_accuracy(train, known, held_out, cfg.clusters, cfg.seed)
+        rows.append(result(share, "clusters", accuracy, len(held_out)))
+        rows += self_train(cfg, data, device, train, known, held_out, share, out)
+    table = pd.DataFrame(rows, columns=COLUMNS)
     write_text(out / "selftrain.csv", table.to_csv(index=False))
-    print(
-        f"open:\n  {plots.shares(table, out / f'selftrain.{cfg.format}')}\n  "
-        f"{out / 'selftrain.csv'}"
-    )
+    picture = plots.shares(table, out / f"selftrain.{cfg.format}")
+    print(f"open:\n  {picture}\n  {out / 'selftrain.csv'}")
 
 
-def choose(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
-    """Positions and labels of the surest predictions, float N×C, that portion of those of every
-    class (class-balanced self-training, Zou et al. 2018, arXiv:1810.07911): by confidence alone,
-    the common classes would take all.
+def self_train(
+    cfg: config.SelftrainConfig,
+    data: Data,
+    device: torch.device,
+    train: Faces,
+    known: Tensor,
+    held_out: Faces,
+    share: float,
+    out: Path,
+) -> list[list]:
+    """Train on the faces whose labels are `known` (bool N), then in each round on these and on the
+    network's surest predictions of the others; returns a row of results for each training.
+
+    Each training has its run folder in `out`: it is resumed if it was interrupted, and only read if
+    it is complete.
     """
-    confidence, said = probabilities.max(1)
-    classes = pd.Series(confidence.numpy()).groupby(said.numpy())
-    sure = (
-        classes.rank(method="first", ascending=False)
-        <= (portion * classes.transform("size")).round()
-    )
-    chosen = torch.from_numpy(np.flatnonzero(sure))
-    return chosen, said[chosen]
+    labelled, unlabelled = train.take(known), train.take(~known)
+    faces, taken, share_right = labelled, 0, np.nan
+    rows = []
+    for number in range(cfg.rounds + 1):
+        method = f"round {number}" if number else "supervised only"
+        folder = out / f"{share:g} {method}".replace(" ", "_")
+        splits = data.splits | {"train": faces, "validation": held_out}
+        accuracy = train_in(folder, cfg, device, replace(data, splits=splits))
+        rows.append(result(share, method, accuracy, len(held_out), taken, share_right))
+        if number == cfg.rounds:
+            break
+        best = Checkpoint.open(folder / "best.pt", config.modules_named(cfg))
+        probabilities = label(best, unlabelled, cfg.train.batch_size, device, "none")
+        positions, predicted = surest(probabilities, cfg.portion * (number + 1) / cfg.rounds)
+        chosen = unlabelled.take(positions)
+        taken = len(chosen)
+        share_right = (predicted == chosen.labels).double().mean().item()
+        faces = Faces(
+            images=torch.cat([labelled.images, chosen.images]),
+            labels=torch.cat([labelled.labels, predicted]),
+            ids=labelled.ids + chosen.ids,
+        )
+    return rows
 
 
-def clusters(train: Faces, known: Tensor, held_out: Faces, count: int, seed: int) -> float:
-    """Validation accuracy when every face gets the commonest known label of its cluster, by k-means
-    on the principal components of all pixels; that of all known labels where a cluster has none.
+def result(
+    share: float,
+    method: str,
+    accuracy: float,
+    count: int,
+    taken: int = 0,
+    share_right: float = np.nan,
+) -> list:
+    """A row of the table, with the accuracy's 95 % interval on `count` faces; also prints it.
+
+    taken: predictions that were learned. share_right: how many of them are right, 0 to 1.
     """
-    pixels = [
-        faces.images.flatten(1).numpy().astype(np.float32) / 255 for faces in (train, held_out)
-    ]
-    components = PCA(min(COMPONENTS, len(train)), random_state=seed).fit(pixels[0])
-    points, others = (components.transform(part) for part in pixels)
-    found = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(points)
+    low, high = metrics.interval(round(accuracy * count), count)
+    line = f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f})"
+    if taken:
+        line += f", {taken} predictions learned, {share_right:.1%} of them right"
+    print(line, flush=True)
+    return [share, method, accuracy, low, high, taken, share_right]
+
+
+def surest(probabilities: Tensor, portion: float) -> tuple[Tensor, Tensor]:
+    """Positions and classes of the most confident predictions among probabilities N×C: this portion
+    of those of every class (class-balanced self-training, Zou et al. 2018, arXiv:1810.07911). By
+    confidence alone, the common classes would take all.
+    """
+    confidence, predicted = probabilities.max(1)
+    by_class = pd.Series(confidence.numpy()).groupby(predicted.numpy())
+    rank = by_class.rank(method="first", ascending=False)
+    wanted = (portion * by_class.transform("size")).round()
+    positions = torch.from_numpy(np.flatnonzero(rank <= wanted))
+    return positions, predicted[positions]
+
+
+def cluster_accuracy(train: Faces, known: Tensor, held_out: Faces, count: int, seed: int) -> float:
+    """Validation accuracy if every face gets the commonest known label of its cluster, by k-means
+    on the principal components of the pixels. A cluster without known labels gets the commonest
+    label of all.
+    """
+    train_pixels = train.images.flatten(1).numpy().astype(np.float32) / 255
+    held_out_pixels = held_out.images.flatten(1).numpy().astype(np.float32) / 255
+    components = PCA(min(COMPONENTS, len(train)), random_state=seed).fit(train_pixels)
+    clusters = MiniBatchKMeans(count, random_state=seed, n_init=3)
+    clusters.fit(components.transform(train_pixels))
     votes = np.zeros((count, int(train.labels.max()) + 1), int)
-    np.add.at(votes, (found.labels_[known.numpy()], train.labels[known].numpy()), 1)
+    np.add.at(votes, (clusters.labels_[known.numpy()], train.labels[known].numpy()), 1)
     votes[votes.sum(1) == 0] = votes.sum(0)
-    return float((votes.argmax(1)[found.predict(others)] == held_out.labels.numpy()).mean())
+    cluster_labels = votes.argmax(1)
+    predicted = cluster_labels[clusters.predict(components.transform(held_out_pixels))]
+    return float((predicted == held_out.labels.numpy()).mean())
