@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from torchvision.models import squeezenet1_1
 
-from fer import CLASSES, metrics
+from fer import CLASSES, comparison, metrics
 from fer.commands.report import calibration
 from fer.page import Part, write_page
 from fer.run import typed_words
@@ -130,7 +130,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     )
     assert fer("train", *TINY, "run=all", "name=all")[0] == 0
     code, out, err = fer("report", "run=[s,all]", "out=c")
-    assert code == 0 and "Not all have the same validation faces and labels" in out, err
+    assert code == 0 and "Not all runs have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
     assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == [
         "model.head=[4]",
@@ -201,7 +201,7 @@ def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
     assert f"2 seeds: {np.mean(best):.4f} ± {np.std(best, ddof=1):.4f} (sd) of optim=adam" in out
     assert "they differ in optim, optim.lr, optim.weight_decay\n" in out
     assert "amsgrad" not in out + (tmp_path / "c" / "index.html").read_text()
-    assert "do not compare" not in out
+    assert "not comparable" not in out
     runs = pd.read_csv("c/runs.csv")
     assert list(runs["run"]) == [f"s/{i}" for i in range(4)] and list(runs["seed"]) == [0, 1, 0, 1]
     recalls = pd.read_csv("c/recalls.csv")
@@ -213,6 +213,28 @@ def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
     shutil.copytree("s/0", "s/again")
     assert "seeds: " not in fer("report", "run=[s/0,s/again,s/0/last.pt]", "out=d")[1]
     assert pd.read_csv("d/comparison.csv")["run"].is_unique
+
+
+def test_settings_that_differ_late_in_a_long_value_tell_runs_apart(fer, tmp_path):
+    for end in (3, 4):
+        head = ",".join(["2"] * 40 + [str(end)])
+        assert fer("train", *TINY, f"model.head=[{head}]", f"run=r{end}")[0] == 0
+    code, out, err = fer("report", "run=[r3,r4]", "out=c")
+    assert code == 0 and "they differ in model.head\n" in out, err
+    names = list(pd.read_csv("c/comparison.csv")["run"])
+    assert [name[-3:] for name in names] == [",3]", ",4]"]
+    labels = list(pd.read_csv("c/recalls.csv")["run"])
+    assert labels[0] != labels[1] and all(len(label) <= comparison.NAME for label in labels)
+    assert all(label in out for label in labels)
+
+
+def test_long_names_are_shortened_to_different_ones_and_a_long_word_keeps_its_ends():
+    middle = [f"optim.lr={'1' * 50} model.width={i} train.epochs={'2' * 50}" for i in range(12)]
+    names = ["x" * 200, "vgg13 optim=adam", *middle]
+    labels = comparison.shortened(names)
+    assert len(set(labels)) == len(names) and max(map(len, labels)) <= comparison.NAME
+    assert labels[1] == names[1] and labels[0].startswith("xxx") and labels[0].endswith("xxx")
+    assert comparison.cut("y" * 200) == "y" * (comparison.NAME - 1) + "…"
 
 
 def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, tmp_path):

@@ -1,11 +1,7 @@
-"""fer report of several runs: one row and one curve a recipe, over its seeds, and what sets the
-recipes apart.
-
-A run is called by what was typed: `optim=adam`, or `vgg13` for `model=vgg13`. Knows run folders and
-pages; no network runs here.
+"""fer report of several runs: a row and a curve for each recipe, over its seeds, and the settings
+in which the recipes differ. A run is called by what was typed: `optim=adam`, or `vgg13`.
 """
 
-import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,7 +21,8 @@ from fer.page import Part, write_page
 from fer.run import read_history, tell_if_replaced, typed_words
 from fer.text import aligned
 
-NAME = 60  # characters at most of a recipe's name and of a value in a table
+NAME = 60  # characters of a name or a value that tables and pictures have room for
+TERMINAL_COLUMNS = 5  # of the table, that a terminal has room for
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Run:
     folder: Path
     checkpoint: Checkpoint
     history: pd.DataFrame
-    typed: list[str] | None  # KEY=VALUE; None where it is not known
+    typed: list[str] | None  # KEY=VALUE; None if it is not known
 
     @classmethod
     def open(cls, folder: Path, trust: list[str]) -> "Run":
@@ -51,117 +48,119 @@ class Run:
         return self.history.loc[self.history["val_accuracy"].idxmax()]
 
     @cached_property
-    def judges(self) -> tuple:
-        """What the accuracy was measured on: equal where accuracies compare."""
-        found = self.checkpoint.contents.get("validation", {})
-        return found.get("images"), str(found.get("labels", torch.empty(0)).tolist())
+    def validated_on(self) -> tuple:
+        """The validation faces and labels: accuracies are comparable if these are equal."""
+        validation = self.checkpoint.contents.get("validation", {})
+        labels = validation.get("labels", torch.empty(0))
+        return validation.get("images"), str(labels.tolist())
 
     @cached_property
     def confusion(self) -> torch.Tensor | None:
-        """Of the validation faces; None of a checkpoint that keeps no predictions."""
-        found = self.checkpoint.contents.get("validation")
-        if not found:
+        """Confusion matrix of the validation faces; None if the checkpoint has no predictions."""
+        validation = self.checkpoint.contents.get("validation")
+        if not validation:
             return None
-        logits = found["logits"]
-        return metrics.confusion(logits.argmax(1), found["labels"].long(), logits.shape[1])
+        logits, labels = validation["logits"], validation["labels"].long()
+        return metrics.confusion(logits.argmax(1), labels, logits.shape[1])
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ in nothing but the seed.
+
+    name: what it is called in full. label: the same in NAME characters at most; no two recipes have
+    the same.
+    """
 
     name: str
+    label: str
     runs: list[Run]
 
     def over_seeds(self, column: str) -> list[float]:
-        """The best epoch's value of a column of the history, of each run."""
+        """The value of a column of the history at the best epoch of each run."""
         return [float(run.best[column]) for run in self.runs]
 
     @cached_property
     def confusion(self) -> torch.Tensor | None:
-        """The sum over the runs, where all have one of the same classes."""
-        found = [run.confusion for run in self.runs]
-        known = [matrix for matrix in found if matrix is not None]
-        if len(known) < len(found) or len({matrix.shape for matrix in known}) > 1:
+        """The sum over the runs; None if a run has none."""
+        matrices = [run.confusion for run in self.runs]
+        known = [matrix for matrix in matrices if matrix is not None]
+        if len(known) < len(matrices) or len({matrix.shape for matrix in known}) > 1:
             return None
         return torch.stack(known).sum(0)
 
 
 def compare(folders: list[Path], out: Path, kind: str, trust: list[str]) -> None:
-    """Write the page of several runs, and say what is on it."""
+    """Write the page that compares several runs, and print its main table."""
     runs = [Run.open(folder, trust) for folder in folders]
-    apart: tuple[str, ...] = ()
-    if len({run.judges for run in runs}) > 1:
-        apart = (
-            "Not all have the same validation faces and labels: their accuracies do not compare.",
-        )
     recipes = group(runs)
+    notes = incomparable(runs)
+    table = summary_table(recipes)
     differing = differences(recipes)
-    table = summed_up(recipes)
+
     tell_if_replaced(out / "index.html")
     write_text(out / "comparison.csv", table.to_csv(index=False))
-    write_text(out / "runs.csv", each_run(recipes).to_csv(index=False))
-    histories = {recipe.name: [run.history for run in recipe.runs] for recipe in recipes}
-    rows = [list(table), *([*map(shown, table, row)] for row in table.itertuples(index=False))]
-    spread = any(len(recipe.runs) > 1 for recipe in recipes)
-    band = (
-        ("Lines are means over the seeds, bands reach from the lowest to the highest.",)
-        if spread
-        else ()
-    )
+    write_text(out / "runs.csv", run_table(recipes).to_csv(index=False))
+    rows = displayed_rows(recipes, table)
     parts = [
         Part("Runs", table=rows),
-        Part("Loss and accuracy", band, "curves", partial(plots.compare, histories)),
-        *confusions_and_recalls(recipes),
-        Part("Where their settings differ", table=differing),
+        curves_part(recipes),
+        *confusion_parts(recipes),
+        Part("Where their settings differ", table=displayed_differences(recipes, differing)),
     ]
-    title = (
-        f"{len(recipes)} recipes, {len(runs)} runs"
-        if len(recipes) < len(runs)
-        else f"{len(runs)} runs"
-    )
-    write_page(out, title, apart, parts, kind)
-    for line in aligned([row[:TOLD] for row in rows]):
+    title = f"{len(runs)} runs"
+    if len(recipes) < len(runs):
+        title = f"{len(recipes)} recipes, {title}"
+    write_page(out, title, notes, parts, kind)
+
+    for line in aligned([row[:TERMINAL_COLUMNS] for row in rows]):
         print(line)
-    print(*apart, sep="\n", end="\n" if apart else "")
-    for recipe in recipes:
-        if len(recipe.runs) > 1:
-            accuracies = recipe.over_seeds("val_accuracy")
-            middle, deviation = mean(accuracies), stdev(accuracies)
-            print(f"{len(accuracies)} seeds: {middle:.4f} ± {deviation:.4f} (sd) of {recipe.name}")
-    print(f"they differ in {', '.join(differing[0][1:]) or 'nothing'}")
+    for line in [*notes, *seed_lines(recipes)]:
+        print(line)
+    print(f"they differ in {', '.join(differing) or 'nothing'}")
     print(f"open:\n  {out / 'index.html'}\n  {out / 'comparison.csv'}")
 
 
-TOLD = 5  # columns of the table that a terminal has room for
+def incomparable(runs: list[Run]) -> tuple[str, ...]:
+    """A sentence if not all runs were validated on the same faces and labels."""
+    if len({run.validated_on for run in runs}) == 1:
+        return ()
+    return (
+        "Not all runs have the same validation faces and labels: their accuracies are not "
+        "comparable.",
+    )
 
 
 def group(runs: list[Run]) -> list[Recipe]:
-    """The runs by recipe, in the order of the first of each. Of two runs with one seed each stands
-    alone.
+    """The runs by recipe, in the order of each recipe's first run. A run that has the seed of
+    another run of its recipe is a recipe of its own.
     """
-    settings = [run.settings for run in runs]
-    together = [[runs[i] for i in positions] for positions in config.over_seeds(settings)]
-    grouped = {id(run) for own in together for run in own}
-    together += [[run] for run in runs if id(run) not in grouped]
-    together.sort(key=lambda own: runs.index(own[0]))
-    return [Recipe(name, own) for name, own in zip(names(together), together, strict=True)]
+    grouped = []
+    for positions in config.over_seeds([run.settings for run in runs]):
+        grouped.append([runs[i] for i in positions])
+    in_a_group = {id(run) for group in grouped for run in group}
+    grouped += [[run] for run in runs if id(run) not in in_a_group]
+    grouped.sort(key=lambda group: runs.index(group[0]))
+    names = recipe_names([group[0] for group in grouped])
+    labels = shortened(names)
+    return [Recipe(*parts) for parts in zip(names, labels, grouped, strict=True)]
 
 
-def summed_up(recipes: list[Recipe]) -> pd.DataFrame:
-    """A row a recipe: means over its seeds, and the deviation of the accuracy where there are
-    several.
+def summary_table(recipes: list[Recipe]) -> pd.DataFrame:
+    """A row for each recipe: means over its seeds, and the standard deviation of the accuracy if
+    there are several.
     """
     rows = []
     for recipe in recipes:
         size = totals(build(recipe.runs[0].settings.model))
         accuracies = recipe.over_seeds("val_accuracy")
+        deviation = round(stdev(accuracies), 4) if len(accuracies) > 1 else np.nan
         seconds = [run.history["seconds"].median() for run in recipe.runs]
         rows.append(
             {
                 "run": recipe.name,
                 "val_accuracy": round(mean(accuracies), 4),
-                "sd": round(stdev(accuracies), 4) if len(accuracies) > 1 else np.nan,
+                "sd": deviation,
                 "val_macro_f1": round(mean(recipe.over_seeds("val_macro_f1")), 4),
                 "seeds": len(recipe.runs),
                 "best_epoch": round(mean(recipe.over_seeds("epoch")), 1),
@@ -174,16 +173,28 @@ def summed_up(recipes: list[Recipe]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def shown(column: str, value: Any) -> str:
-    """A cell of that table as text."""
-    if column == "run":
-        return str(value)
+def displayed_rows(recipes: list[Recipe], table: pd.DataFrame) -> list[list[str]]:
+    """The table as text, its header first, recipes by their labels."""
+    columns = list(table.columns[1:])
+    rows = [["run", *columns]]
+    for recipe, values in zip(recipes, table[columns].itertuples(index=False), strict=True):
+        cells = [displayed(column, value) for column, value in zip(columns, values, strict=True)]
+        rows.append([recipe.label, *cells])
+    return rows
+
+
+def displayed(column: str, value: Any) -> str:
+    if np.isnan(value):
+        return "–"
     if column in ("val_accuracy", "sd", "val_macro_f1"):
-        return "–" if np.isnan(value) else f"{value:.4f}"
-    return f"{value:,g}" if column in ("best_epoch", "seconds_per_epoch") else f"{value:,}"
+        return f"{value:.4f}"
+    if column in ("best_epoch", "seconds_per_epoch"):
+        return f"{value:,g}"
+    return f"{value:,}"
 
 
-def each_run(recipes: list[Recipe]) -> pd.DataFrame:
+def run_table(recipes: list[Recipe]) -> pd.DataFrame:
+    """A row for each run."""
     rows = []
     for recipe in recipes:
         for run in recipe.runs:
@@ -201,102 +212,126 @@ def each_run(recipes: list[Recipe]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def confusions_and_recalls(recipes: list[Recipe]) -> list[Part]:
-    """What each recipe takes for what, and what it finds of each class, side by side; none where
-    predictions are not kept or classes differ.
+def seed_lines(recipes: list[Recipe]) -> list[str]:
+    """Mean and standard deviation of each recipe with several seeds."""
+    lines = []
+    for recipe in recipes:
+        accuracies = recipe.over_seeds("val_accuracy")
+        if len(accuracies) > 1:
+            spread = f"{mean(accuracies):.4f} ± {stdev(accuracies):.4f} (sd)"
+            lines.append(f"{len(accuracies)} seeds: {spread} of {recipe.label}")
+    return lines
+
+
+def curves_part(recipes: list[Recipe]) -> Part:
+    """Loss and accuracy of every recipe."""
+    histories = {recipe.label: [run.history for run in recipe.runs] for recipe in recipes}
+    lines: tuple[str, ...] = ()
+    if any(len(recipe.runs) > 1 for recipe in recipes):
+        lines = ("Lines are means over the seeds, bands reach from the lowest to the highest.",)
+    return Part("Loss and accuracy", lines, "curves", partial(plots.compare, histories))
+
+
+def confusion_parts(recipes: list[Recipe]) -> list[Part]:
+    """Confusion matrices and recalls of all recipes side by side; none if a recipe has no
+    predictions, or if classes differ.
     """
-    matrices = {recipe.name: recipe.confusion for recipe in recipes}
-    known = {name: matrix for name, matrix in matrices.items() if matrix is not None}
-    names = {tuple(recipe.runs[0].checkpoint.classes) for recipe in recipes}
-    if len(known) < len(recipes) or len(names) > 1:
+    matrices = {}
+    for recipe in recipes:
+        if recipe.confusion is not None:
+            matrices[recipe.label] = recipe.confusion
+    class_lists = {tuple(recipe.runs[0].checkpoint.classes) for recipe in recipes}
+    if len(matrices) < len(recipes) or len(class_lists) > 1:
         return []
-    classes = names.pop()
-    recalls = {name: metrics.per_class(matrix)[1] for name, matrix in known.items()}
+    classes = class_lists.pop()
+    counts = {label: matrix.numpy() for label, matrix in matrices.items()}
+    recalls = {label: metrics.per_class(matrix)[1] for label, matrix in matrices.items()}
     data = pd.DataFrame(recalls, index=pd.Index(classes, name="class")).T.rename_axis("run")
-    rows = [
-        ["run", *classes],
-        *([name, *(f"{share:.0%}" for share in own)] for name, own in recalls.items()),
-    ]
-    counts = {name: matrix.numpy() for name, matrix in known.items()}
-    return [
-        Part("Confusion", (), "confusions", partial(plots.confusions, counts, classes)),
-        Part(
-            "Recall of each class",
-            (
-                "The share of a class's validation faces that was labelled right, at the best "
-                "epoch.",
-            ),
-            "recalls",
-            partial(plots.recall_dots, recalls, classes),
-            data.round(4).reset_index(),
-            rows,
-        ),
-    ]
+    rows = [["run", *classes]]
+    for label, shares in recalls.items():
+        rows.append([label, *(f"{share:.0%}" for share in shares)])
+    confusion = Part("Confusion", (), "confusions", partial(plots.confusions, counts, classes))
+    recall = Part(
+        "Recall of each class",
+        ("The share of a class's validation faces that was labelled right, at the best epoch.",),
+        "recalls",
+        partial(plots.recall_dots, recalls, classes),
+        data.round(4).reset_index(),
+        rows,
+    )
+    return [confusion, recall]
 
 
-def differences(recipes: list[Recipe]) -> list[list[str]]:
-    """A table of the settings in which recipes differ, its header first; long values are shortened.
+def differences(recipes: list[Recipe]) -> dict[str, list[str]]:
+    """Key → its value in each recipe, for the settings in which recipes differ.
 
-    Where the choice of a group differs, it is one column, by its name: keys that only one of the
-    choices has say nothing more.
+    Where the choice of a group differs, such as the optimizer, the choice is listed; keys that only
+    one of the choices has are not.
     """
-    flat = [flattened(recipe.runs[0]) for recipe in recipes]
-    keys = list(dict.fromkeys(key for own in flat for key in own))
-    groups = {key for key in config.GROUPS if len({own[key] for own in flat}) > 1}
-    listed = []
+    settings = [recipe_settings(recipe.runs[0]) for recipe in recipes]
+    keys = list(dict.fromkeys(key for values in settings for key in values))
+    differing = {}
     for key in keys:
-        differs = len({own.get(key) for own in flat}) > 1
-        everywhere = all(key in own for own in flat)
-        if differs and (everywhere or key.partition(".")[0] not in groups):
-            listed.append(key)
-    rows = [
-        [recipe.name, *(own.get(key, "–") for key in listed)]
-        for recipe, own in zip(recipes, flat, strict=True)
-    ]
-    return [["run", *listed], *rows]
+        column = [values.get(key, "–") for values in settings]
+        group = key.partition(".")[0]
+        choice_differs = group in differing and group != key
+        everywhere = all(key in values for values in settings)
+        if len(set(column)) > 1 and (everywhere or not choice_differs):
+            differing[key] = column
+    return differing
 
 
-def flattened(run: Run) -> dict[str, str]:
-    """Dotted key → value, as text, of all that makes the recipe; of each group also its choice, as
-    it was typed, or else what it makes.
+def displayed_differences(
+    recipes: list[Recipe], differing: dict[str, list[str]]
+) -> list[list[str]]:
+    """The differences as a table, its header first, long values cut."""
+    rows = [["run", *differing]]
+    for position, recipe in enumerate(recipes):
+        rows.append([recipe.label, *(cut(column[position]) for column in differing.values())])
+    return rows
+
+
+def recipe_settings(run: Run) -> dict[str, str]:
+    """Dotted key → value, as text, of all that makes the recipe; for each group also its choice, as
+    it was typed, or else what it instantiates.
     """
     typed = dict(word.split("=", 1) for word in run.typed or [])
     skipped = config.not_of_the_recipe(run.settings.data) | {"name"}
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
 
     def walk(key: str, value: Any) -> None:
         if key in config.GROUPS:
-            found[key] = typed.get(key, str(value["_target_"]).rpartition(".")[2])
+            values[key] = typed.get(key, str(value["_target_"]).rpartition(".")[2])
         if isinstance(value, dict) and not key.startswith("curves."):
             for name, inner in value.items():
                 if name != "_target_":
                     walk(f"{key}.{name}" if key else name, inner)
         elif key not in skipped:
-            found[key] = textwrap.shorten(str(value), NAME, placeholder=" …")
+            values[key] = str(value)
 
     walk("", run.settings.model_dump())
-    return found
+    return values
 
 
-def names(recipes: list[list[Run]]) -> list[str]:
-    """What to call each recipe: the words that were typed for it and not for all, or else its run's
-    name; more where these do not tell them apart.
+def recipe_names(runs: list[Run]) -> list[str]:
+    """What to call the recipe of each run: the words that were typed for it and not for all, or
+    else the run's name; longer where these do not tell recipes apart.
     """
-    typed = [words(own[0]) for own in recipes]
-    common = (
-        set.intersection(*({*own} for own in typed if own is not None)) if any(typed) else set()
-    )
-    found = []
-    for own, said in zip(recipes, typed, strict=True):
-        name = own[0].settings.name
-        telling = [word for word in said or [] if word not in common]
-        plain = [word for word in telling if not names_the_run(word, own[0].settings)]
-        named = [name] if len(plain) < len(telling) or not plain else []
-        found.append(shortened(" ".join([*named, *plain])))
-    return told_apart(found, recipes)
+    typed = [recipe_words(run) for run in runs]
+    known = [set(words) for words in typed if words is not None]
+    common = set.intersection(*known) if known else set()
+    names = []
+    for run, words in zip(runs, typed, strict=True):
+        telling = [word for word in words or [] if word not in common]
+        others = [word for word in telling if not says_the_name(word, run.settings)]
+        if len(others) < len(telling) or not others:
+            others = [run.settings.name, *others]
+        names.append(" ".join(others))
+    names = with_settings(names, runs)
+    return with_folders(names, runs)
 
 
-def words(run: Run) -> list[str] | None:
+def recipe_words(run: Run) -> list[str] | None:
     """KEY=VALUE, as typed for the recipe."""
     if run.typed is None:
         return None
@@ -304,44 +339,65 @@ def words(run: Run) -> list[str] | None:
     return [word for word in run.typed if word.partition("=")[0] not in skipped]
 
 
-def names_the_run(word: str, settings: config.TrainConfig) -> bool:
-    """Does the run's name say what the word does?"""
+def says_the_name(word: str, settings: config.TrainConfig) -> bool:
+    """Whether the run's name already says what the word does."""
     key, _, value = word.partition("=")
     if key == "model" and settings.model.get("name") == settings.name:
         return True
     return key in ("model", "experiment", "model.name", "name") and value == settings.name
 
 
-def told_apart(found: list[str], recipes: list[list[Run]]) -> list[str]:
-    """The names, those that stand several times with the settings in which their recipes differ, or
-    else the folder.
+def with_settings(names: list[str], runs: list[Run]) -> list[str]:
+    """The names, and behind those that occur more than once the settings in which their recipes
+    differ.
     """
-    flat = [flattened(own[0]) for own in recipes]
-    for more in ("settings", "folder"):
-        times = Counter(found)
-        longer = list(found)
-        for i, name in enumerate(found):
-            if times[name] == 1:
-                continue
-            if more == "folder":
-                longer[i] = f"{name} ({recipes[i][0].folder})"
-                continue
-            others = [flat[j] for j in range(len(found)) if j != i and found[j] == name]
-            apart = {
-                key: value
-                for key, value in flat[i].items()
-                if any(own.get(key) != value for own in others)
-            }
-            if any(key.startswith(("model.", "curves.")) for key in apart) and len(apart) > 3:
-                apart = {
-                    key: value for key, value in apart.items() if not key.startswith("model.")
-                } or apart
-            longer[i] = shortened(
-                " ".join([name, *(f"{key}={value}" for key, value in apart.items())])
-            )
-        found = longer
-    return found
+    settings = [recipe_settings(run) for run in runs]
+    longer = []
+    for position, name in enumerate(names):
+        namesakes = [
+            settings[other]
+            for other in range(len(names))
+            if other != position and names[other] == name
+        ]
+        telling = {}
+        for key, value in settings[position].items():
+            if any(namesake.get(key) != value for namesake in namesakes):
+                telling[key] = value
+        if len(telling) > 3:  # another network or curve: its many keys tell less than the others
+            rest = {key: value for key, value in telling.items() if not key.startswith("model.")}
+            telling = rest or telling
+        longer.append(" ".join([name, *(f"{key}={value}" for key, value in telling.items())]))
+    return longer
 
 
-def shortened(text: str) -> str:
-    return textwrap.shorten(text, NAME, placeholder=" …") or text[:NAME]
+def with_folders(names: list[str], runs: list[Run]) -> list[str]:
+    """The names, and behind those that occur more than once the run's folder."""
+    times = Counter(names)
+    longer = []
+    for name, run in zip(names, runs, strict=True):
+        longer.append(f"{name} ({run.folder})" if times[name] > 1 else name)
+    return longer
+
+
+def shortened(names: list[str]) -> list[str]:
+    """The names in NAME characters at most, all different: of a long one its beginning and its end
+    and, where that is not enough, a number.
+    """
+    times: Counter[str] = Counter()
+    labels = []
+    for name in names:
+        label = name
+        if len(name) > NAME:
+            half = (NAME - 3) // 2
+            label = f"{name[:half].rstrip()} … {name[-half:].lstrip()}"
+        times[label] += 1
+        if times[label] > 1:
+            number = f" #{times[label]}"
+            label = label[: NAME - len(number)] + number
+        labels.append(label)
+    return labels
+
+
+def cut(text: str) -> str:
+    """The text in NAME characters at most."""
+    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
