@@ -607,3 +607,21 @@ def test_a_run_from_before_data_classes_keeps_its_seven(fer, tmp_path):
         code, _, err = fer(*command)
         assert code == 0, err
     assert len(torch.load("r/best.pt", weights_only=True)["classes"]) == 7
+
+
+def test_a_training_tells_of_exact_copies(fer, tmp_path):
+    draw_folders(tmp_path / "d", ["train", "val", "test"], ["happy", "sad"], count=10)
+    for split, count in (("val", 3), ("test", 2)):
+        for i in range(count):
+            content = (tmp_path / "d" / "train" / "sad" / f"sad{i}.png").read_bytes()
+            (tmp_path / "d" / split / "happy" / f"happy{i}.png").write_bytes(content)
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu", "data.path=d"]
+    for copies, said in (
+        ("keep", "3 of 20 validation faces, 2 of 20 test faces are exact copies of training faces"),
+        ("drop", "2 of 20 test faces are exact copies of training faces"),
+    ):
+        code, out, err = fer("train", f"train.copies={copies}", *small)
+        assert code == 0, err
+        words = " ".join(out.split())
+        assert said in words
+        assert ("3 of 20" in words) == (copies == "keep")

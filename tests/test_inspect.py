@@ -60,7 +60,7 @@ def faces(planted):
         "train": Faces(images[:100], labels[:100], [str(i) for i in range(100)]),
         "validation": Faces(images[100:], labels[100:], [f"v{i}" for i in range(20)]),
     }
-    return inspect.describe(splits, images, CLASSES, 0.8)
+    return inspect.describe(splits, images, CLASSES, 0.8, {*splits})[0]
 
 
 @pytest.fixture
@@ -103,6 +103,8 @@ def test_exact_copies_are_those_equal_in_every_byte(planted):
 def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, monkeypatch):
     monkeypatch.setattr(copies, "BLOCK", block)
     monkeypatch.setattr(copies, "SIMILAR", 0.6)  # so that there are many to look at
+    monkeypatch.setattr(copies, "IN_DISC", -2.0)
+    monkeypatch.setattr(copies, "CHANGES", copies.CHANGES[:1])
     images = planted[0][:40]
 
     def less_mean(image, window):
@@ -124,7 +126,7 @@ def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, 
                 over = [np.isfinite(b) for b in moved]
                 if max(cosine(a[m], b[m]) for b, m in zip(moved, over, strict=True)) > 0.3:
                     expected.add((i, j))
-    found = copies.near_copies(torch.from_numpy(images), 0.3)
+    found = copies.near_copies(torch.from_numpy(images), 0.3).positions
     assert (
         10 < len(expected) < 300
         and set(map(tuple, found.tolist())) == expected
@@ -134,7 +136,7 @@ def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, 
 
 def test_planted_near_copies_are_found_and_no_others(planted):
     images = torch.from_numpy(planted[0])
-    found = set(map(tuple, copies.near_copies(images, 0.8).tolist()))
+    found = set(map(tuple, copies.near_copies(images, 0.8).positions.tolist()))
     assert found == {
         (5, 7),
         (3, 100),
@@ -224,8 +226,8 @@ def test_splits_that_are_shut_or_unlabelled_are_not_chosen(planted, capsys):
     )
     assert list(chosen) == ["train", "public"]
     assert capsys.readouterr().out == (
-        "test: 2 faces, not looked at: it has no labels\n"
-        "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n"
+        "test: 2 faces, of which only copies are told: it has no labels\n"
+        "private: 2 faces, of which only copies are told: it holds, or may hold, PrivateTest\n"
     )
 
 
@@ -245,6 +247,7 @@ def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv,
         "counts.csv",
         "duplicates.csv",
         "blank.csv",
+        "pairs.csv",
     }
     assert all(f"  o/{name}" in lines for name in PICTURES)
     table = pd.read_csv("o/duplicates.csv")
@@ -262,28 +265,79 @@ def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv,
     ]
 
 
-def test_private_faces_change_nothing_but_a_line(fer, csv, planted, tmp_path):
+def test_of_private_faces_only_copies_are_told(fer, csv, planted, tmp_path):
     private = [(0, planted[0][3], "PrivateTest"), (1, planted[0][50], "PrivateTest")]
     outputs = []
     for data, out in ((csv("without"), "a"), (csv("with", private), "b")):
-        code, said, err = fer("inspect", data, f"out={out}", "samples=2")
+        code, said, err = fer("inspect", data, f"out={out}", "samples=2", "near=0.8")
         assert code == 0, err
-        outputs.append(said.replace("b/", "a/"))
+        outputs.append(said.replace("b/", "a/").splitlines())
+    told = "private: 2 faces, of which only copies are told: it holds, or may hold, PrivateTest"
+    assert outputs[1][0] == told and outputs[1][1:3] == outputs[0][:2]
+    assert outputs[1].count("  2 of 2 private faces stand in train too") == 2
     assert (
-        outputs[1]
-        == "private: 2 faces, not looked at: it holds, or may hold, PrivateTest\n" + outputs[0]
+        "conflicting" in outputs[1][3]
+        and "  1 of 2 private faces stand in validation too" in outputs[1]
     )
-    files = [
-        {path.name: path.read_bytes() for path in (tmp_path / out).iterdir()} for out in ("a", "b")
-    ]
-    assert len(files[0]) == 8 and files[0] == files[1]
-    fer("inspect", "data.path=with", "out=c", "samples=2", "seed=1")
+    for name in ("counts.csv", "blank.csv", "samples.png", "pixels.png", "duplicates.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    table = pd.read_csv("b/duplicates.csv")
+    assert table[table["split"] == "private"]["label"].isna().all()
+    assert len(table) == len(pd.read_csv("a/duplicates.csv")) + 3
+    fer("inspect", "data.path=with", "out=c", "samples=2", "seed=1", "near=0.8")
     changed = {
-        name
-        for name, content in files[0].items()
-        if (tmp_path / "c" / name).read_bytes() != content
+        path.name
+        for path in (tmp_path / "b").iterdir()
+        if (tmp_path / "c" / path.name).read_bytes() != path.read_bytes()
     }
     assert changed == {"samples.png", "duplicates.png"}
+
+
+def test_mirrored_and_rotated_copies_of_training_faces_are_found(fer, tmp_path):
+    images = demo(300, None, 1, "none").splits["train"].images[:, 0].numpy()
+    for i, image in enumerate(images):
+        place = tmp_path / "d" / "train" / CLASSES[i % 7] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    for i in range(200):
+        face = Image.fromarray(images[i])
+        if i < 100:
+            copy = face.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        else:
+            copy = face.rotate(10 if i % 2 else -10, Image.Resampling.BILINEAR)
+        place = tmp_path / "d" / "test" / CLASSES[i % 7] / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        copy.save(place)
+    options = ["out=o", "near=0.8", "samples=1", "data.split=none"]
+    code, _, err = fer("inspect", "data.path=d", *options)
+    assert code == 0, err
+    pairs = pd.read_csv("o/pairs.csv")
+    number = r"(\d+)\.png"
+    same = pairs["id"].str.extract(number)[0] == pairs["id_of_copy"].str.extract(number)[0]
+    found = pairs[same & (pairs["split"] == "train") & (pairs["split_of_copy"] == "test")]
+    assert len(found) >= 190 and found["id_of_copy"].str.startswith("test/").all()
+    assert found["kind"].value_counts()["mirrored"] >= 95
+    assert found["kind"].value_counts()["rotated"] >= 95
+    assert len(pairs) - len(found) < 5
+
+
+@pytest.mark.parametrize("kind", ["brighter", "rescaled", "compressed"])
+def test_other_copies_are_found(drawn, tmp_path, kind):
+    images = drawn[0][:, 0]
+
+    def changed(image):
+        face = Image.fromarray(image)
+        if kind == "brighter":
+            return face.point(lambda value: min(255, int(1.3 * value)))
+        if kind == "rescaled":
+            return face.resize((32, 32)).resize((48, 48))
+        face.save(tmp_path / "x.jpg", quality=60)
+        return Image.open(tmp_path / "x.jpg").convert("L")
+
+    copied = np.stack([np.asarray(changed(image)) for image in images[:30]])
+    both = torch.from_numpy(np.concatenate([images, copied])[:, None])
+    found = set(map(tuple, copies.near_copies(both, 0.8).positions.tolist()))
+    assert found == {(i, len(images) + i) for i in range(30)}
 
 
 def test_near_null_looks_for_exact_copies_only(fer, csv, tmp_path):

@@ -1,12 +1,11 @@
 """fer inspect: data in; counts, mean faces, samples, gray values, blank faces and copies within and
 across splits out.
 
-Looked at are the splits that have labels and are not shut. Of the others only the size is told: a
-copy of one of their faces among labelled ones would give its answer away. Knows of no run and no
-network.
+Copies are looked for in every split. Faces and labels are shown of those alone that have labels and
+are not shut. Knows of no run and no network.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fer import config, plots
-from fer.data.copies import BLOCK, exact_copies, merge, near_copies
+from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import SIZE, Data, Faces
 from fer.progress import Steps
 from fer.run import make_folder, write_text
@@ -24,6 +23,9 @@ from fer.run import make_folder, write_text
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
 BLANK = 5
+PAIRS = "pairs.csv"
+TURNED_KINDS = ("mirrored", "rotated", "mirrored and rotated")
+NO_PAIRS = Pairs(np.empty((0, 2), np.int64), np.empty(0, np.str_), np.empty(0, np.float32))
 GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 
@@ -31,29 +33,35 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     data = config.build("data", cfg.data)
     if data.absent:
         print(f"no faces of {', '.join(data.absent)} to train on")
-    splits = choose(data)
+    shown = choose(data)
+    splits = distinct_splits(data)
     out = make_folder(Path(cfg.out))
     images = torch.cat([split.images for split in splits.values()])
     with Steps(2) as bar:
         bar.begin("looking for copies")
-        faces = describe(splits, images, data.classes, cfg.near)
+        faces, pairs = describe(splits, images, data.classes, cfg.near, {*shown})
         bar.begin("drawing")
-        pictures = write_results(cfg, out, splits, images, faces, data.classes)
-    print(*summary(faces, cfg.near), "open:", *(f"  {path}" for path in pictures), sep="\n")
+        pictures = write_results(cfg, out, shown, images, faces, pairs, data.classes)
+    lines = summary(faces, cfg.near)
+    print(*lines, "open:", *(f"  {path}" for path in pictures), f"  {out / PAIRS}", sep="\n")
 
 
 def write_results(
     cfg: config.InspectConfig,
     out: Path,
-    splits: dict[str, Faces],
+    shown: dict[str, Faces],
     images: torch.Tensor,
     faces: pd.DataFrame,
+    pairs: pd.DataFrame,
     names: Sequence[str],
 ) -> list[Path]:
-    """Tables and pictures of what `describe` found; returns the pictures."""
-    counts = count(faces, ["split", "label"])
+    """Tables and pictures of what `describe` found; returns the pictures. shown: the splits whose
+    faces and labels are shown.
+    """
+    open_faces = of_splits(faces, shown)
+    counts = count(open_faces, ["split", "label"])
     write_text(out / "counts.csv", counts.round(4).to_csv())
-    blank = faces[faces["deviation"] < BLANK]
+    blank = open_faces[open_faces["deviation"] < BLANK]
     write_text(
         out / "blank.csv",
         blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]),
@@ -64,6 +72,8 @@ def write_results(
         out / "duplicates.csv",
         table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]),
     )
+    write_text(out / PAIRS, pairs.round(3).to_csv(index=False))
+    copies = of_splits(copies, shown)
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
     classes = faces.groupby("label", observed=True).indices
@@ -75,14 +85,14 @@ def write_results(
     samples = [generator.permutation(rows)[: cfg.samples].tolist() for rows in classes.values()]
     groups = disputed(copies)
     groups = [groups[i][:GRID] for i in generator.permutation(len(groups))[:GRID]]
-    sizes = {name: counts.loc[name, "faces"] for name in splits}
+    sizes = {name: counts.loc[name, "faces"] for name in shown}
     return [
         plots.class_counts(sizes, names, out / f"counts.{suffix}"),
         plots.faces(means, captions, out / f"mean_faces.{suffix}", columns=len(means)),
         draw_rows(images, faces, samples, out / f"samples.{suffix}"),
         plots.gray_values(
-            {n: split.images.numpy() for n, split in splits.items()},
-            faces,
+            {name: split.images.numpy() for name, split in shown.items()},
+            open_faces,
             out / f"pixels.{suffix}",
         ),
         draw_rows(images, faces, groups, out / f"duplicates.{suffix}"),
@@ -90,14 +100,14 @@ def write_results(
 
 
 def choose(data: Data) -> dict[str, Faces]:
-    """The splits that may be looked at, each under its first name; prints what becomes of the
-    others.
+    """The splits whose faces and labels may be shown, each under its first name; prints a line for
+    each of the others.
     """
     chosen: dict[str, Faces] = {}
     for name, faces in data.splits.items():
         if name in data.shut or not faces.labelled:
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
-            print(f"{name}: {len(faces):,} faces, not looked at: it {why}")
+            print(f"{name}: {len(faces):,} faces, of which only copies are told: it {why}")
         elif not any(
             faces is other for other in chosen.values()
         ):  # PublicTest validates under two names
@@ -105,38 +115,77 @@ def choose(data: Data) -> dict[str, Faces]:
     return chosen
 
 
+def distinct_splits(data: Data) -> dict[str, Faces]:
+    """All splits, each under its first name: PublicTest validates under two."""
+    splits: dict[str, Faces] = {}
+    for name, faces in data.splits.items():
+        if not any(faces is other for other in splits.values()):
+            splits[name] = faces
+    return splits
+
+
+def of_splits(faces: pd.DataFrame, names: Collection[str]) -> pd.DataFrame:
+    """The rows of some splits."""
+    chosen = faces[faces["split"].isin([*names])]
+    return chosen.assign(split=chosen["split"].cat.remove_unused_categories())
+
+
 def describe(
-    splits: dict[str, Faces], images: Tensor, classes: Sequence[str], near: float | None
-) -> pd.DataFrame:
-    """A row a face, of all splits: split, id, label; mean and deviation of its gray values; `same`
-    and `group`, the first row equal to it and the first of its group of copies; kind, `exact` where
-    another row equals it, else `near`.
+    splits: dict[str, Faces],
+    images: Tensor,
+    classes: Sequence[str],
+    near: float | None,
+    shown: Collection[str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A row a face, of all splits: split, id, label (none where the split is not `shown`); mean and
+    deviation of its gray values; `same` and `group`, the first row equal to it and the first of its
+    group of copies; kind, `exact` where another row equals it, else what makes it a copy. And a row
+    for each pair of copies.
     """
     same = exact_copies(images)
     distinct = np.flatnonzero(same == np.arange(len(same)))
-    pairs = (
-        np.empty((0, 2), np.int64)
-        if near is None
-        else distinct[near_copies(images[distinct], near)]
-    )
-    parts = np.array_split(
-        images.numpy(), len(images) // BLOCK + 1
-    )  # whole, the deviation would take 600 MB
-    labels = torch.cat([split.labels for split in splits.values()])
-    return pd.DataFrame(
+    pairs = NO_PAIRS
+    if near is not None:
+        positions, kinds, correlations = near_copies(images[distinct], near)
+        pairs = Pairs(distinct[positions], kinds, correlations)
+    # In parts: the deviation of all would take 600 MB.
+    parts = np.array_split(images.numpy(), len(images) // BLOCK + 1)
+    labels = [
+        split.labels if name in shown else torch.full_like(split.labels, -1)
+        for name, split in splits.items()
+    ]
+    kind = np.full(len(same), "near", dtype=object)
+    for (i, j), name in zip(pairs.positions, pairs.kinds, strict=True):
+        kind[[i, j]] = name
+    kind[np.bincount(same, minlength=len(same))[same] > 1] = "exact"
+    faces = pd.DataFrame(
         {
             "split": pd.Categorical(
                 [name for name, split in splits.items() for _ in split.ids], list(splits)
             ),
             "id": [name for split in splits.values() for name in split.ids],
-            "label": pd.Categorical.from_codes(labels, list(classes)),
+            "label": pd.Categorical.from_codes(torch.cat(labels), list(classes)),
             "mean": np.concatenate([part.mean((1, 2, 3)) for part in parts]),
             "deviation": np.concatenate([part.std((1, 2, 3)) for part in parts]),
             "same": same,
-            "group": merge(len(same), pairs)[same],
-            "kind": np.where(np.bincount(same)[same] > 1, "exact", "near"),
+            "group": merge(len(same), pairs.positions)[same],
+            "kind": kind,
         }
     )
+    return faces, table_of_pairs(faces, pairs)
+
+
+def table_of_pairs(faces: pd.DataFrame, pairs: Pairs) -> pd.DataFrame:
+    """A row a pair of copies, by split and id: exact ones, each with the first, then near ones."""
+    copies = np.flatnonzero(faces["same"] != np.arange(len(faces)))
+    exact = np.stack([faces["same"].to_numpy()[copies], copies], 1)
+    first, second = np.concatenate([exact, pairs.positions]).T
+    table = {"kind": ["exact"] * len(copies) + pairs.kinds.tolist()}
+    table["correlation"] = [1.0] * len(copies) + pairs.correlations.tolist()
+    for ending, rows in (("", first), ("_of_copy", second)):
+        for column in ("split", "id"):
+            table[column + ending] = faces[column].to_numpy()[rows]
+    return pd.DataFrame(table)
 
 
 def count(faces: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -181,19 +230,32 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
 def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
     """The findings in words."""
     splits = count(faces, ["split"])
-    lines = [
-        "{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row)
-        for row in splits.itertuples()
-    ]
-    for kind, key in (("exact", "same"), ("exact and near", "group"))[: 2 if near else 1]:
+    shown = [name for name, rows in faces.groupby("split") if rows["label"].notna().all()]
+    lines = []
+    for row in splits.itertuples():
+        if row.Index in shown:
+            lines.append("{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row))
+    kinds = [("exact", "same")]
+    if near is not None:
+        kinds.append(("exact and near", "group"))
+    for kind, key in kinds:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
         extra = f"{len(faces) - len(groups):,} extra, in {several:,} groups"
         lines.append(f"{kind} copies: {extra}, {conflicts:,} of them with conflicting labels")
         for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
-            own = f"{copied:,} of {splits['faces'][later]:,} {later} faces stand in {earlier} too"
-            lines.append(f"  {own}, {others:,} of them only with another label")
+            line = (
+                f"  {copied:,} of {splits['faces'][later]:,} {later} faces stand in {earlier} too"
+            )
+            if earlier in shown and later in shown:
+                line += f", {others:,} of them only with another label"
+            lines.append(line)
+    if near is not None:
+        turned = faces["kind"].value_counts()
+        words = [f"{turned[kind]:,} {kind}" for kind in TURNED_KINDS if turned.get(kind)]
+        if words:
+            lines.append(f"faces whose copies are turned: {', '.join(words)}")
     return lines
 
 

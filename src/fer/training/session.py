@@ -155,6 +155,21 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         print(wrapped(warning))
 
 
+def copies_in_words(data: Data, dropped: bool) -> str:
+    """Which faces are exact copies of training faces; nothing if none. dropped: those of validation
+    faces are not trained on.
+    """
+    words = []
+    for name, count in data.copies_of_training().items():
+        if name == "validation" and dropped:
+            continue
+        words.append(f"{count:,} of {len(data.splits[name]):,} {name} faces")
+    if not words:
+        return ""
+    remedy = "" if dropped else " (train.copies=drop leaves out those of validation faces)"
+    return f"{', '.join(words)} are exact copies of training faces{remedy}"
+
+
 def warnings_of(trainer: Trainer) -> list[str]:
     """What is likely not meant, one warning each."""
     cfg, data = trainer.cfg, trainer.faces.data
@@ -169,6 +184,9 @@ def warnings_of(trainer: Trainer) -> list[str]:
         warnings.append(
             f"no training faces of {', '.join(data.absent)}: the network cannot learn them"
         )
+    copies = copies_in_words(data, cfg.train.copies == "drop")
+    if copies:
+        warnings.append(copies)
     crop, size = trainer.plan.augment.crop, trainer.network.model.size
     if crop and crop < size:
         warnings.append(
