@@ -73,6 +73,14 @@ def test_faces_of_any_shape_and_type_are_taken_and_others_refused(fer, tiny):
             network.probabilities(wrong)
 
 
+def test_smaller_faces_are_found_where_they_are_asked_for():
+    photo = Image.fromarray(astronaut())
+    assert len(api.find_faces(photo)) == len(api.find_faces(photo, smallest=0.1)) == 1
+    assert not api.find_faces(photo, smallest=0.5)
+    with pytest.raises(UserError, match="smallest=0"):
+        api.find_faces(photo, smallest=0)
+
+
 def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     with pytest.raises(UserError, match=r"did you mean train\.epochs"):
         api.train("runs/x", "data=demo", "train.epoch=3")
@@ -80,7 +88,7 @@ def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
     for wrong, words in (
         ({"tta": "ten"}, "tta=ten"),
         ({"batch_size": 0}, "batch_size=0"),
-        ({}, "are no numbers"),
+        ({}, "not numbers"),
     ):
         with pytest.raises(UserError, match=words):
             network.probabilities(np.zeros((1, 48, 48)) if wrong else "face", **wrong)

@@ -106,7 +106,26 @@ def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_p
     assert list(noted["split"]) == ["private"] * 2 and f"{noted['accuracy'][0]:.4f}" in out
     fer("report", "run=r")
     page = (tmp_path / "r" / "report" / "index.html").read_text()
-    assert "PrivateTest was looked at 2 times" in page
+    assert "Evaluated on PrivateTest 2 times" in page
+
+
+def test_a_file_of_training_faces_alone_is_no_look_at_private_faces(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    _, *lines = fer2013_csv.read_text().splitlines()
+    training = [line.rsplit(",", 1)[0] for line in lines if line.endswith(",Training")]
+    private = [line.rsplit(",", 1)[0] for line in lines if line.endswith(",PrivateTest")]
+    train_csv = fer2013_csv.with_name("train.csv")
+    train_csv.write_text("\n".join(["emotion,pixels", *training]))
+    code, out, err = fer("evaluate", "ckpt=r", f"data.path={train_csv}")
+    assert code == 0 and f"{len(training)} faces of all" in out, err
+    assert "logged" not in out and not Path("r/evaluations.csv").exists()
+    assert "\naccuracy " in fer("predict", "ckpt=r", f"data.path={train_csv}", "out=x.csv")[1]
+
+    train_csv.write_text("\n".join(["emotion,pixels", *training, private[0]]))
+    code, out, err = fer("evaluate", "ckpt=r", f"data.path={train_csv}")
+    assert code == 0 and "evaluation 1 of r on all, logged" in out, err
+    out = fer("predict", "ckpt=r", f"data.path={train_csv}", "out=x.csv")[1]
+    assert "no accuracy is shown" in out and "\naccuracy " not in out
 
 
 def test_a_split_without_labels_is_refused(fer, fer2013_csv):

@@ -1,7 +1,5 @@
-"""The same from Python: train, load, label faces and photos in a notebook. docs/api.md shows it in
-ten lines.
-
-Errors that a user can mend are fer.UserError, in the words of the command line.
+"""fer from Python: train, load, label faces and photos in a notebook; see docs/api.md. What a user
+can mend raises fer.UserError, with the message of the command line.
 """
 
 import os
@@ -20,7 +18,7 @@ from PIL import Image
 
 from fer import UserError, config, inference, photos
 from fer.checkpoint import Checkpoint, find_checkpoint
-from fer.data.faces import Faces
+from fer.data.faces import SIZE, Faces
 from fer.launch import call
 from fer.models.network import Network
 from fer.run import read_history
@@ -28,15 +26,14 @@ from fer.runtime import Interrupted, pick_device
 
 __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]
 
-ONE_AT_A_TIME = (
-    threading.Lock()
-)  # trainings: they seed torch's generators, which a process has once
+# Trainings seed torch's generators, of which a process has one set.
+ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained network with all it needs: normalization is inside, `classes` names the columns of
-    its answers.
+    """A trained network, normalization included. `classes` names the columns of its
+    probabilities.
     """
 
     checkpoint: Checkpoint
@@ -49,47 +46,51 @@ class Classifier:
     def probabilities(
         self, images: ArrayLike, tta: config.Views = "none", batch_size: int = 512
     ) -> np.ndarray:
-        """float64 N×classes, each row sums to 1, of gray faces 0..255 (not 0..1), of any real type,
-        that fill the picture as FER2013's do: N×48×48, N×1×48×48 or one alone. tta: views that are
-        averaged, as in fer predict.
+        """float64 N×classes; each row sums to 1.
+
+        images: gray faces, 0 to 255 (not 0 to 1), of any real type, that fill the picture as
+        FER2013's do: N×48×48, N×1×48×48, or one alone. tta: views that are averaged, as in
+        fer predict. Raises UserError for anything else.
         """
-        if tta not in get_args(config.Views) or batch_size < 1:
-            raise UserError(
-                f"tta={tta}, batch_size={batch_size}: should be none, flip or tencrop, and 1 or "
-                "more"
-            )
-        try:
-            found = torch.as_tensor(np.asarray(images, np.float32))
-        except (TypeError, ValueError):
-            raise UserError("images: are no numbers; should be gray values, N×48×48") from None
-        if (
-            found.ndim not in (2, 3, 4)
-            or found.shape[-2:] != (48, 48)
-            or (found.ndim == 4 and found.shape[1] != 1)
-        ):
-            raise UserError(
-                f"images: of shape {'×'.join(map(str, found.shape))}; should be N×48×48"
-            )
-        low, high = (found.min(), found.max()) if found.numel() else (0, 255)
-        if not (low >= 0 and high <= 255) or 0 < high <= 1:  # NaN too
-            raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
-        return inference.probabilities(
-            self.network, found.reshape(-1, 1, 48, 48), batch_size, tta
-        ).numpy()
+        if tta not in get_args(config.Views):
+            raise UserError(f"tta={tta}: should be none, flip or tencrop")
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: should be 1 or more")
+        faces = checked_faces(images)
+        return inference.probabilities(self.network, faces, batch_size, tta).numpy()
 
     def faces(self, split: str = "validation") -> Faces:
-        """A split of the data that it was trained with: images uint8 N×1×48×48, labels int64 N,
+        """A split of the data that it was trained on: images uint8 N×1×48×48, labels int64 N,
         ids.
         """
         return self.checkpoint.data().open(split)
 
 
+def checked_faces(images: ArrayLike) -> torch.Tensor:
+    """The images as float32 N×1×48×48. Raises UserError unless they are gray faces of that size."""
+    try:
+        faces = torch.as_tensor(np.asarray(images, np.float32))
+    except (TypeError, ValueError):
+        raise UserError("images: not numbers; should be gray values, N×48×48") from None
+    one_channel = faces.ndim in (2, 3) or (faces.ndim == 4 and faces.shape[1] == 1)
+    if not one_channel or faces.shape[-2:] != (SIZE, SIZE):
+        shape = "×".join(map(str, faces.shape))
+        raise UserError(f"images: of shape {shape}; should be N×48×48")
+    if faces.numel():
+        low, high = faces.min(), faces.max()
+        in_range = low >= 0 and high <= 255  # false for NaN
+        if not in_range or 0 < high <= 1:
+            raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
+    return faces.reshape(-1, 1, SIZE, SIZE)
+
+
 def train(run: str | Path, *overrides: str) -> Path:
     """`fer train run=RUN OVERRIDES…`; returns the run folder, which must be new.
 
-    Works in any thread and beside a program's own Hydra, whose state stays as it is, as do torch's
-    random numbers and settings; of two calls at once the second waits. Raises KeyboardInterrupt
-    when it was interrupted, everything saved; `resume=` continues then, on the command line.
+    It works in any thread and inside a program that uses Hydra itself: Hydra's state, torch's
+    random numbers and its settings stay as they are. If two calls overlap, the second waits. Raises
+    KeyboardInterrupt if the training was interrupted; everything is saved then, and
+    `fer train resume=` continues it.
     """
     with ONE_AT_A_TIME, torch_as_it_was():
         try:
@@ -101,9 +102,7 @@ def train(run: str | Path, *overrides: str) -> Path:
 
 @contextmanager
 def torch_as_it_was() -> Iterator[None]:
-    """After the context torch draws the random numbers that it would have drawn, and the
-    environment is the same.
-    """
+    """After the context, torch's random numbers and the environment are as if it had not run."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     environment = dict(os.environ)
     try:
@@ -115,8 +114,8 @@ def torch_as_it_was() -> Iterator[None]:
 
 
 def history(run: str | Path) -> pd.DataFrame:
-    """A row an epoch: losses, accuracies (0 to 1), recalls, seconds, the learning rate and all that
-    changed.
+    """A row for each epoch: losses, accuracies (0 to 1), recalls, seconds, the learning rate and
+    whatever else a schedule changed.
     """
     return read_history(Path(run))
 
@@ -133,13 +132,17 @@ def load(ckpt: str | Path, device: config.Device = "auto", trust: Sequence[str] 
     return Classifier(checkpoint, checkpoint.network(pick_device(device)))
 
 
-def find_faces(photo: str | Path | Image.Image) -> list[tuple[tuple[int, int, int], np.ndarray]]:
-    """The upright faces in a photo from left to right: x, y and side of their square in pixels, and
-    what is in it as uint8 48×48, ready for probabilities(). Needs pip install
-    'fer-trainer[photos]'.
+def find_faces(
+    photo: str | Path | Image.Image, smallest: float = photos.SHARE
+) -> list[tuple[tuple[int, int, int], np.ndarray]]:
+    """The upright faces in a photo, from left to right: x, y and side of the square in pixels, and
+    its content as uint8 48×48, ready for probabilities().
+
+    smallest: side of the smallest face that is looked for, as a share of the photo's longer side,
+    0.01 to 1. Needs pip install 'fer-trainer[photos]'.
     """
+    if not 0.01 <= smallest <= 1:
+        raise UserError(f"smallest={smallest}: should be from 0.01 to 1")
     image = photo if isinstance(photo, Image.Image) else photos.read_photo(Path(photo))
-    return [
-        (box, face[0].numpy())
-        for box, face in photos.find_faces(image.convert("L"), photos.cascade())
-    ]
+    found = photos.find_faces(image.convert("L"), photos.cascade(), smallest)
+    return [(box, face[0].numpy()) for box, face in found]

@@ -258,3 +258,22 @@ def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool) -> list
                 "its accuracy on them says little"
             )
     return learned
+
+
+def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:
+    """Whether faces of PrivateTest may be among `faces`, a split of `data`: the split is shut, and
+    not all of its faces are in the open splits of the members' own data, as those of a train.csv.
+    """
+    if split not in data.shut:
+        return False
+    is_open = torch.zeros(len(faces), dtype=torch.bool)
+    for member in {str(member.settings.data): member for member in members}.values():
+        try:
+            own = member.data()
+        except UserError:  # not at hand
+            continue
+        shut = [own.splits[name] for name in own.shut if name in own.splits]
+        for public in own.splits.values():
+            if not any(public is other for other in shut):
+                is_open |= faces.among(public)
+    return not bool(is_open.all())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fer import UserError, config, metrics, photos
 from fer.data.faces import Faces
-from fer.inference import Ensemble, learned_faces
+from fer.inference import Ensemble, learned_faces, may_hold_private_test
 from fer.run import spare_runs, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
@@ -55,7 +55,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
 
     written = f"{out}, {cfg.probs}" if cfg.probs else f"{out}"
     print(f"{len(faces)} faces of {split} labelled by {described(ensemble)}: {written}")
-    if split in data.shut:
+    if faces.labelled and may_hold_private_test(ensemble.members, data, split, faces):
         print(f"no accuracy is shown: {split} contains, or may contain, PrivateTest")
     elif faces.labelled:
         print_accuracy(ensemble, faces, predicted, split, len(data.classes))

@@ -1,12 +1,10 @@
-"""fer report: a run in, pictures, the numbers behind them and one page that holds all out.
-
-All comes from the run folder, which keeps what the best weights said of the validation faces; only
-the pictures that show faces need the data, and are left out without it. No network runs here, and
-how a figure looks is plots' business. Several runs are comparison.py's.
+"""fer report: one page about a run, with its pictures and the numbers behind them, from its run
+folder. Only pictures of faces need the data. For several runs see comparison.
 """
 
 import shutil
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,281 +14,355 @@ import torch
 from fer import UserError, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.comparison import compare
+from fer.data.faces import Faces
 from fer.layer_table import build, table_text
 from fer.page import Part, write_page
 from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
 
-# Faces of a class, below which the share of a mistake says little: disgust has 56 in PublicTest.
+# In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
-OVERFITTED = 0.15  # by how much training accuracy must be above validation's to be named
+OVERFITTED = 0.15  # training accuracy minus validation accuracy that is called overfitting
 
 
 def run(cfg: config.ReportConfig, typed: list[str]) -> None:
     folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
     if len(folders) > 1 or isinstance(cfg.run, list):
         compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format, cfg.trust)
-        return
-    folder = folders[0]
-    best = Checkpoint.open(folder / "best.pt", cfg.trust)
-    history = read_history(folder, best.classes)
-    settings, found, epoch = (
-        best.settings,
-        best.contents.get("validation"),
-        best.contents.get("epoch"),
-    )
-    if not found or type(epoch) is not int:
-        raise UserError(
-            f"{best.path}: holds no validation predictions; use a best.pt written by fer train"
-        )
-    logits, labels = found["logits"].float(), found["labels"].long()
-    classes = tuple(best.classes)
-    matrix = metrics.confusion(logits.argmax(1), labels, len(classes))
-    title = f"{settings.name}: {metrics.accuracy(matrix):.1%} of {len(labels)} validation faces"
-    scored, score_names, absent = without_absent(matrix, classes)
-    table, report = (
-        metrics.report_text(scored, score_names),
-        metrics.classification_report(scored, score_names),
-    )
-    mistakes = mistakes_in_words(matrix, classes)
-    faces = faces_parts(best, cfg, logits, labels)
-    out = make_folder(Path(cfg.out or folder / "report"))
-    write_text(out / "classification_report.txt", table)
+    else:
+        report(folders[0], cfg)
 
-    recalls = history.filter(regex="^epoch$|^val_recall_")
-    driven = [
-        name for name in history if name not in TIMES and not name.startswith(("train_", "val_"))
-    ]
+
+def report(folder: Path, cfg: config.ReportConfig) -> None:
+    """Write the page of the run in `folder`, and print its main figures."""
+    result = Result.open(folder, cfg.trust)
     parts = [
+        *result_parts(result),
+        *face_parts(result, cfg),
+        *explain_parts(folder / "explain"),
+        *settings_parts(result),
+    ]
+    out = make_folder(Path(cfg.out or folder / "report"))
+    write_text(out / "classification_report.txt", result.table)
+    write_page(out, result.title, lead_lines(result), parts, cfg.format)
+    tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
+
+    print(f"{result.title}, macro F1 {result.macro_f1:.4f}\n")
+    print(result.table)
+    print(mistakes_line(result.confusion, result.classes))
+    print(f"open:\n  {out / 'index.html'}")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has reached: its best checkpoint, whose logits (float32 N×C) and labels (int64 N)
+    are of the validation faces, and its history.
+    """
+
+    folder: Path
+    best: Checkpoint
+    history: pd.DataFrame
+    epoch: int  # of the best weights
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def open(cls, folder: Path, trust: list[str]) -> "Result":
+        best = Checkpoint.open(folder / "best.pt", trust)
+        history = read_history(folder, best.classes)
+        validation, epoch = best.contents.get("validation"), best.contents.get("epoch")
+        if not validation or type(epoch) is not int:
+            raise UserError(
+                f"{best.path}: holds no validation predictions; use a best.pt written by fer train"
+            )
+        logits, labels = validation["logits"].float(), validation["labels"].long()
+        return cls(folder, best, history, epoch, logits, labels)
+
+    @property
+    def settings(self) -> config.TrainConfig:
+        return self.best.settings
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.best.classes)
+
+    @cached_property
+    def confusion(self) -> torch.Tensor:
+        return metrics.confusion(self.logits.argmax(1), self.labels, len(self.classes))
+
+    @property
+    def macro_f1(self) -> float:
+        return metrics.macro_f1(self.confusion)
+
+    @property
+    def title(self) -> str:
+        accuracy = metrics.accuracy(self.confusion)
+        return f"{self.settings.name}: {accuracy:.1%} of {len(self.labels)} validation faces"
+
+    @cached_property
+    def occurring(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """The confusion matrix and the names of the classes that occur as a label or a prediction,
+        over which macro F1 is the mean; of all classes if only one occurs.
+        """
+        occurs = (self.confusion.sum(0) + self.confusion.sum(1)) > 0
+        if occurs.sum() < 2:
+            return self.confusion, self.classes
+        names = [name for name, there in zip(self.classes, occurs, strict=True) if there]
+        return self.confusion[occurs][:, occurs], tuple(names)
+
+    @property
+    def absent(self) -> list[str]:
+        return [name for name in self.classes if name not in self.occurring[1]]
+
+    @property
+    def table(self) -> str:
+        """Precision, recall and F1 of each class, as text."""
+        return metrics.report_text(*self.occurring)
+
+
+def lead_lines(result: Result) -> tuple[str, ...]:
+    """The sentences below the title."""
+    lines = [
+        f"Macro F1 {result.macro_f1:.4f}; best of {len(result.history)} epochs: {result.epoch}.",
+        "These faces also chose the epoch, so their accuracy is slightly optimistic.",
+        private_test_line(result.folder),
+        test_validation_line(result.settings),
+        overfitting_line(result.history, result.epoch),
+        one_class_line(result.confusion, result.classes),
+    ]
+    return tuple(line for line in lines if line)
+
+
+def result_parts(result: Result) -> list[Part]:
+    """Curves, confusion, scores of classes and calibration."""
+    history, classes, confusion = result.history, result.classes, result.confusion
+    counts = pd.DataFrame(confusion.numpy(), classes, classes).rename_axis("truth").reset_index()
+    scores = metrics.classification_report(*result.occurring)
+    score_table = pd.DataFrame(scores).T.drop("accuracy").rename_axis("class").reset_index()
+    absent: tuple[str, ...] = ()
+    if result.absent:
+        names = ", ".join(result.absent)
+        absent = (f"Neither a label nor a prediction of any face, so in no mean: {names}.",)
+    return [
         Part("Loss and accuracy", (), "curves", partial(plots.curves, history), history),
         Part(
             "Confusion",
-            (mistakes,),
+            (mistakes_line(confusion, classes),),
             "confusion",
-            partial(plots.confusion, matrix, classes, title=title),
-            pd.DataFrame(matrix.numpy(), classes, classes).rename_axis("truth").reset_index(),
+            partial(plots.confusion, confusion, classes, title=result.title),
+            counts,
         ),
         Part(
             "Precision, recall and F1",
             absent,
             "per_class",
-            partial(plots.per_class_bars, report),
-            pd.DataFrame(report).T.drop("accuracy").rename_axis("class").reset_index(),
-            text=table,
-        ),
-        Part("Recall over time", (), "recalls", partial(plots.recalls, history, classes), recalls),
-        calibration(logits, labels),
-        *faces,
-        *(
-            Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=partial(copy, file))
-            for file in explained(folder / "explain")
+            partial(plots.per_class_bars, scores),
+            score_table,
+            text=result.table,
         ),
         Part(
-            "Schedules",
+            "Recall over time",
             (),
-            "schedules",
-            partial(plots.schedules, history, driven),
-            history[["epoch", *driven]],
+            "recalls",
+            partial(plots.recalls, history, classes),
+            history[["epoch", *(f"val_recall_{name}" for name in classes)]],
         ),
-        Part("Layers", text=table_text(settings.name, build(settings.model)), folded=True),
-        Part("Settings", text=config.dump(settings), folded=True),
-    ]
-    if (environment := folder / "environment.yaml").is_file():
-        parts.append(Part("Environment", text=environment.read_text(encoding="utf-8"), folded=True))
-    macro = metrics.macro_f1(matrix)
-    lead = (
-        f"Macro F1 {macro:.4f}; best of {len(history)} epochs: {epoch}.",
-        "These faces chose the epoch too, so their accuracy is a little too good.",
-        *private_looks(folder),
-        *validated_on_test(settings),
-        *overfitting(history, epoch),
-        *one_class(matrix, classes),
-    )
-    write_page(out, title, lead, parts, cfg.format)
-    tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])
-    print(f"{title}, macro F1 {macro:.4f}\n\n{table}\n{mistakes}\nopen:\n  {out / 'index.html'}")
-
-
-def without_absent(
-    matrix: torch.Tensor, classes: tuple[str, ...]
-) -> tuple[torch.Tensor, tuple[str, ...], tuple[str, ...]]:
-    """The matrix and the names of the classes that occur as label or prediction, over which macro
-    F1 is the mean, and a line that names the others.
-    """
-    occurs = (matrix.sum(0) + matrix.sum(1)) > 0
-    if occurs.all() or occurs.sum() < 2:
-        return matrix, classes, ()
-    missing = [name for name, there in zip(classes, occurs, strict=True) if not there]
-    kept = tuple(name for name, there in zip(classes, occurs, strict=True) if there)
-    line = f"Neither label nor prediction of any face, and in no mean: {', '.join(missing)}."
-    return matrix[occurs][:, occurs], kept, (line,)
-
-
-def mistakes_in_words(matrix: torch.Tensor, classes: tuple[str, ...]) -> str:
-    """The likeliest mistakes, of classes with enough faces for a share to mean something, and which
-    have not.
-    """
-    support = metrics.per_class(matrix)[3]
-    pairs = metrics.top_confusions(matrix, classes, 5, least=FEW)
-    said = "; ".join(
-        f"{truth} → {taken} {share:.0%} ({count})" for truth, taken, share, count in pairs
-    )
-    few = [
-        f"{name} {count}" for name, count in zip(classes, support, strict=True) if 0 < count < FEW
-    ]
-    if few:
-        said += ("; " if said else "") + f"too few faces to tell: {', '.join(few)}"
-    return said
-
-
-def private_looks(folder: Path) -> list[str]:
-    """How often PrivateTest was looked at; nothing where it was not, as with data that has none."""
-    noted = folder / LOOKS
-    looks = len(noted.read_text(encoding="utf-8").splitlines()) - 1 if noted.is_file() else 0
-    return (
-        [f"PrivateTest was looked at {looks} time{'s' * (looks != 1)}: {noted}."] if looks else []
-    )
-
-
-def validated_on_test(settings: config.TrainConfig) -> list[str]:
-    """In words, where data.validation=test let a held-out split choose the epoch."""
-    if settings.data.get("validation") != "test":
-        return []
-    return [
-        "data.validation=test: the test faces chose the epoch, so this accuracy says nothing of "
-        "new faces."
+        calibration(result.logits, result.labels),
     ]
 
 
-def overfitting(history: pd.DataFrame, epoch: int) -> list[str]:
-    """In words, where the network knows the training faces far better than others, by the last
-    epoch.
-    """
-    last = history.iloc[-1]
-    apart = last["train_accuracy"] - last["val_accuracy"]
-    if apart < OVERFITTED:
-        return []
-    best = history.set_index("epoch")["val_accuracy"].get(epoch, last["val_accuracy"])
-    return [
-        f"Overfitting: in the last epoch training accuracy is {last['train_accuracy']:.1%}, "
-        "validation accuracy "
-        f"{last['val_accuracy']:.1%}. Of what it learned after epoch {epoch} ({best:.1%}) little "
-        "holds for other "
-        "faces. More augmentation (augment=strong), dropout, weight decay or a smaller network "
-        "narrow this."
-    ]
-
-
-def one_class(matrix: torch.Tensor, classes: tuple[str, ...]) -> list[str]:
-    """In words, where all faces are given one class."""
-    said = (matrix.sum(0) > 0).nonzero().flatten().tolist()
-    return (
-        [f"All faces are called {classes[said[0]]}: the network has learned nothing."]
-        if len(said) == 1
-        else []
-    )
-
-
-def explained(folder: Path) -> list[Path]:
-    """The pictures of fer explain, in the order in which they are read: faces first, then what
-    layers respond to.
-    """
+def explain_parts(folder: Path) -> list[Part]:
+    """The pictures of fer explain: those of faces first, then those of layers."""
     first = ["saliency", "ideal_faces"]
-    last = len(first)
-    order = {name: place for place, name in enumerate(first)}
-    return sorted(folder.glob("*.png"), key=lambda file: (order.get(file.stem, last), file.stem))
+    files = [folder / f"{stem}.png" for stem in first]
+    others = [file for file in folder.glob("*.png") if file.stem not in first]
+    files += sorted(others, key=lambda file: file.stem)
+    parts = []
+    for file in files:
+        if file.is_file():
+            draw = partial(copy_picture, file)
+            parts.append(Part(f"Explained: {file.stem}", name=f"explain_{file.stem}", draw=draw))
+    return parts
 
 
-def copy(file: Path, path: Path) -> Path:
-    """A picture that fer explain has made, of one kind whatever the report's is."""
+def copy_picture(file: Path, path: Path) -> Path:
+    """Copy a picture of fer explain, which keeps its format, to `path`."""
     return Path(shutil.copyfile(file, path.with_suffix(file.suffix)))
 
 
-def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
-    """How sure the network is against how right, on half of the faces, before and after a
-    temperature that the other half chose.
-    """
-    chooses = torch.arange(len(labels)) % 2 == 0
-    if len(labels) < 2:
-        chooses = torch.ones_like(chooses)
-    judges = ~chooses if len(labels) >= 2 else chooses
-    temperature = metrics.temperature(logits[chooses], labels[chooses])
-    panels, rows, errors = [], [], []
-    for name, scale in (("as trained", 1.0), (f"temperature {temperature:.2f}", temperature)):
-        probabilities = (logits[judges] / scale).softmax(1)
-        bins = metrics.reliability(probabilities, labels[judges])
-        errors.append(100 * metrics.ece(probabilities, labels[judges]))
-        panels.append((f"{name}: ECE {errors[-1]:.1f} %", *bins))
-        rows += [(scale, *row) for row in zip(*bins, strict=True)]
-    sure = "too sure" if temperature > 1 else "not sure enough"
-    lines = [
-        f"Dividing the logits by a temperature of {temperature:.2f} minimizes the loss on every "
-        "other validation face: "
-        f"the network is {sure}. Both panels show the {int(judges.sum())} faces between them, "
-        "which did not choose it."
+def settings_parts(result: Result) -> list[Part]:
+    """Schedules, layers, settings and the machine."""
+    history, settings = result.history, result.settings
+    scheduled = []
+    for name in history:
+        if name not in TIMES and not name.startswith(("train_", "val_")):
+            scheduled.append(name)
+    draw = partial(plots.schedules, history, scheduled)
+    layers = table_text(settings.name, build(settings.model))
+    parts = [
+        Part("Schedules", (), "schedules", draw, history[["epoch", *scheduled]]),
+        Part("Layers", text=layers, folded=True),
+        Part("Settings", text=config.dump(settings), folded=True),
     ]
-    if errors[1] > errors[0]:
-        lines.append(
-            f"The calibration error does not fall ({errors[0]:.1f} % → {errors[1]:.1f} %): the "
-            "temperature is chosen "
-            "for the loss, and the error of so few faces varies by chance."
-        )
-    data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
-    return Part(
-        "Calibration", tuple(lines), "calibration", partial(plots.reliability, panels), data
+    environment = result.folder / "environment.yaml"
+    if environment.is_file():
+        text = environment.read_text(encoding="utf-8")
+        parts.append(Part("Environment", text=text, folded=True))
+    return parts
+
+
+def mistakes_line(confusion: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """The most frequent mistakes, and the classes with too few faces to tell."""
+    phrases = []
+    for truth, predicted, share, count in metrics.top_confusions(confusion, classes, 5, least=FEW):
+        phrases.append(f"{truth} → {predicted} {share:.0%} ({count})")
+    support = metrics.per_class(confusion)[3]
+    few = []
+    for name, count in zip(classes, support, strict=True):
+        if 0 < count < FEW:
+            few.append(f"{name} {count}")
+    if few:
+        phrases.append(f"too few faces to tell: {', '.join(few)}")
+    return "; ".join(phrases)
+
+
+def private_test_line(folder: Path) -> str:
+    """How often the run was evaluated on PrivateTest; nothing if it never was."""
+    log = folder / LOOKS
+    if not log.is_file():
+        return ""
+    count = len(log.read_text(encoding="utf-8").splitlines()) - 1
+    if count < 1:
+        return ""
+    times = "once" if count == 1 else f"{count} times"
+    return f"Evaluated on PrivateTest {times}: {log}."
+
+
+def test_validation_line(settings: config.TrainConfig) -> str:
+    if settings.data.get("validation") != "test":
+        return ""
+    return (
+        "data.validation=test: the test faces chose the epoch, so this accuracy says nothing about "
+        "new faces."
     )
 
 
-def faces_parts(
-    best: Checkpoint, cfg: config.ReportConfig, logits: torch.Tensor, labels: torch.Tensor
-) -> list[Part]:
-    """The most confident mistakes and some faces of every class; a line instead where the data is
-    not at hand.
+def overfitting_line(history: pd.DataFrame, epoch: int) -> str:
+    """A warning if training accuracy is far above validation accuracy in the last epoch."""
+    last = history.iloc[-1]
+    if last["train_accuracy"] - last["val_accuracy"] < OVERFITTED:
+        return ""
+    best = history.set_index("epoch")["val_accuracy"].get(epoch, last["val_accuracy"])
+    return (
+        f"Overfitting: in the last epoch, training accuracy is {last['train_accuracy']:.1%} and "
+        f"validation accuracy {last['val_accuracy']:.1%}. Little of what the network learned after "
+        f"epoch {epoch} ({best:.1%}) holds for other faces. More augmentation (augment=strong), "
+        "dropout, weight decay or a smaller network narrow the gap."
+    )
+
+
+def one_class_line(confusion: torch.Tensor, classes: tuple[str, ...]) -> str:
+    """A warning if all faces are given one class."""
+    predicted = (confusion.sum(0) > 0).nonzero().flatten().tolist()
+    if len(predicted) != 1:
+        return ""
+    return f"All faces are labelled {classes[predicted[0]]}: the network has learned nothing."
+
+
+def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
+    """Confidence against accuracy on half of the faces, before and after scaling by the temperature
+    that fits the other half best.
+    """
+    fitted = torch.arange(len(labels)) % 2 == 0
+    shown = ~fitted
+    if len(labels) < 2:
+        shown = fitted = torch.ones_like(fitted)
+    temperature = metrics.temperature(logits[fitted], labels[fitted])
+    panels, rows, errors = [], [], []
+    for name, scale in (("as trained", 1.0), (f"temperature {temperature:.2f}", temperature)):
+        probabilities = (logits[shown] / scale).softmax(1)
+        bins = metrics.reliability(probabilities, labels[shown])
+        error = 100 * metrics.ece(probabilities, labels[shown])
+        panels.append((f"{name}: ECE {error:.1f} %", *bins))
+        rows += [(scale, *row) for row in zip(*bins, strict=True)]
+        errors.append(error)
+    confidence = "overconfident" if temperature > 1 else "underconfident"
+    lines = [
+        f"The network is {confidence}: dividing its logits by a temperature of {temperature:.2f} "
+        "minimizes the loss on every second validation face. Both panels show the other "
+        f"{int(shown.sum())} faces."
+    ]
+    before, after = errors
+    if after > before:
+        lines.append(
+            f"The calibration error does not fall ({before:.1f} % → {after:.1f} %): the "
+            "temperature minimizes the loss, and the error of so few faces varies by chance."
+        )
+    data = pd.DataFrame(rows, columns=["temperature", "confidence", "accuracy", "count"])
+    draw = partial(plots.reliability, panels)
+    return Part("Calibration", tuple(lines), "calibration", draw, data)
+
+
+def face_parts(result: Result, cfg: config.ReportConfig) -> list[Part]:
+    """The most confident mistakes and a sample of faces; instead of them a line if the data is not
+    at hand.
     """
     try:
-        faces = best.data(cfg.data, whole=False).open("validation")
-        judged_on = best.contents["validation"].get(
-            "images", faces.hash
-        )  # earlier versions did not note it
-        if not torch.equal(faces.labels, labels) or faces.hash != judged_on:
-            raise UserError(
-                "the data is not what the run was validated on; name it with data.path="
-            )
+        faces = validation_faces(result, cfg)
     except UserError as error:
         if cfg.data:
             raise
         return [Part("Faces", (f"left out: {error}",))]
-    confidence, predicted = (column.numpy() for column in logits.softmax(1).double().max(1))
+    confidence, predicted = result.logits.softmax(1).double().max(1)
     table = pd.DataFrame(
-        {"id": faces.ids, "prediction": predicted, "truth": labels, "confidence": confidence}
+        {
+            "id": faces.ids,
+            "prediction": predicted.numpy(),
+            "truth": result.labels,
+            "confidence": confidence.numpy(),
+        }
     )
-    right, names = table["prediction"] == table["truth"], best.classes
-    said = [f"{names[row.prediction]} {row.confidence:.0%}" for row in table.itertuples()]
-    captions = np.where(
-        right,
-        said,
-        [f"{name}\nlabel: {names[own]}" for name, own in zip(said, labels, strict=True)],
-    )
-    mistakes = table[~right].sort_values("confidence", ascending=False, kind="stable")[
-        : cfg.samples
+    right = table["prediction"] == table["truth"]
+    mistakes = table[~right].sort_values("confidence", ascending=False, kind="stable")
+    positions = sample(right.to_numpy(), result.labels.numpy(), cfg.samples, cfg.seed)
+    return [
+        face_part("Most confident mistakes", "mistakes", mistakes[: cfg.samples], faces, result),
+        face_part("Sample faces", "samples", table.iloc[positions], faces, result),
     ]
-    chosen = table.iloc[samples(right.to_numpy(), labels.numpy(), cfg.samples, cfg.seed)]
-    parts = []
-    for title, name, rows in (
-        ("Most confident mistakes", "mistakes", mistakes),
-        ("Sample faces", "samples", chosen),
-    ):
-        at = rows.index
-        draw = partial(plots.faces, faces.images[at].numpy(), captions[at], columns=7, ok=right[at])
-        parts.append(Part(title, (), name, draw, rows))
-    return parts
 
 
-def samples(right: np.ndarray, truth: np.ndarray, count: int, seed: int) -> np.ndarray:
+def validation_faces(result: Result, cfg: config.ReportConfig) -> Faces:
+    """The faces that the run was validated on. Raises UserError if the data has others."""
+    faces = result.best.data(cfg.data, whole=False).open("validation")
+    # Earlier versions saved no hash.
+    saved_hash = result.best.contents["validation"].get("images", faces.hash)
+    if not torch.equal(faces.labels, result.labels) or faces.hash != saved_hash:
+        raise UserError("the data is not what the run was validated on; name it with data.path=")
+    return faces
+
+
+def face_part(title: str, name: str, rows: pd.DataFrame, faces: Faces, result: Result) -> Part:
+    """The faces in `rows` with their predictions, and with their labels where these differ."""
+    captions, marks = [], []
+    for row in rows.itertuples():
+        caption = f"{result.classes[row.prediction]} {row.confidence:.0%}"
+        right = row.prediction == row.truth
+        if not right:
+            caption += f"\nlabel: {result.classes[row.truth]}"
+        captions.append(caption)
+        marks.append(right)
+    images = faces.images[rows.index].numpy()
+    draw = partial(plots.faces, images, captions, columns=7, ok=marks)
+    return Part(title, (), name, draw, rows)
+
+
+def sample(right: np.ndarray, truth: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Positions of `count` faces, half of them mistakes as far as there are any, ordered by their
     true class.
     """
     generator = np.random.default_rng(seed)
-    wrong, good = (generator.permutation(np.flatnonzero(mask)) for mask in (~right, right))
-    half = max(count // 2, count - len(good))
-    chosen = np.concatenate([wrong[:half], good[: count - min(half, len(wrong))]])
+    mistakes = generator.permutation(np.flatnonzero(~right))
+    others = generator.permutation(np.flatnonzero(right))
+    half = max(count // 2, count - len(others))
+    mistakes = mistakes[:half]
+    chosen = np.concatenate([mistakes, others[: count - len(mistakes)]])
     return chosen[np.argsort(truth[chosen], kind="stable")]
