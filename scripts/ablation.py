@@ -1,4 +1,4 @@
-"""The trainings and the table of scripts/ablation; see there."""
+"""The ablation of scripts/ablation: trains each variant with each seed and prints a table."""
 
 import subprocess
 import sys
@@ -26,70 +26,72 @@ SWITCHES = {
 }
 
 
-def done(folder: Path) -> bool:
-    return (folder / "history.csv").is_file() and len(pd.read_csv(folder / "history.csv")) == EPOCHS
+def finished(folder: Path) -> bool:
+    history = folder / "history.csv"
+    return history.is_file() and len(pd.read_csv(history)) == EPOCHS
 
 
 def train(folder: Path, data: str, switch: str, seed: int) -> None:
-    """A run, begun or gone on with; nothing where it is done."""
-    if done(folder):
+    """Start or resume a run, unless it is finished."""
+    if finished(folder):
         return
-    words = BASE.replace("curves.size.epochs=[0,5]", "") if "curves.size" in switch else BASE
-    new = [
-        *words.split(),
-        *switch.split(),
-        f"seed={seed}",
-        f"data.path={data}",
-        f"run={folder}",
-        f"name={folder.name}",
-    ]
-    begun = (folder / "last.pt").is_file()
-    command = [sys.executable, "-m", "fer", "train", *([f"resume={folder}"] if begun else new)]
+    if (folder / "last.pt").is_file():
+        overrides = [f"resume={folder}"]
+    else:
+        base = BASE.replace("curves.size.epochs=[0,5]", "") if "curves.size" in switch else BASE
+        overrides = [*base.split(), *switch.split(), f"seed={seed}"]
+        overrides += [f"data.path={data}", f"run={folder}", f"name={folder.name}"]
+    command = [sys.executable, "-m", "fer", "train", *overrides]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def table(out: Path) -> pd.DataFrame:
-    """A row a switch, over the seeds that are done: mean and deviation of the accuracy, points
-    against the recipe, p of a paired t-test over the faces (how many seeds have each right), and
-    the accuracy without copies.
+    """One row per variant, over its finished seeds.
+
+    Columns: accuracy (mean and standard deviation), difference from the recipe in points, p of a
+    paired t-test over the faces (on the number of seeds that classify each face correctly), and
+    accuracy without copies.
     """
-    folders = {(name, seed): out / f"{name}_{seed}" for name in SWITCHES for seed in SEEDS}
-    best = {
-        key: Checkpoint.open(folder / "best.pt") for key, folder in folders.items() if done(folder)
-    }
-    found = {key: own.contents["validation"] for key, own in best.items()}
-    right = {
-        key: (own["logits"].argmax(1) == own["labels"]).double().numpy()
-        for key, own in found.items()
-    }
-    data = next(iter(best.values())).data()
-    fresh, rows = ~data.open("validation").among(data.open("train")).numpy(), []
+    correct, data = {}, None
+    for name in SWITCHES:
+        for seed in SEEDS:
+            folder = out / f"{name}_{seed}"
+            if not finished(folder):
+                continue
+            best = Checkpoint.open(folder / "best.pt")
+            validation = best.contents["validation"]
+            predicted = validation["logits"].argmax(1)
+            correct[name, seed] = (predicted == validation["labels"]).double().numpy()
+            data = data or best.data()
+    assert data is not None  # main() trains before it asks for the table
+    is_new = ~data.open("validation").among(data.open("train")).numpy()
+
+    rows = []
     for name, switch in SWITCHES.items():
-        seeds = [seed for seed in SEEDS if (name, seed) in right and ("base", seed) in right]
-        if seeds:
-            own, base = (
-                np.stack([right[which, seed] for seed in seeds]) for which in (name, "base")
-            )
-            p = ttest_rel(own.mean(0), base.mean(0)).pvalue if switch else 1.0
-            gain = f"{100 * (own.mean() - base.mean()):+.2f}"
-            rows.append(
-                [
-                    switch or "(the recipe)",
-                    len(seeds),
-                    spread(own),
-                    gain,
-                    f"{p:.2g}",
-                    spread(own[:, fresh]),
-                ]
-            )
-    return pd.DataFrame(
-        rows, columns=["changed", "seeds", "accuracy", "points", "p", "without copies"]
-    )
+        seeds = [seed for seed in SEEDS if (name, seed) in correct and ("base", seed) in correct]
+        if not seeds:
+            continue
+        variant = np.stack([correct[name, seed] for seed in seeds])
+        base = np.stack([correct["base", seed] for seed in seeds])
+        p = ttest_rel(variant.mean(0), base.mean(0)).pvalue if switch else 1.0
+        rows.append(
+            {
+                "changed": switch or "(the recipe)",
+                "seeds": len(seeds),
+                "accuracy": spread(variant),
+                "points": f"{100 * (variant.mean() - base.mean()):+.2f}",
+                "p": f"{p:.2g}",
+                "without copies": spread(variant[:, is_new]),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def spread(right: np.ndarray) -> str:
-    shares = right.mean(1)
-    return f"{shares.mean():.4f}" + (f" ± {shares.std(ddof=1):.4f}" if len(shares) > 1 else "")
+def spread(correct: np.ndarray) -> str:
+    """Mean accuracy ± standard deviation over seeds. correct: seeds × faces, 0 or 1."""
+    accuracies = correct.mean(1)
+    deviation = f" ± {accuracies.std(ddof=1):.4f}" if len(accuracies) > 1 else ""
+    return f"{accuracies.mean():.4f}{deviation}"
 
 
 def main() -> None:

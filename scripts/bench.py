@@ -1,5 +1,5 @@
-"""The rows of scripts/bench. Each compares ours with a rival, both in turn in one run, and prints
-how many times as long the rival takes: the median and quartiles of the pairs' ratios.
+"""The benchmark of scripts/bench. Each row runs ours and a baseline alternately and prints how many
+times as long the baseline takes: median and quartiles of the ratios.
 """
 
 import argparse
@@ -60,43 +60,44 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def compare(what: str, ours: Callable, rival: Callable, pairs: int = PAIRS) -> None:
-    """Print how many times as long the rival takes."""
+def compare(what: str, ours: Callable, baseline: Callable, pairs: int = PAIRS) -> None:
+    """Print how many times as long the baseline takes."""
     for _ in range(3 if CUDA else 1):  # caches, allocator, lazy imports, captures
         ours()
-        rival()
-    times = [(seconds(ours), seconds(rival)) for _ in range(pairs)]
-    low, middle, high = statistics.quantiles([theirs / own for own, theirs in times], n=4)
-    own, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    against = f"{own:.3f} s against {theirs:.3f} s, {pairs} pairs"
-    print(f"{what}: {middle:.2f}× ({low:.2f} to {high:.2f}), {against}", flush=True)
+        baseline()
+    times = [(seconds(ours), seconds(baseline)) for _ in range(pairs)]
+    ratios = [baseline_seconds / our_seconds for our_seconds, baseline_seconds in times]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    ours_median, baseline_median = (
+        statistics.median(column) for column in zip(*times, strict=True)
+    )
+    medians = f"{ours_median:.3f} s against {baseline_median:.3f} s, {pairs} pairs"
+    print(f"{what}: {middle:.2f}× ({low:.2f} to {high:.2f}), {medians}", flush=True)
 
 
 @dataclass
 class Files:
-    """Where the data is: the user's folder with a fer2013.csv, or one drawn into `scratch`."""
+    """The data: the user's folder with fer2013.csv, or a synthetic file in `scratch`."""
 
     scratch: Path
     given: Path | None
 
     @cached_property
     def csv(self) -> Path:
-        """A fer2013.csv of full size."""
+        """A full-size fer2013.csv."""
         if self.given:
             return self.given / "fer2013.csv"
         return draw_csv(self.scratch / "fer2013.csv", 32_298)
 
     @cached_property
     def small(self) -> Path:
-        """A folder for torchvision's FER2013, which reads it slowly, with as many batches as are
-        compared with it.
-        """
+        """A small file for torchvision's FER2013, which reads slowly. Returns its folder."""
         draw_csv(self.scratch / "fer2013" / "fer2013.csv", PIPELINE_BATCHES * BATCH * 9 // 8)
         return self.scratch
 
 
 def draw_csv(path: Path, rows: int) -> Path:
-    """A fer2013.csv of noise with the real one's share of one, two and three digits."""
+    """Write a fer2013.csv of noise. Its numbers have one to three digits, as in the real file."""
     generator = np.random.default_rng(0)
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
@@ -136,7 +137,7 @@ def cache_row(files: Files) -> None:
 
 
 def memory_row(files: Files) -> None:
-    """Of fer train on a fer2013.csv that has not been read before."""
+    """Peak memory of fer train on a fer2013.csv that is not cached yet."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "fer2013.csv").symlink_to(files.csv.absolute())
         command = [
@@ -161,11 +162,11 @@ def memory_row(files: Files) -> None:
         )
 
 
-# Rows of a training
+# Rows that train
 
 
 def trainer(device: torch.device, *overrides: str, batches: int = BATCHES) -> Trainer:
-    """On an epoch's batches of noise."""
+    """A Trainer on `batches` batches of noise."""
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         composed = hydra.compose(
             "train", ["data=demo", "name=bench", "train.epochs=1000", *overrides]
@@ -185,14 +186,14 @@ def noise(count: int, generator: torch.Generator) -> Faces:
 
 
 def epoch(ours: Trainer) -> None:
-    """The training part of a fer train epoch, of whole batches."""
+    """The training part of an epoch of fer train, with full batches only."""
     ours.begin_epoch()
     with Signals() as signals:
         ours.train_epoch(signals)
 
 
 def one_step(bare: Trainer) -> Callable[[], None]:
-    """Forward, backward and update on one fixed batch, nothing else."""
+    """Forward pass, backward pass and update on one fixed batch, and nothing else."""
     network, model = bare.network, bare.network.model
     inputs = network.normalize(fit(bare.faces.images[:BATCH], model.size))
     labels = bare.faces.targets[:BATCH].argmax(1)
@@ -209,7 +210,7 @@ def one_step(bare: Trainer) -> Callable[[], None]:
 
 
 def bare_steps(bare: Trainer) -> Callable[[], None]:
-    """As many steps as an epoch has batches; on CUDA replayed from a graph."""
+    """One step per batch of an epoch; on CUDA replayed from a graph."""
     step = one_step(bare)
     if bare.device.type != "cuda":
         return lambda: [step() for _ in range(BATCHES)]
@@ -238,14 +239,12 @@ def epoch_row(files: Files) -> None:
     for model, optim in NETWORKS.items():
         for other in [optim] if CUDA else OPTIMIZERS:
             ours, bare = pairs_of(f"model={model}", f"optim={other}")
-            rival = "its bare steps in a CUDA graph" if CUDA else "its bare steps"
-            what = (
-                f"epoch of {BATCHES} batches of {named(model, other, ours.computed_in)}, against "
-                f"{rival}"
-            )
+            steps = "its bare steps in a CUDA graph" if CUDA else "its bare steps"
+            network = named(model, other, ours.computed_in)
+            what = f"epoch of {BATCHES} batches of {network}, against {steps}"
             compare(what, partial(epoch, ours), bare_steps(bare))
             if CUDA:
-                print(f"  waits of the host in 20 steps: {host_waits(ours)}", flush=True)
+                print(f"  times the host waits in 20 steps: {host_waits(ours)}", flush=True)
     if DEVICE == CPU and number_format(CPU) != "fp32":
         ours, bare = pairs_of("model=compact_cnn", "train.precision=fp32")
         compare(
@@ -256,11 +255,9 @@ def epoch_row(files: Files) -> None:
 
 
 def host_waits(ours: Trainer) -> int:
-    """Waits of the host for the GPU inside the loop over the last 20 steps of an epoch, as the
-    profiler sees them.
-    """
+    """How often the host waits for the GPU in the last 20 steps of an epoch, by the profiler."""
     ours.begin_epoch()
-    ours.step = ours.steps - 20  # the profiler takes long over many
+    ours.step = ours.steps - 20  # the profiler is slow for many steps
     with torch.profiler.profile() as profile, Signals() as signals:
         ours.train_epoch(signals)
     waits = (
@@ -269,12 +266,12 @@ def host_waits(ours: Trainer) -> int:
         "cudaStreamSynchronize",
         "cudaDeviceSynchronize",
     )
-    # one is the profiler's own, at its end
+    # The profiler itself waits once, at its end.
     return sum(event.count for event in profile.key_averages() if event.key in waits) - 1
 
 
 def optimizers_row(files: Files) -> None:
-    """Bare steps by optimizer, in turn, against SGD."""
+    """Bare steps with each optimizer, alternately, compared with SGD."""
     names = ["sgd", "adam", "adamw", "adadelta", "muon"]
     bare = {name: trainer(DEVICE, "model=compact_cnn", f"optim={name}") for name in names}
     steps = {name: bare_steps(each) for name, each in bare.items()}
@@ -286,12 +283,12 @@ def optimizers_row(files: Files) -> None:
             times[name].append(seconds(call))
     for name in names:
         rate = BATCHES * BATCH / statistics.median(times[name])
-        ratio = statistics.median(
-            own / sgd for own, sgd in zip(times[name], times["sgd"], strict=True)
-        )
+        pairs = zip(times[name], times["sgd"], strict=True)
+        ratio = statistics.median(own / sgd for own, sgd in pairs)
         what = named("compact_cnn", name, bare[name].computed_in)
         print(
-            f"{what}: {rate:,.0f} images/s, a step takes {ratio:.2f} times one of sgd", flush=True
+            f"{what}: {rate:,.0f} images/s, a step takes {ratio:.2f} times as long as with sgd",
+            flush=True,
         )
 
 
@@ -311,14 +308,10 @@ def pipeline_row(files: Files) -> None:
 
 
 def loader(folder: Path, workers: int) -> DataLoader:
-    """What a user would write: torchvision's dataset and transforms, the augmentation of
-    augment=standard.
-    """
+    """What a user would write with torchvision: its dataset and the same transforms."""
     digest = hashlib.md5((folder / "fer2013" / "fer2013.csv").read_bytes()).hexdigest()
-    FER2013._RESOURCES["fer"] = (
-        "fer2013.csv",
-        digest,
-    )  # it expects the official file's, which a drawn one has not
+    # torchvision expects the checksum of the official file.
+    FER2013._RESOURCES["fer"] = ("fer2013.csv", digest)
     steps = [
         v2.RandomHorizontalFlip(0.5),
         v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=InterpolationMode.BILINEAR),
@@ -336,7 +329,7 @@ def loader(folder: Path, workers: int) -> DataLoader:
 def best_loader(folder: Path, counts: list[int]) -> DataLoader:
     loaders = {count: loader(folder, count) for count in counts}
     for each in loaders.values():
-        consume(each)  # starts its workers
+        consume(each)  # starts the workers
     times = {count: seconds(partial(consume, each)) for count, each in loaders.items()}
     best = min(times, key=times.__getitem__)
     print(
@@ -352,7 +345,7 @@ def consume(batches: DataLoader) -> None:
 
 
 def pipeline_epoch(theirs: Trainer, batches: DataLoader) -> Callable[[], None]:
-    """The loop that a user would write around them, in torch's default layout."""
+    """The training loop that a user would write, in torch's default memory layout."""
     model = theirs.network.model.to(memory_format=torch.contiguous_format).train()
     size = model.size
 
@@ -390,9 +383,7 @@ def augment_row(files: Files) -> None:
 
 
 def tencrop_row(files: Files) -> None:
-    """How much of a ten-crop evaluation is the forward pass, and the same by PIL, an image at a
-    time.
-    """
+    """Ten-crop evaluation, compared with PIL's crops and with the forward passes alone."""
     ours = trainer(CPU, "model=compact_cnn", "++model.size=40")
     ours.faces = replace(
         ours.faces,
@@ -422,16 +413,19 @@ def tencrop_row(files: Files) -> None:
     compare(f"{what}, against its forward passes alone", ours.tencrop_accuracy, forward, 5)
 
 
+def repeat(step: Callable[[], None]) -> None:
+    for _ in range(BATCHES):
+        step()
+
+
 def compile_row(files: Files) -> None:
-    """Steps with a network that torch.compile has fused, captured too, and how long compiling
-    takes.
-    """
+    """Bare steps compared with the same steps after torch.compile, and the time to compile."""
     for model, optim in NETWORKS.items():
         ours, compiled = pairs_of(f"model={model}", f"optim={optim}")
         compiled.network.model.compile()
-        rival = bare_steps(compiled) if CUDA else one_step(compiled)
+        compiled_steps = bare_steps(compiled) if CUDA else one_step(compiled)
         start = time.perf_counter()
-        rival()
+        compiled_steps()
         took = time.perf_counter() - start
         what = (
             f"bare steps of {named(model, optim, ours.computed_in)}, against torch.compile's "
@@ -440,7 +434,7 @@ def compile_row(files: Files) -> None:
         compare(
             what,
             bare_steps(ours),
-            rival if CUDA else lambda rival=rival: [rival() for _ in range(BATCHES)],
+            compiled_steps if CUDA else partial(repeat, compiled_steps),
         )
 
 
@@ -461,23 +455,26 @@ ON_REQUEST = {"compile": compile_row}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; also {', '.join(ON_REQUEST)}"
+        "rows",
+        nargs="*",
+        metavar="ROW",
+        help=f"{', '.join(ROWS)} (default: these); {', '.join(ON_REQUEST)}",
     )
     parser.add_argument(
-        "--data", type=Path, help="a folder with fer2013.csv; without it a CSV of its size is drawn"
+        "--data", type=Path, help="folder with fer2013.csv (default: a synthetic file of that size)"
     )
     options = parser.parse_args()
     known = ROWS | ON_REQUEST
     for name in options.rows:
         if name not in known:
-            parser.error(f"{name}: no such row; there are {', '.join(known)}")
+            parser.error(f"{name}: no such row; choose from {', '.join(known)}")
     warnings.simplefilter("ignore", DeprecationWarning)
     gpu = f", {torch.cuda.get_device_name()}" if CUDA else ""
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs{gpu}, torch "
         f"{torch.__version__}, "
         f"{torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"computes in {number_format(DEVICE)}",
+        f"number format {number_format(DEVICE)}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as scratch:
