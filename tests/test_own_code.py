@@ -179,7 +179,9 @@ def test_own_curves_and_data_train(fer, mylab, tmp_path):
 
 
 def test_own_code_is_resumed_and_used_with_trust_only(fer, mylab):
-    assert fer("train", *TINY, *MODEL, "optim._target_=mylab.nets.Remembering")[0] == 0
+    code, out, _ = fer("train", *TINY, *MODEL, "optim._target_=mylab.nets.Remembering")
+    assert code == 0 and "fer report run=r trust=mylab\n" in out
+    assert "fer predict ckpt=r/best.pt out=submission.csv trust=mylab\n" in out
     again = ["resume=r", "train.epochs=2", "device=cpu"]
     commands = [
         ["evaluate", "ckpt=r", "device=cpu"],
@@ -194,7 +196,7 @@ def test_own_code_is_resumed_and_used_with_trust_only(fer, mylab):
     for command in commands:
         Path("imported").unlink(missing_ok=True)
         err = refused(fer, *command)
-        assert "model._target_=mylab.nets.MyNet: refused" in err and "type trust=[mylab]" in err
+        assert "model._target_=mylab.nets.MyNet: refused" in err and "type trust=mylab" in err
         assert not Path("imported").exists()
     for command in commands:
         code, _, err = fer(*command, "trust=[mylab]")

@@ -70,7 +70,8 @@ class Jobs:
     """Runs the command for each config that Hydra composes: one, or those of a sweep.
 
     overrides: those of all jobs. failures: what was refused, kept until the other jobs are done.
-    sweeps: folders of sweeps. process: in which it was made; a launcher may run jobs in others.
+    sweeps: folders of sweeps. trust: the override with which their checkpoints can be opened.
+    process: in which it was made; a launcher may run jobs in others.
     """
 
     command: str
@@ -79,6 +80,7 @@ class Jobs:
     user_dir: str | None
     failures: list[Exception] = field(default_factory=list)
     sweeps: set[Path] = field(default_factory=set)
+    trust: str = ""
     process: int = field(default_factory=os.getpid)
 
     def run(self, composed: DictConfig) -> float | None:
@@ -106,6 +108,7 @@ class Jobs:
         if hydra.mode == RunMode.MULTIRUN:
             sweep = Path(hydra.sweep.dir)
             self.sweeps.add(sweep)
+            self.trust = config.trust_override(values) or self.trust
             if self.command == "train" and not values["run"]:
                 values["run"] = str(sweep / str(hydra.job.num))
         run = import_module(f"fer.commands.{self.command}").run
@@ -126,9 +129,9 @@ class Jobs:
     def print_next(self) -> None:
         for sweep in filter(Path.is_dir, self.sweeps):
             folder = shlex.quote(str(sweep))
-            print(f"all of the sweep, side by side:\n  fer report run={folder}")
+            print(f"all of the sweep, side by side:\n  fer report run={folder}{self.trust}")
             if any("exists already" in str(failure) for failure in self.failures):
-                print(f"to resume its runs:\n  fer train resume={folder}")
+                print(f"to resume its runs:\n  fer train resume={folder}{self.trust}")
 
 
 def lines_of(failures: list[Exception]) -> list[str]:

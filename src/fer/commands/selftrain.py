@@ -72,7 +72,7 @@ def self_train(
         rows.append(result(share, method, accuracy, len(held_out), taken, share_right))
         if number == cfg.rounds:
             break
-        best = Checkpoint.open(folder / "best.pt", config.modules_named(cfg))
+        best = Checkpoint.open(folder / "best.pt", config.modules_named(cfg.model_dump()))
         probabilities = label(best, unlabelled, cfg.train.batch_size, device, "none")
         positions, predicted = surest(probabilities, cfg.portion * (number + 1) / cfg.rounds)
         chosen = unlabelled.take(positions)

@@ -111,7 +111,8 @@ def train_and_report(trainer: Trainer, typed: list[str]) -> None:
     try:
         folder = fit_in_folder(trainer, typed)
     except Interrupted:
-        again = f"fer train resume={shlex.quote(trainer.cfg.run or '')}"
+        trust = config.trust_override(trainer.cfg.model_dump())
+        again = f"fer train resume={shlex.quote(trainer.cfg.run or '')}{trust}"
         print(f"stopped, and everything so far is saved; to resume:\n  {again}")
         raise
     print_result(trainer, folder)
@@ -142,4 +143,5 @@ def print_result(trainer: Trainer, folder: Path) -> None:
         use = f"predict ckpt={checkpoint}{sample} out=submission.csv"
     else:
         use = f"evaluate ckpt={checkpoint}"
-    print(f"next:\n  fer report run={shlex.quote(str(folder))}\n  fer {use}")
+    trust = config.trust_override(trainer.cfg.model_dump())
+    print(f"next:\n  fer report run={shlex.quote(str(folder))}{trust}\n  fer {use}{trust}")

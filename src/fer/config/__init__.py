@@ -3,7 +3,15 @@
 Knows Hydra's files, not its command line, which is launch.py's.
 """
 
-from fer.config.build import GROUPS, build, check, check_node, modules_named, trusted
+from fer.config.build import (
+    GROUPS,
+    build,
+    check,
+    check_node,
+    modules_named,
+    trust_override,
+    trusted,
+)
 from fer.config.schema import (
     SCHEMAS,
     CurvesConfig,
@@ -71,5 +79,6 @@ __all__ = [
     "pick",
     "places",
     "resumable",
+    "trust_override",
     "trusted",
 ]

@@ -248,17 +248,28 @@ def refuse_untrusted(group: str, path: str, named: str, trust: Sequence[str]) ->
     if not any(f"{path}.".startswith(f"{name}.") for name in trust):
         raise UserError(
             f"{named}: refused; it is code from outside this project, which would run with your "
-            f"rights. If you trust it, type trust=[{package}]"
+            f"rights. If you trust it, type trust={package}"
         )
 
 
-def modules_named(config: TrainConfig) -> list[str]:
-    """The modules outside this project that the `_target_`s of a config name: to trust, in a
-    checkpoint, those that were typed.
+def modules_named(values: dict) -> list[str]:
+    """The packages outside this project whose code the nodes of a training config name. Those that
+    were typed may be trusted in its checkpoint.
     """
-    nodes = [getattr(config, group) for group in GROUPS] + list(config.curves.values())
-    paths = [node["_target_"] for node in nodes if node]
-    return [path.rpartition(".")[0] for path in paths if not path.startswith(("fer.", "torch."))]
+    nodes = [values.get(group) for group in GROUPS] + list((values.get("curves") or {}).values())
+    paths = [str(node["_target_"]) for node in nodes if node and "_target_" in node]
+    packages = [path.partition(".")[0] for path in paths]
+    return [name for name in dict.fromkeys(packages) if name not in ("fer", "torch")]
+
+
+def trust_override(values: dict) -> str:
+    """What a command that opens such a training's checkpoint needs besides: ` trust=mylab`, or
+    nothing.
+    """
+    modules = modules_named(values)
+    if len(modules) > 1:
+        return f" 'trust=[{','.join(modules)}]'"
+    return f" trust={modules[0]}" if modules else ""
 
 
 def import_module(name: str, named: str) -> Any:

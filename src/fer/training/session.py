@@ -123,7 +123,8 @@ def tensorboard_writer(trainer: Trainer, folder: Path):
 def where_it_continues(trainer: Trainer, folder: Path) -> str:
     """At which step a resumed training continues or, if it is complete, how to train longer."""
     settings = trainer.cfg.train
-    again = f"fer train resume={shlex.quote(str(folder))}"
+    trust = config.trust_override(trainer.cfg.model_dump())
+    again = f"fer train resume={shlex.quote(str(folder))}{trust}"
     if not trainer.done:
         return f"{folder}: resuming at epoch {trainer.epoch + 1}, step {trainer.step + 1}"
     if trainer.epoch >= settings.epochs:
