@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import os
+import shlex
+import shutil
 import tarfile
 import time
 import zipfile
@@ -16,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fer import CLASSES, UserError
+from fer import CLASSES, UserError, config
 from fer.data.readers import archives, cache, fer2013
 
 RNG = np.random.default_rng(1)
@@ -625,3 +627,168 @@ def test_a_training_tells_of_exact_copies(fer, tmp_path):
         words = " ".join(out.split())
         assert said in words
         assert ("3 of 20" in words) == (copies == "keep")
+
+
+SEVEN = [str(number) for number in range(1, 8)]
+
+
+def table_of_pictures(d):
+    rows = []
+    (d / "train").mkdir()
+    for i in range(10):
+        (d / "train" / f"{i}.png").write_bytes(png())
+        rows.append(f"{i}.png,{i % 2}\n")
+    (d / "train_labels.csv").write_text("".join(rows))
+
+
+def table_with_splits(d):
+    rows = ["path,emotion,split\n"]
+    (d / "pictures").mkdir()
+    for i in range(12):
+        (d / "pictures" / f"{i}.png").write_bytes(png())
+        rows.append(f"pictures/{i}.png,{['happy', 'sad'][i // 3 % 2]},{['train', 'val'][i % 2]}\n")
+    (d / "list.csv").write_text("".join(rows))
+
+
+def ferplus_folders(d):
+    for split in ("FER2013Train", "FER2013Valid"):
+        (d / split).mkdir()
+        for i in range(4):
+            (d / split / f"{i}.png").write_bytes(png())
+        votes = ["9,0", "0,9"] * 2
+        rows = [f'{i}.png,"(0, 0, 48, 48)",{v},0,0,0,0,0,0,0,0\n' for i, v in enumerate(votes)]
+        (d / split / "label.csv").write_text("".join(rows))
+
+
+def an_archive(d, inner, name, kind):
+    inner(d / "x")
+    content = packed(d / "x", kind)
+    shutil.rmtree(d / "x")
+    (d / name).write_bytes(content)
+
+
+def people(d):
+    for name in ("happy", "sad"):
+        (d / name).mkdir()
+        for subject in range(10):
+            (d / name / f"S{subject:03}_1.png").write_bytes(png())
+
+
+def votes(d):
+    write_csv(d / "fer2013.csv", [*range(7)] * 10)
+    columns = [
+        "neutral",
+        "happiness",
+        "surprise",
+        "sadness",
+        "anger",
+        "disgust",
+        "fear",
+        "contempt",
+        "unknown",
+        "NF",
+    ]
+    lines = ["Usage,Image name," + ",".join(columns)]
+    for i in range(70):
+        usage = ("Training", "PublicTest", "PrivateTest")[(i % 10 > 5) + (i % 10 > 7)]
+        lines.append(f"{usage},{i}.png," + ",".join("9" if k == i % 7 else "0" for k in range(10)))
+    (d / "fer2013new.csv").write_text("\n".join(lines) + "\n")
+
+
+def compressed(d):
+    write_csv(d / "fer2013.csv", [*range(7)] * 5)
+    (d / "fer2013.csv.gz").write_bytes(gzip.compress((d / "fer2013.csv").read_bytes()))
+
+
+def hub(d):
+    for split in ("train", "test"):
+        write_parquet(d / "data" / f"{split}-00000-of-00001.parquet", [0, 1] * 9, ["happy", "sad"])
+
+
+# What a row of the table in docs/data.md begins with → draws a sample into a folder, and the
+# classes to be found.
+SAMPLES = {
+    "`fer2013.csv` or": (lambda d: write_csv(d / "fer2013.csv", [*range(7)] * 5), 7),
+    "`train.csv` with": (lambda d: write_csv(d / "train.csv", [*range(7)] * 9, usage=False), 7),
+    "a CSV of any name with a": (lambda d: write_csv(d / "ckextended.csv", [*range(8)] * 5), 8),
+    "a CSV of any name without": (lambda d: write_csv(d / "own.csv", [0, 1] * 9, usage=False), 2),
+    "a CSV whose labels": (lambda d: write_csv(d / "fer2013.csv", ["happy", "Sad"] * 9), 2),
+    "a CSV of larger": (lambda d: write_csv(d / "large.csv", [0, 3] * 9, side=64), 2),
+    "a compressed CSV": (compressed, 7),
+    "`train/<emotion>/`, `test": (lambda d: draw_folders(d, ["train", "test"], CLASSES), 7),
+    "`train/`, `val/`, `test/`": (lambda d: draw_folders(d, ["train", "val", "test"], CLASSES), 7),
+    "`images/train/`": (
+        lambda d: draw_folders(d / "images", ["train", "validation"], CLASSES[:5]),
+        5,
+    ),
+    "class folders without splits, as": (
+        lambda d: draw_folders(d, ["."], ["anger", "contempt", "fear"]),
+        3,
+    ),
+    "class folders without splits, several": (people, 2),
+    "numbered folders of RAF-DB": (lambda d: draw_folders(d, ["train", "test"], SEVEN), 7),
+    "numbered folders of AffectNet": (
+        lambda d: draw_folders(d, ["train", "test"], [str(i) for i in range(7)]),
+        7,
+    ),
+    "your own classes": (lambda d: draw_folders(d, ["train", "val"], ["asleep", "awake"]), 2),
+    "pictures in `train/`": (table_of_pictures, 2),
+    "a table `path": (table_with_splits, 2),
+    "FER+'s `FER2013Train": (ferplus_folders, 2),
+    "`.zip`, `.tar`": (
+        lambda d: an_archive(
+            d, lambda x: draw_folders(x, ["train"], ["happy", "sad"]), "archive.zip", "zip"
+        ),
+        2,
+    ),
+    "the competition's `fer2013.tar": (
+        lambda d: an_archive(
+            d,
+            lambda x: write_csv(x / "fer2013" / "fer2013.csv", [*range(7)] * 5),
+            "fer2013.tar.gz",
+            "tar.gz",
+        ),
+        7,
+    ),
+    "any of these one or two": (
+        lambda d: draw_folders(d / "a" / "b", ["train"], ["happy", "sad"]),
+        2,
+    ),
+    "`.npz`: ": (
+        lambda d: np.savez(
+            d / "faces.npz",
+            images=np.stack([face() for _ in range(20)]),
+            labels=np.array(["happy", "sad"] * 10),
+        ),
+        2,
+    ),
+    "parquet files": (hub, 2),
+    "`fer2013.csv` with FER+'s": (votes, 8),
+}
+
+
+def rows_of_the_page():
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = text.partition("| form | command |")[2].partition("\n\n")[0]
+    rows = [line.strip("| ").rsplit(" | ", 1) for line in table.splitlines()[2:]]
+    return [(form, command.strip("`")) for form, command in rows]
+
+
+def test_every_form_of_the_page_has_a_sample():
+    forms = [form for form, _ in rows_of_the_page()]
+    assert len(forms) == len(SAMPLES)
+    for start in SAMPLES:
+        assert sum(form.startswith(start) for form in forms) == 1, start
+
+
+@pytest.mark.parametrize("start", SAMPLES)
+def test_the_command_of_every_form_reads_it(start, compose, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
+    draw, classes = SAMPLES[start]
+    draw(tmp_path / "faces")
+    command = next(command for form, command in rows_of_the_page() if form.startswith(start))
+    _, verb, *overrides = shlex.split(command)
+    data = config.build("data", config.check(verb, compose(verb, *overrides)).data)
+    assert len(data.classes) == classes and data.absent in ([], ["contempt"])
+    assert len(data.open("train")) and len(data.open("validation"))
