@@ -676,19 +676,8 @@ def people(d):
 
 def votes(d):
     write_csv(d / "fer2013.csv", [*range(7)] * 10)
-    columns = [
-        "neutral",
-        "happiness",
-        "surprise",
-        "sadness",
-        "anger",
-        "disgust",
-        "fear",
-        "contempt",
-        "unknown",
-        "NF",
-    ]
-    lines = ["Usage,Image name," + ",".join(columns)]
+    columns = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    lines = [f"Usage,Image name,{columns}"]
     for i in range(70):
         usage = ("Training", "PublicTest", "PrivateTest")[(i % 10 > 5) + (i % 10 > 7)]
         lines.append(f"{usage},{i}.png," + ",".join("9" if k == i % 7 else "0" for k in range(10)))
