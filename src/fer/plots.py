@@ -1,9 +1,6 @@
-"""Every figure: data in, file out (.png, .svg or .pdf by the path's suffix, 150 dpi). Each returns
-its path.
-
-Text is drawn as it stands (`$` and `_` mean nothing), colours are Okabe and Ito's, and nothing
-rests on colour alone. Knows of no config, run or tensor; pyplot, torch and pandas are never
-imported.
+"""Every figure: data in, file out (.png, .svg or .pdf by the path's suffix, 150 dpi); each function
+returns the path. Knows no config, run or tensor, and imports neither pyplot, torch nor pandas. Text
+is drawn as it is (`$` and `_` mean nothing), and nothing is told by colour alone.
 """
 
 import math
@@ -11,7 +8,6 @@ import textwrap
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,30 +27,36 @@ from fer.files import write
 if TYPE_CHECKING:
     import pandas as pd
 
+# Okabe and Ito's colours, which people with colour blindness can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
 GRAY = "#555555"
-LOOKS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
+GRID_GRAY = "#e6e6e6"
+COLORMAPS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
 MASKED = "#cfe3f5"
 WRONG = "✗ "
-MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction: None where the truth is unknown
-MARKERS = (None, "o", "s", "^", "D", "v")  # tell runs apart that share a colour
+MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction; None: the truth is unknown
+MARKERS = (None, "o", "s", "^", "D", "v")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), "-")
-# Of many runs, those that share a colour differ in marker and dashes.
-RUNS: list[dict[str, Any]] = [
+FEW = 7  # curves that colours alone tell apart: as many as there are colours without the light gray
+# Of more curves, those that share a colour differ in marker and dashes.
+MANY: list[dict[str, Any]] = [
     {"color": colour, "marker": marker, "linestyle": dashes}
     for marker, dashes in zip(MARKERS[1:], DASHES, strict=True)
-    for colour in COLOURS[:7]
+    for colour in COLOURS[:FEW]
 ]
-GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-PLAIN = 3.0  # gray levels of deviation, below which an image shows its brightness and no texture
+LETTERS = 100  # of a legend on a figure 7 inches wide
+LEGEND_ROWS = 16  # beside a figure 2.8 inches high
+FACE_GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
+PLAIN = 3.0  # gray levels of standard deviation below which an image has no texture to show
 FACE = 1.2  # inches of a face beside a mosaic
+# Of mosaics: images at most, columns, inches of an image.
 GRIDS = (
     (7, 7, 0.9),
     (64, 8, 0.75),
     (256, 16, 0.4),
     (np.inf, 24, 0.28),
-)  # images at most, columns, inches
+)
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,  # at 7 inches, the width of both columns
@@ -65,7 +67,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID_GRAY,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.3,
     "lines.markersize": 3.5,
@@ -75,28 +77,26 @@ STYLE: dict[Any, Any] = {
 
 
 def curves(history: "pd.DataFrame", path: Path) -> Path:
-    """Loss and accuracy of both splits over epochs, the best epoch marked.
+    """Loss and accuracy of both splits over epochs, with the best epoch marked.
 
-    `history` is history.csv as a DataFrame, a row an epoch: epoch, train_loss, train_accuracy,
-    val_loss, val_accuracy (accuracies 0 to 1). What is not finite is left out.
+    history: history.csv, a row an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
+    (accuracies 0 to 1). Values that are not finite are left out.
     """
-    best = history.dropna(subset="val_accuracy").nlargest(
-        1, "val_accuracy"
-    )  # the first of equals, as `train` has it
+    # The first of equal epochs, as in training.
+    best = history.dropna(subset="val_accuracy").nlargest(1, "val_accuracy")
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "fillstyle": "none",
+        "markersize": 7,
+        "linestyle": "none",
+    }
     with _figure(path, 7, 2.8, 1, 2) as (figure, panels):
         for axes, what in _loss_and_accuracy(panels, history):
             _line(axes, history, f"train_{what}", color=VERMILION, linestyle="--", label="train")
             _line(axes, history, f"val_{what}", color=BLUE, label="validation")
-            ring: dict[str, Any] = {
-                "marker": "o",
-                "fillstyle": "none",
-                "markersize": 7,
-                "linestyle": "none",
-            }
             _line(axes, best, f"val_{what}", color=BLUE, label="best epoch", **ring)
-            for epoch, value in np.asarray(
-                axes.lines[-1].get_xydata()
-            ):  # none where it is not finite
+            points = np.asarray(axes.lines[-1].get_xydata())  # none where it is not finite
+            for epoch, value in points:
                 number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
                 axes.set_title(f"epoch {epoch:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
         figure.legend(*panels[1].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -104,42 +104,43 @@ def curves(history: "pd.DataFrame", path: Path) -> Path:
 
 
 def compare(histories: "Mapping[str, Sequence[pd.DataFrame]]", path: Path) -> Path:
-    """The panels of `curves` for several recipes, {name: a history for each seed}: the mean of
-    validation solid, of train dashed where recipes are few, and a band from the lowest to the
-    highest seed.
+    """The panels of `curves` for several recipes, {name: a history for each seed}.
+
+    Validation is solid and, of a few recipes, train dashed. Over seeds the line is the mean, and a
+    band reaches from the lowest to the highest.
     """
-    names = [name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}" for name in histories]
-    labels = [
-        f"{name}, {_best(runs)}" for name, runs in zip(names, histories.values(), strict=True)
-    ]
-    few = len(labels) <= 7
-    looks = [{"color": colour} for colour in COLOURS[:7]] if few else RUNS
+    labels = []
+    for name, runs in histories.items():
+        short = name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}"
+        labels.append(f"{short}, {_best(runs)}")
+    few = len(labels) <= FEW
+    looks = [{"color": colour} for colour in COLOURS[:FEW]] if few else MANY
     recipes = list(zip(histories.values(), cycle(looks), strict=False))
     longest = max(map(len, labels), default=0)
     outside = len(labels) > 4 or longest > 36
-    columns = (
-        max(1, 100 // (longest + 8)) if outside else 1
-    )  # 7 inches hold 100 letters; 8 for the line
+    columns = _legend_columns(longest) if outside else 1
     rows = math.ceil(len(labels) / columns) if outside else 0
     everything = [history for runs in histories.values() for history in runs]
     with _figure(path, 7, 2.7 + 0.17 * rows, 1, 2) as (figure, panels):
         for axes, what in _loss_and_accuracy(panels, *everything):
             for runs, look in recipes:
-                if few:  # of more, a tangle
+                if few:  # of more, the training curves would be a tangle
                     dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.8}
                     _line(axes, _mean(runs, f"train_{what}"), f"train_{what}", **look, **dashed)
                 if len(runs) > 1:
                     _band(axes, runs, f"val_{what}", look["color"])
                 _line(axes, _mean(runs, f"val_{what}"), f"val_{what}", **look)
-        splits = (
-            [Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")]
-            if few
-            else []
-        )
-        panels[0].legend(handles=[*splits, Line2D([], [], color=GRAY, label="validation")])
-        legend = partial(figure.legend, loc="outside lower center") if outside else panels[1].legend
+        splits = [Line2D([], [], color=GRAY, label="validation")]
+        if few:
+            train = Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")
+            splits = [train, *splits]
+        panels[0].legend(handles=splits)
         lines = [Line2D([], [], **look) for _, look in recipes]
-        legend(lines, labels, ncols=columns, handlelength=3 if not few else None)
+        handles: dict[str, Any] = {"ncols": columns, "handlelength": None if few else 3}
+        if outside:
+            figure.legend(lines, labels, loc="outside lower center", **handles)
+        else:
+            panels[1].legend(lines, labels, **handles)
     return path
 
 
@@ -152,11 +153,12 @@ def _best(runs: "Sequence[pd.DataFrame]") -> str:
 
 
 def _mean(runs: "Sequence[pd.DataFrame]", column: str) -> "pd.DataFrame":
-    """A column by epoch, averaged over the runs that have the epoch."""
+    """A column over epochs, averaged over the runs that have the epoch."""
     return _over_seeds(runs, column).mean().reset_index()
 
 
 def _over_seeds(runs: "Sequence[pd.DataFrame]", column: str) -> Any:
+    """The column of all runs, grouped by epoch."""
     whole = runs[0][["epoch", column]]
     for history in runs[1:]:
         whole = whole.merge(history[["epoch", column]], how="outer")
@@ -172,88 +174,92 @@ def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, colour: str) 
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None = None) -> Path:
-    """Counts C×C, rows truth, columns prediction; colour and % are shares of the row, an empty row
-    is blank.
+    """Counts C×C, rows truth, columns prediction. Colours and % are shares of the row; a row
+    without faces is blank.
     """
     matrix = np.asarray(matrix)
-    total = matrix.sum(1, keepdims=True)
-    shares = matrix / np.where(total > 0, total, np.nan)
-    side, margin = 0.44 * max(len(classes), 4), 0.5 + 0.065 * max(map(len, classes))
-    with _figure(path, side + margin, side + margin + 0.2 * bool(title)) as (_, axes):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        for (i, j), share in np.ndenumerate(shares):
-            if total[i] > 0:
-                text = f"{100 * share:.0f} %\n({matrix[i, j]})" if matrix[i, j] else "0"
-                colour = "white" if share > 0.6 else BLACK
-                axes.text(
-                    j, i, text, ha="center", va="center", fontsize=7, color=colour, linespacing=1.1
-                )
-        axes.set_xticks(
-            range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor"
-        )
-        axes.set_yticks(range(len(classes)), classes)
+    shares = _row_shares(matrix)
+    side = 0.44 * max(len(classes), 4)
+    margin = 0.5 + 0.065 * max(map(len, classes))
+    title_height = 0.2 if title else 0
+    with _figure(path, side + margin, side + margin + title_height) as (_, axes):
+        texts = {}
+        for cell, share in np.ndenumerate(shares):
+            if np.isfinite(share):
+                texts[cell] = f"{100 * share:.0f} %\n({matrix[cell]})" if matrix[cell] else "0"
+        _matrix(axes, shares, texts, classes, fontsize=7, linespacing=1.1)
         axes.set(xlabel="prediction", ylabel="truth", title=title)
-        _bare(axes)
     return path
 
 
 def confusions(matrices: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
-    """The matrices of several recipes, {name: C×C as for `confusion`}, side by side: shares of the
-    true class, %.
+    """The matrices of several recipes side by side, {name: C×C as for `confusion`}: shares of the
+    true class in %.
     """
     columns = min(3, max(1, len(matrices)))
     rows = math.ceil(len(matrices) / columns)
-    side, margin = 0.29 * len(classes), 0.3 + 0.06 * max(map(len, classes))
+    side = 0.29 * len(classes)
+    margin = 0.3 + 0.06 * max(map(len, classes))
     size = (columns * side + margin + 0.1 * columns, rows * (side + 0.35) + margin)
-    with _figure(path, *size, rows, columns, squeeze=False, sharex=True, sharey=True) as (
-        figure,
-        panels,
-    ):
+    shape: dict[str, Any] = {"squeeze": False, "sharex": True, "sharey": True}
+    with _figure(path, *size, rows, columns, **shape) as (figure, panels):
         for axes in panels.flat[len(matrices) :]:
             axes.axis("off")
         for axes, (name, matrix) in zip(panels.flat, matrices.items(), strict=False):
-            total = np.asarray(matrix).sum(1, keepdims=True)
-            shares = matrix / np.where(total > 0, total, np.nan)
-            axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            for (i, j), share in np.ndenumerate(shares):
+            shares = _row_shares(np.asarray(matrix))
+            texts = {}
+            for cell, share in np.ndenumerate(shares):
                 if share > 0:
-                    colour = "white" if share > 0.6 else BLACK
-                    axes.text(
-                        j,
-                        i,
-                        f"{100 * share:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=6.5,
-                        color=colour,
-                    )
+                    texts[cell] = f"{100 * share:.0f}"
             axes.set_title(textwrap.fill(name, int(13 * side)), fontsize=7.5)
-            axes.set_xticks(
-                range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor"
-            )
-            axes.set_yticks(range(len(classes)), classes)
-            _bare(axes)
+            _matrix(axes, shares, texts, classes, fontsize=6.5)
         figure.supxlabel("prediction", fontsize=8)
         figure.supylabel("truth; shares in %", fontsize=8)
     return path
 
 
+def _row_shares(matrix: np.ndarray) -> np.ndarray:
+    """Each count as a share of its row, 0 to 1; NaN in rows without faces."""
+    total = matrix.sum(1, keepdims=True)
+    return matrix / np.where(total > 0, total, np.nan)
+
+
+def _matrix(
+    axes: Axes,
+    shares: np.ndarray,
+    texts: Mapping[tuple[int, ...], str],
+    classes: Sequence[str],
+    **font: Any,
+) -> None:
+    """Shares C×C as colours, with a text in each cell of `texts`."""
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), text in texts.items():
+        colour = "white" if shares[row, column] > 0.6 else BLACK
+        axes.text(column, row, text, ha="center", va="center", color=colour, **font)
+    _class_ticks(axes, classes)
+    axes.set_yticks(range(len(classes)), classes)
+    _bare(axes)
+
+
 def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
-    """The recall of each class (0 to 1) of several recipes, {name: C}: a mark each, beside each
-    other.
+    """The recall of each class (0 to 1) of several recipes, {name: C}: a marker for each recipe,
+    beside one another.
     """
-    longest = max(map(len, recalls))
-    columns = max(1, 100 // (longest + 8))
+    columns = _legend_columns(max(map(len, recalls)))
     rows = math.ceil(len(recalls) / columns)
-    with _figure(path, 7, 2.4 + 0.17 * rows) as (figure, axes):
-        shapes = cycle(product(MARKERS[1:], COLOURS[:7]))
-        wide = 0.7 / max(1, len(recalls))
-        for i, (name, own) in enumerate(recalls.items()):
-            marker, colour = ("osD^vPX"[i % 7], COLOURS[i]) if len(recalls) <= 7 else next(shapes)
-            places = np.arange(len(classes)) + wide * (i - (len(recalls) - 1) / 2)
-            axes.plot(places, 100 * np.asarray(own), marker, color=colour, markersize=5, label=name)
+    looks: list[Any] = list(zip("osD^vPX", COLOURS, strict=False))
+    if len(recalls) > FEW:
+        looks = list(product(MARKERS[1:], COLOURS[:FEW]))
+    step = 0.7 / max(1, len(recalls))
+    width = max(7, 0.75 * len(classes))
+    with _figure(path, width, 2.4 + 0.17 * rows) as (figure, axes):
+        for i, ((name, shares), (marker, colour)) in enumerate(
+            zip(recalls.items(), cycle(looks), strict=False)
+        ):
+            x = np.arange(len(classes)) + step * (i - (len(recalls) - 1) / 2)
+            axes.plot(x, 100 * np.asarray(shares), marker, color=colour, markersize=5, label=name)
         for edge in np.arange(len(classes) - 1) + 0.5:
-            axes.axvline(edge, color="#e6e6e6", linewidth=0.6)
+            axes.axvline(edge, color=GRID_GRAY, linewidth=0.6)
         axes.set_xticks(range(len(classes)), classes)
         axes.tick_params(axis="x", length=0)
         axes.grid(False, axis="x")
@@ -269,67 +275,55 @@ def faces(
     columns: int = 8,
     ok: Sequence[bool | None] | None = None,
 ) -> Path:
-    """A grid of faces, uint8 N×1×48×48, with a caption each; `ok` marks right (✓) and wrong (✗,
-    bold, framed) ones.
+    """A grid of faces, uint8 N×1×H×H, each with its caption. ok: whether each prediction is right;
+    right ones are marked ✓, wrong ones ✗ in bold, with a frame.
     """
     ok = [None] * len(captions) if ok is None else ok
-    lines = [
-        f"{MARKS[good]}{caption}".split("\n") for good, caption in zip(ok, captions, strict=True)
-    ]
-    texts = ["\n".join(textwrap.fill(line, 17) for line in own) for own in lines]
+    texts = []
+    for good, caption in zip(ok, captions, strict=True):
+        lines = f"{MARKS[good]}{caption}".split("\n")
+        texts.append("\n".join(textwrap.fill(line, 17) for line in lines))
     columns = max(1, min(columns, len(texts)))
-    longest = [
-        max(t.count("\n") + 1 for t in texts[i : i + columns])
-        for i in range(0, len(texts), columns)
-    ]
-    tops = np.cumsum(
-        [0.04, *(1.09 + 0.125 * n for n in longest)]
-    )  # inches, of each row and of the end
-    with _sheet(path, 1.05 * columns, max(tops[-1], 0.5)) as axes:
+    step, side, gap = 1.05, 0.93, 0.06  # inches
+    tops = [0.04]  # inches, of each row, then of the end
+    for first in range(0, len(texts), columns):
+        lines_of_text = max(text.count("\n") + 1 for text in texts[first : first + columns])
+        tops.append(tops[-1] + (1.09 + 0.125 * lines_of_text))
+    with _sheet(path, step * columns, max(tops[-1], 0.5)) as axes:
         if not texts:
             axes.text(0.525, 0.25, "no faces", ha="center", va="center")
         for i, (image, text, good) in enumerate(zip(np.asarray(images), texts, ok, strict=True)):
-            x, y = 1.05 * (i % columns) + 0.06, tops[i // columns]
-            axes.imshow(image[0], **GRAYS, extent=(x, x + 0.93, y + 0.93, y))
-            if wrong := MARKS[good] == WRONG:
-                axes.add_patch(
-                    Rectangle((x, y), 0.93, 0.93, fill=False, edgecolor=VERMILION, linewidth=2.5)
-                )
+            x, y = step * (i % columns) + gap, tops[i // columns]
+            wrong = MARKS[good] == WRONG
+            axes.imshow(image[0], **FACE_GRAYS, extent=(x, x + side, y + side, y))
+            if wrong:
+                _frame(axes, x, y, side, 2.5)
             weight = "bold" if wrong else "normal"
-            axes.text(x + 0.465, y + 0.98, text, ha="center", va="top", fontsize=6.5, weight=weight)
+            middle, below = x + side / 2, y + 0.98
+            axes.text(middle, below, text, ha="center", va="top", fontsize=6.5, weight=weight)
     return path
 
 
 def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
-    """Precision, recall and F1 (0 to 1) a class with its support, from
+    """Precision, recall and F1 (0 to 1) of each class with its support, from
     metrics.classification_report.
     """
-    rows = {
-        name: row
-        for name, row in report.items()
-        if name not in ("accuracy", "macro avg", "weighted avg")
-    }
+    averages = ("accuracy", "macro avg", "weighted avg")
+    rows = {name: row for name, row in report.items() if name not in averages}
+    scores = (
+        ("precision", "precision", SKY),
+        ("recall", "recall", BLUE),
+        ("f1-score", "F1", ORANGE),
+    )
     with _figure(path, max(3.4, len(rows)), 2.4) as (figure, axes):
-        looks = (
-            ("precision", "precision", SKY),
-            ("recall", "recall", BLUE),
-            ("f1-score", "F1", ORANGE),
-        )
-        for i, (key, label, colour) in enumerate(looks):
+        for i, (key, label, colour) in enumerate(scores):
             heights = [100 * row[key] for row in rows.values()]
             numbers = [f"{height:.0f}" for height in heights]
-            _bars(
-                axes,
-                np.arange(len(rows)) + 0.27 * (i - 1),
-                heights,
-                numbers,
-                width=0.25,
-                color=colour,
-                label=label,
-            )
-        names = [
-            f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}" for name, row in rows.items()
-        ]
+            x = np.arange(len(rows)) + 0.27 * (i - 1)
+            _bars(axes, x, heights, numbers, width=0.25, color=colour, label=label)
+        names = []
+        for name, row in rows.items():
+            names.append(f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}")
         axes.set_xticks(range(len(rows)), names)
         axes.set(ylim=(0, 105), yticks=range(0, 101, 25), ylabel="score, %")
         figure.legend(loc="outside upper right", ncols=3)
@@ -337,8 +331,8 @@ def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
 
 
 def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> Path:
-    """Any `columns` of the history over epochs, a small panel each; a rate (lr…) that is never 0
-    and spans more than 30× has a logarithmic axis.
+    """Any `columns` of the history over epochs, each in a small panel. A learning rate (lr…) that
+    is never 0 and spans more than 30× has a logarithmic axis.
     """
     height = 0.35 + 0.95 * len(columns)
     with _figure(path, 3.5, height, len(columns), sharex=True, squeeze=False) as (_, panels):
@@ -354,52 +348,36 @@ def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> 
 
 
 def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path:
-    """The share of each class's validation faces that was labelled right, over epochs: columns
-    val_recall_<class>.
-    """
+    """The recall of each class over epochs: columns val_recall_<class>."""
     with _figure(path, 7, 2.8) as (figure, axes):
         for i, name in enumerate(classes):
-            _line(
-                axes,
-                history,
-                f"val_recall_{name}",
-                color=COLOURS[i % 8],
-                marker=MARKERS[i % 6],
-                label=name,
-            )
+            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+            _line(axes, history, f"val_recall_{name}", marker, color=colour, label=name)
         axes.set(ylabel="recall, %", ylim=(0, 100))
         _epochs(axes, history)
-        figure.legend(loc="outside right center")
+        columns = max(1, math.ceil(len(classes) / LEGEND_ROWS))
+        figure.legend(loc="outside right center", ncols=columns)
     return path
 
 
 def reliability(curves: Sequence[tuple], path: Path) -> Path:
-    """Accuracy against confidence (Guo et al. 2017) as it is and after scaling: two of (title,
-    confidence, accuracy, count), a bin each; see metrics.reliability. Below, how many faces a bin
-    holds.
+    """Accuracy against confidence (Guo et al. 2017), as trained and after scaling: two of (title,
+    confidence, accuracy, count), with a value for each bin, from metrics.reliability. Below, the
+    number of faces in each bin.
     """
-    with _figure(path, 7, 3.4, 2, 2, sharex=True, sharey="row", height_ratios=(3, 1)) as (
-        _,
-        panels,
-    ):
-        for (axes, below), (title, confidence, accuracy, counts) in zip(
-            panels.T, curves, strict=True
-        ):
-            some = counts > 0
-            axes.plot(
-                (0, 100),
-                (0, 100),
-                color=GRAY,
-                linestyle="--",
-                linewidth=0.8,
-                label="as sure as right",
-            )
-            axes.plot(100 * confidence[some], 100 * accuracy[some], "o-", color=BLUE, label="faces")
+    shape: dict[str, Any] = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
+    with _figure(path, 7, 3.4, 2, 2, **shape) as (_, panels):
+        for (axes, below), curve in zip(panels.T, curves, strict=True):
+            title, confidence, accuracy, counts = curve
+            filled = counts > 0
+            diagonal: dict[str, Any] = {"color": GRAY, "linestyle": "--", "linewidth": 0.8}
+            axes.plot((0, 100), (0, 100), label="as sure as right", **diagonal)
+            x, y = 100 * confidence[filled], 100 * accuracy[filled]
+            axes.plot(x, y, "o-", color=BLUE, label="faces")
             axes.set_title(title, loc="left")
             edges = np.linspace(0, 100, len(counts) + 1)
-            below.bar(
-                edges[:-1], counts, 100 / len(counts), align="edge", color=SKY, edgecolor="white"
-            )
+            width = 100 / len(counts)
+            below.bar(edges[:-1], counts, width, align="edge", color=SKY, edgecolor="white")
             below.set(xlabel="confidence, %", xlim=(0, 100))
         panels[0, 0].set(ylabel="accuracy, %", ylim=(0, 100))
         panels[1, 0].set_ylabel("faces")
@@ -410,70 +388,70 @@ def reliability(curves: Sequence[tuple], path: Path) -> Path:
 def explanations(
     columns: Mapping[str, tuple], captions: Sequence[tuple], title: str, path: Path
 ) -> Path:
-    """A row a face, a column a map of it, {title: (look, N×H×W)}; wrong predictions are marked as
-    in `faces`.
+    """A row for each face, a column for each map of it, {title: (look, N×H×W)}. Wrong predictions
+    are marked as in `faces`.
 
-    look: gray is 0 to 255, NaN masked; positive and signed are scaled by each map's own largest
-    size, overlay is a positive map over the first column. captions: for each face its name, its
-    truth ("" if unknown), its prediction and the probability of that.
+    look: `gray` is 0 to 255, NaN masked; `positive` and `signed` are scaled by each map's largest
+    magnitude; `overlay` is a positive map over the first column. captions: for each face its name,
+    its truth ("" if unknown), its prediction and the probability of that.
     """
-    left, top, step, side = 1.7, 0.66, 0.66, 0.62
+    left, top, step, side = 1.7, 0.66, 0.66, 0.62  # inches
     width, height = left + step * len(columns), top + step * len(captions) + 0.24
     with _sheet(path, width, height) as axes:
         axes.text(0.08, 0.1, textwrap.fill(title, 80), va="top", fontsize=9)
         faces = next(iter(columns.values()))[1]
-        for j, (name, (look, images)) in enumerate(columns.items()):
-            x = left + step * j
-            axes.text(
-                x + side / 2,
-                top - 0.05,
-                textwrap.fill(name, 12),
-                ha="center",
-                va="bottom",
-                fontsize=6.5,
-            )
-            colours = matplotlib.colormaps[LOOKS[look]].with_extremes(bad=MASKED)
-            for i, image in enumerate(images):
-                y, largest, alpha = top + step * i, np.nanmax(np.abs(image)) or 1, None
-                box = (x, x + side, y + side, y)
-                low, high = {"gray": (0, 255), "signed": (-largest, largest)}.get(
-                    look, (0, largest)
-                )
-                if look == "overlay":
-                    axes.imshow(faces[i], **GRAYS, extent=box)
-                    alpha = 0.8 * np.sqrt(image / largest)
-                axes.imshow(image, cmap=colours, vmin=low, vmax=high, extent=box, alpha=alpha)
-        for i, (name, truth, predicted, probability) in enumerate(captions):
-            y, mark = top + step * i, MARKS[predicted == truth if truth else None]
-            name = name if len(name) < 25 else f"…{name[-23:]}"
-            lines = [
-                name,
-                truth and f"truth: {truth}",
-                f"{mark}prediction: {predicted}, {probability:.2f}",
-            ]
-            weight = "bold" if mark == WRONG else "normal"
-            axes.text(
-                0.08,
-                y + side / 2,
-                "\n".join(filter(None, lines)),
-                va="center",
-                fontsize=6.5,
-                weight=weight,
-            )
-            if mark == WRONG:
-                axes.add_patch(
-                    Rectangle((left, y), side, side, fill=False, edgecolor=VERMILION, linewidth=2)
-                )
+        heading: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6.5}
+        for column, (name, (look, images)) in enumerate(columns.items()):
+            x = left + step * column
+            axes.text(x + side / 2, top - 0.05, textwrap.fill(name, 12), **heading)
+            for row, image in enumerate(images):
+                y = top + step * row
+                _map(axes, image, look, faces[row], (x, x + side, y + side, y))
+        for row, caption in enumerate(captions):
+            y = top + step * row
+            text, wrong = _explanation_caption(*caption)
+            weight = "bold" if wrong else "normal"
+            axes.text(0.08, y + side / 2, text, va="center", fontsize=6.5, weight=weight)
+            if wrong:
+                _frame(axes, left, y, side, 2)
         y = height - 0.12
-        keys = {"positive": "0 to the map's maximum", "signed": "lowers or raises the score"}
-        for (look, key), x in zip(keys.items(), (0.08, 2.3), strict=True):
-            axes.imshow(
-                np.linspace(0, 1, 64)[None],
-                cmap=LOOKS[look],
-                extent=(x, x + side, y + 0.05, y - 0.05),
-            )
-            axes.text(x + side + 0.06, y, key, va="center", fontsize=6.5)
+        _colour_key(axes, "positive", "0 to the map's maximum", 0.08, y, side)
+        _colour_key(axes, "signed", "lowers or raises the score", 2.3, y, side)
     return path
+
+
+def _map(axes: Axes, image: np.ndarray, look: str, face: np.ndarray, box: tuple) -> None:
+    """One map H×W in `box`: left, right, bottom, top."""
+    largest = np.nanmax(np.abs(image)) or 1
+    low, high = 0, largest
+    if look == "gray":
+        low, high = 0, 255
+    elif look == "signed":
+        low = -largest
+    alpha = None
+    if look == "overlay":
+        axes.imshow(face, **FACE_GRAYS, extent=box)
+        alpha = 0.8 * np.sqrt(image / largest)
+    colours = matplotlib.colormaps[COLORMAPS[look]].with_extremes(bad=MASKED)
+    axes.imshow(image, cmap=colours, vmin=low, vmax=high, extent=box, alpha=alpha)
+
+
+def _explanation_caption(
+    name: str, truth: str, predicted: str, probability: float
+) -> tuple[str, bool]:
+    """The text beside a face, and whether its prediction is wrong."""
+    mark = MARKS[predicted == truth if truth else None]
+    lines = [name if len(name) < 25 else f"…{name[-23:]}"]
+    if truth:
+        lines.append(f"truth: {truth}")
+    lines.append(f"{mark}prediction: {predicted}, {probability:.2f}")
+    return "\n".join(lines), mark == WRONG
+
+
+def _colour_key(axes: Axes, look: str, text: str, x: float, y: float, width: float) -> None:
+    box = (x, x + width, y + 0.05, y - 0.05)
+    axes.imshow(np.linspace(0, 1, 64)[None], cmap=COLORMAPS[look], extent=box)
+    axes.text(x + width + 0.06, y, text, va="center", fontsize=6.5)
 
 
 def mosaic(
@@ -484,80 +462,94 @@ def mosaic(
     names: Sequence[str] | None = None,
     face: Any = None,
 ) -> Path:
-    """Every one of N×h×w images, with its name, or else numbered from 0; to the left the `face`,
-    H×W, that they are of.
+    """All of N×h×w images, each with its name or numbered from 0; on the left the `face`, H×W, that
+    they are of.
 
-    texture: each, 0 to 255, is spread over gray by its own mean and deviation; a plain one stays as
-    bright as it is. Without, all share one scale of colours, which the largest percent may leave.
+    texture: the images are 0 to 255, and each is spread over the grays by its own mean and standard
+    deviation; a plain one stays as bright as it is. Otherwise all share one scale of colours, which
+    the largest percent of values may leave.
     """
     images = np.asarray(images, dtype=float)
     count = len(images)
     columns, side = next((columns, side) for most, columns, side in GRIDS if count <= most)
-    rows, grown = -(-count // columns), max(1, 48 // images.shape[-1])
+    rows = math.ceil(count / columns)
     if texture:
-        rim = images.shape[-1] // 12  # where padding, too, excites
-        inner = images[:, rim : images.shape[1] - rim, rim : images.shape[2] - rim]
-        plain = inner.std((1, 2), keepdims=True) < PLAIN
-        deviation = images.std((1, 2), keepdims=True)
-        spread = (images - images.mean((1, 2), keepdims=True)) / np.where(
-            deviation > 0, deviation, 1
-        )
         look, low, high = "gray", -2.5, 2.5
-        as_it_is = low + (high - low) * images / 255
-        images = np.where(plain, as_it_is, spread)
+        images = _spread(images, low, high)
     else:
         high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
         look, low = ("signed", -high) if images.min() < 0 else ("positive", 0)
-    images = images.repeat(grown, 1).repeat(grown, 2)  # so that gaps are as wide in all layers
-    cells = np.pad(images, ((0, rows * columns - count), (1, 1), (1, 1)), constant_values=np.nan)
-    height, width = cells.shape[1:]
-    sheet = (
-        cells.reshape(rows, columns, height, width)
-        .swapaxes(1, 2)
-        .reshape(rows * height, columns * width)
-    )
-    size = (columns * side + (0.4 if texture else 1), rows * side * height / width + 0.55)
-    shape: tuple[int, ...] = () if face is None else (1, 2)
-    ratios: dict[str, Any] = {} if face is None else {"width_ratios": (FACE, size[0])}
-    size = (size[0] + (0 if face is None else FACE), size[1])
-    with _figure(path, *size, *shape, **ratios) as (figure, found):
-        axes = found if face is None else found[1]
+    sheet, cell_height, cell_width = _tiled(images, rows, columns)
+    width = columns * side + (0.4 if texture else 1)
+    height = rows * side * cell_height / cell_width + 0.55
+    beside: tuple[int, ...] = ()
+    ratios: dict[str, Any] = {}
+    if face is not None:
+        beside, ratios = (1, 2), {"width_ratios": (FACE, width)}
+        width += FACE
+    with _figure(path, width, height, *beside, **ratios) as (figure, panels):
+        axes = panels
         if face is not None:
-            found[0].imshow(face, **GRAYS)
-            found[0].set_xticks([])
-            found[0].set_yticks([])
-            _bare(found[0])
-        colours = matplotlib.colormaps[LOOKS[look]]
+            face_axes, axes = panels
+            face_axes.imshow(face, **FACE_GRAYS)
+            face_axes.set_xticks([])
+            face_axes.set_yticks([])
+            _bare(face_axes)
+        colours = matplotlib.colormaps[COLORMAPS[look]]
         if texture:
-            colours = colours.with_extremes(bad=MASKED)  # a white image is seen between bluish gaps
+            colours = colours.with_extremes(bad=MASKED)  # bluish gaps set off a white image
         shown = axes.imshow(sheet, cmap=colours, vmin=low, vmax=high)
         across = names or [f"+{i}" for i in range(columns)]
-        axes.set_xticks(np.arange(len(across)) * width + width / 2, across, fontsize=6.5)
-        axes.set_yticks(
-            np.arange(rows) * height + height / 2, [""] if names else np.arange(rows) * columns
-        )
+        down = [""] if names else np.arange(rows) * columns
+        axes.set_xticks(np.arange(len(across)) * cell_width + cell_width / 2, across, fontsize=6.5)
+        axes.set_yticks(np.arange(rows) * cell_height + cell_height / 2, down)
         _bare(axes)
-        axes.set_title(textwrap.fill(title, int(13 * size[0])), loc="left")
+        axes.set_title(textwrap.fill(title, int(13 * width)), loc="left")
         if not texture:
+            extend = "both" if look == "signed" else "max"
             place: dict[str, Any] = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
-            figure.colorbar(
-                shown, **place, extend="both" if look == "signed" else "max"
-            ).outline.set_visible(False)
+            figure.colorbar(shown, **place, extend=extend).outline.set_visible(False)
     return path
 
 
-def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> Path:
-    """{split: C counts} as bars, a panel a split: heights are shares of the split, numbers are
-    counts.
+def _spread(images: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Images N×h×w, 0 to 255, each minus its mean and divided by its standard deviation. Plain ones
+    are scaled from 0..255 to low..high instead.
     """
-    width = 3.5 if len(counts) == 1 else 7
+    rim = images.shape[-1] // 12  # where padding, too, excites
+    inner = images[:, rim : images.shape[1] - rim, rim : images.shape[2] - rim]
+    plain = inner.std((1, 2), keepdims=True) < PLAIN
+    mean = images.mean((1, 2), keepdims=True)
+    deviation = images.std((1, 2), keepdims=True)
+    spread = (images - mean) / np.where(deviation > 0, deviation, 1)
+    return np.where(plain, low + (high - low) * images / 255, spread)
+
+
+def _tiled(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int, int]:
+    """Images N×h×w side by side on one sheet, NaN in the gaps; then height and width of a cell."""
+    # Small images are enlarged, so that gaps look as wide for all layers.
+    enlargement = max(1, 48 // images.shape[-1])
+    images = images.repeat(enlargement, 1).repeat(enlargement, 2)
+    missing = rows * columns - len(images)
+    cells = np.pad(images, ((0, missing), (1, 1), (1, 1)), constant_values=np.nan)
+    height, width = cells.shape[1:]
+    grid = cells.reshape(rows, columns, height, width).swapaxes(1, 2)
+    return grid.reshape(rows * height, columns * width), height, width
+
+
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> Path:
+    """{split: C counts} as bars, a panel for each split: heights are shares of the split, numbers
+    are counts.
+    """
+    width = max(7, 0.29 * len(classes) * len(counts))
+    if len(counts) == 1:
+        width = max(3.5, 0.29 * len(classes))
     with _figure(path, width, 2.4, 1, len(counts), sharey=True, squeeze=False) as (_, panels):
         for axes, (split, column) in zip(panels[0], counts.items(), strict=True):
             heights = 100 * np.asarray(column) / max(1, sum(column))
-            _bars(axes, range(len(classes)), heights, [f"{n:,}" for n in column], color=COLOURS)
-            axes.set_xticks(
-                range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor"
-            )
+            numbers = [f"{number:,}" for number in column]
+            _bars(axes, range(len(classes)), heights, numbers, color=COLOURS)
+            _class_ticks(axes, classes)
             axes.set_title(f"{split}: {sum(column):,} faces", loc="left")
         panels[0, 0].set_ylabel("share of the split, %")
         panels[0, 0].margins(y=0.1)
@@ -565,54 +557,42 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], pa
 
 
 def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: Path) -> Path:
-    """How gray values are distributed: of all pixels of {split: uint8 N×1×H×W}, and the mean and
-    the deviation of each of `faces`, a DataFrame with columns split, mean, deviation.
+    """Distributions of gray values: of all pixels of {split: uint8 N×1×H×W}, and of the mean and
+    the standard deviation of each of `faces`, a DataFrame with columns split, mean, deviation.
     """
+    dashes = ("-", "--", ":", "-.")
     with _figure(path, 7, 2.3, 1, 3) as (figure, panels):
         for i, (split, pixels) in enumerate(images.items()):
-            own = faces[faces["split"] == split]
-            look = {
-                "color": COLOURS[i % 7],
-                "linestyle": ("-", "--", ":", "-.")[i % 4],
-                "label": split,
-            }
-            values = (pixels, own["mean"], own["deviation"])
-            for axes, column, bins, end in zip(
-                panels, values, (256, 32, 32), (256, 256, 128), strict=True
+            rows = faces[faces["split"] == split]
+            colour, linestyle = COLOURS[i % FEW], dashes[i % len(dashes)]
+            for axes, values, bins, end in (
+                (panels[0], pixels, 256, 256),
+                (panels[1], rows["mean"], 32, 256),
+                (panels[2], rows["deviation"], 32, 128),
             ):
-                counts, edges = np.histogram(column, bins, (0, end))
-                axes.stairs(100 * counts / counts.sum(), edges, **look)
-        panels[0].set(
-            xlabel="gray value", ylabel="pixels, %", xlim=(-5, 261)
-        )  # room for the peaks at 0 and 255
+                counts, edges = np.histogram(values, bins, (0, end))
+                shares = 100 * counts / counts.sum()
+                axes.stairs(shares, edges, color=colour, linestyle=linestyle, label=split)
+        # Room for the peaks at 0 and 255.
+        panels[0].set(xlabel="gray value", ylabel="pixels, %", xlim=(-5, 261))
         panels[1].set(xlabel="mean of a face", ylabel="faces, %", xlim=(0, 256))
         panels[2].set(xlabel="standard deviation of a face", ylabel="faces, %", xlim=(0, 128))
-        figure.legend(
-            *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(images)
-        )
+        legend = panels[0].get_legend_handles_labels()
+        figure.legend(*legend, loc="outside upper center", ncols=len(images))
     return path
 
 
 def shares(table: "pd.DataFrame", path: Path) -> Path:
-    """Accuracy, with its 95 % interval, against the share of labels, a line a method: columns
+    """Accuracy with its 95 % interval against the share of labels, a line for each method: columns
     share, method, accuracy, low, high.
     """
     with _figure(path, 4.5, 3) as (_, axes):
         for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
-            x, middle = (
-                100 * rows["share"] * 1.02**i,
-                100 * rows["accuracy"],
-            )  # beside each other, not over
-            spread = abs(100 * rows[["low", "high"]].T.to_numpy() - middle.to_numpy())
-            axes.errorbar(
-                x,
-                middle,
-                spread,
-                color=COLOURS[i % 7],
-                marker=MARKERS[1 + i % 5],
-                capsize=2,
-                label=method,
-            )
+            x = 100 * rows["share"] * 1.02**i  # beside one another, not on top
+            y = 100 * rows["accuracy"]
+            spread = abs(100 * rows[["low", "high"]].T.to_numpy() - y.to_numpy())
+            look: dict[str, Any] = {"color": COLOURS[i % FEW], "marker": MARKERS[1 + i % 5]}
+            axes.errorbar(x, y, spread, capsize=2, label=method, **look)
         axes.set(xlabel="training faces with labels, %", ylabel="accuracy, %", xscale="log")
         _plain(axes.xaxis)
         axes.set_xticks(sorted(100 * table["share"].unique()))
@@ -624,17 +604,16 @@ def shares(table: "pd.DataFrame", path: Path) -> Path:
 def _figure(
     path: Path, width: float, height: float, *shape: int, **how: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """A styled Figure of so many inches and its Axes, as pyplot's subplots(*shape, **how), which
-    becomes `path` when the block ends: whole, or not at all.
+    """A styled Figure of so many inches and its Axes, as from pyplot's subplots(*shape, **how).
+    When the block ends it is written to `path`, whole or not at all.
     """
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"{path}: a picture's name ends in .png, .svg or .pdf; choose one of them")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph"
-        )  # a name in a script that the font lacks: boxes will do
-        # no pyplot: nothing stays open, no backend is chosen
+        # A class may be named in a script that the font lacks: boxes are drawn then.
+        warnings.filterwarnings("ignore", "Glyph")
+        # Not pyplot, which would keep the figure open and choose a backend.
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(*shape, **how)
         write(path, lambda file: figure.savefig(file, format=kind, dpi=150))
@@ -656,17 +635,34 @@ def _sheet(path: Path, width: float, height: float) -> Iterator[Axes]:
 def _loss_and_accuracy(
     panels: Sequence[Axes], *histories: "pd.DataFrame"
 ) -> Iterator[tuple[Axes, str]]:
-    """Each of the two panels, and what the names of its columns end in."""
-    for axes, what, label in zip(
-        panels, ("loss", "accuracy"), ("loss", "accuracy, %"), strict=True
+    """The two panels, each with what the names of its columns end in."""
+    for axes, what, label in (
+        (panels[0], "loss", "loss"),
+        (panels[1], "accuracy", "accuracy, %"),
     ):
         axes.set_ylabel(label)
         _epochs(axes, *histories)
         yield axes, what
 
 
+def _legend_columns(longest: int) -> int:
+    """How many columns a legend has whose longest label has so many letters."""
+    return max(1, LETTERS // (longest + 8))  # 8 for the line
+
+
+def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
+    """The names of the classes, slanted, along the x axis."""
+    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _frame(axes: Axes, x: float, y: float, side: float, linewidth: float) -> None:
+    """A frame around a face that was labelled wrong."""
+    look: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": linewidth}
+    axes.add_patch(Rectangle((x, y), side, side, **look))
+
+
 def _bars(axes: Axes, places: Any, heights: Any, numbers: Sequence[str], **look: Any) -> None:
-    """Bars with numbers above them and names, which need no ticks, below."""
+    """Bars with numbers above them; below are names, which need no tick marks."""
     axes.bar_label(axes.bar(places, heights, **look), numbers, fontsize=6.5, padding=1)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
@@ -696,8 +692,8 @@ def _epochs(axes: Axes, *histories: "pd.DataFrame") -> None:
 def _line(
     axes: Axes, history: "pd.DataFrame", column: str, marker: str | None = None, **look: Any
 ) -> None:
-    """A column over the epochs that have it, shares in percent; few are dots as well, since one
-    alone draws no line.
+    """A column over the epochs that have it, shares in percent. Few values are dots as well, since
+    a single one draws no line.
     """
     rows = history[np.isfinite(history[column].astype(float))]
     scale = 100 if "accuracy" in column or "recall" in column else 1
