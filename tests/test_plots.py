@@ -388,3 +388,24 @@ def test_plain_images_of_a_mosaic_are_as_bright_as_they_are_and_a_face_stands_be
     assert abs(middles[2]) < 0.05 and abs(middles[3]) == pytest.approx(1)
     plots.mosaic(sheet, "t", tmp_path / "m.png", face=stripes)
     assert (drawn[1].axes[0].images[0].get_array() == stripes).all()
+
+
+def test_figures_fit_any_number_of_classes(tmp_path, drawn):
+    classes = [f"feeling {number}" for number in range(40)]
+    frame = history()
+    for name in classes:
+        frame[f"val_recall_{name}"] = np.linspace(0, 1, len(frame))
+    counts = np.arange(1600).reshape(40, 40)
+    plots.recalls(frame, classes, tmp_path / "recalls.png")
+    plots.class_counts({"train": counts[0], "test": counts[1]}, classes, tmp_path / "counts.png")
+    plots.recall_dots({"a": counts[0] / 40, "b": counts[1] / 80}, classes, tmp_path / "dots.png")
+    plots.confusions({"a": counts, "b": counts}, classes, tmp_path / "confusions.png")
+    plots.confusion(counts, classes, tmp_path / "confusion.png")
+    plots.per_class_bars(report(classes), tmp_path / "bars.png")
+    for figure in drawn:
+        assert inside(figure) and set(classes) <= {
+            text.partition("\n")[0] for text in texts(figure)
+        }
+    recalls = drawn[0].axes[0]
+    looks = {(line.get_color(), line.get_marker()) for line in recalls.lines}
+    assert len(looks) >= 24 and recalls.get_window_extent().width > 200
