@@ -1,4 +1,4 @@
-"""The Python API, as docs/api.md shows it, against the command line."""
+"""The Python API of docs/api.md gives the same results as the command line."""
 
 import logging
 import os

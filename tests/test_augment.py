@@ -1,6 +1,4 @@
-"""The functions against torchvision and scipy.ndimage, which Keras resamples with; Augment by what
-it draws.
-"""
+"""Augmentation functions match torchvision and scipy.ndimage; Augment draws what it should."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""The commands as a user types them, in this process, and once each as a real one."""
+"""The command line: commands and their errors, in this process and once as a real process."""
 
 import csv
 import os

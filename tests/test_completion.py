@@ -1,4 +1,4 @@
-"""Tab completion: what may follow, and what bash, zsh and fish are told."""
+"""Tab completion: the candidates, and the scripts for bash, zsh and fish."""
 
 import inspect
 import os

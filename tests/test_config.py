@@ -1,4 +1,4 @@
-"""The catalogue: every YAML composes, checks and builds; every key reaches code."""
+"""Every YAML file composes, passes its checks and builds; every key is read by the code."""
 
 import ast
 import re

@@ -1,6 +1,4 @@
-"""The built-in faces: what comes out, that it is the same everywhere, and that the action units
-show.
-"""
+"""The drawn faces: shapes and classes, the same bytes on every machine, visible action units."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Several processes train as one does: real ones, started by torchrun, over gloo."""
+"""Training in several processes, started by torchrun over gloo, matches one process."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
-"""What the pages say is true of the code: each command in them is taken by fer as it stands and, by
-`scripts/test all`, run on small data; the examples of CONTRIBUTING.md apply and work.
+"""The documentation: fer accepts every command in it and, in `scripts/test all`, runs it on small
+data; links lead somewhere; the examples of CONTRIBUTING.md work.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What evaluate says, against scipy and counts by hand; and that looks at PrivateTest are noted."""
+"""fer evaluate matches scipy and counts by hand, and logs evaluations on PrivateTest."""
 
 import csv
 from math import comb

@@ -1,4 +1,4 @@
-"""The maths against autograd and the definitions; the command on small networks of every kind."""
+"""Saliency and ascent match autograd and their definitions; fer explain on small networks."""
 
 import math
 from functools import partial

@@ -1,6 +1,4 @@
-"""FER+: its rules against a plain reading of them, its files, good and bad, and trainings with 8
-classes.
-"""
+"""FER+: its rules against a simple implementation, good and damaged files, 8-class training."""
 
 import csv
 import re

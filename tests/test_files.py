@@ -1,4 +1,4 @@
-"""Outputs: whole or not at all, and never in place of what is no file."""
+"""Files are written completely or not at all, and never replace what is not a regular file."""
 
 import os
 import subprocess

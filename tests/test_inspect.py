@@ -1,6 +1,4 @@
-"""fer inspect on drawn faces with planted copies: what is planted is found, and what is shut stays
-so.
-"""
+"""fer inspect finds planted copies in drawn faces, and leaves closed splits closed."""
 
 import matplotlib
 import numpy as np

@@ -1,4 +1,4 @@
-"""Every number against scikit-learn, on random and degenerate answers."""
+"""All metrics match scikit-learn, on random and on degenerate predictions."""
 
 import re
 

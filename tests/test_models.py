@@ -1,4 +1,4 @@
-"""Every network of the catalogue: exact sizes, shapes layer by layer, gradients everywhere."""
+"""All networks of configs/model: parameter counts, layer shapes, gradients everywhere."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""Muon against its definition and torch's own optimizers."""
+"""Muon matches its definition, and torch's optimizers where it delegates to them."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What is handed out works outside the checkout."""
+"""The wheel works outside the checkout; the scripts, dependencies and workflow are complete."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""Every figure is written whole and of the right size, whatever a run folder may hold."""
+"""Every figure is written completely and at the right size, whatever the run folder contains."""
 
 import subprocess
 import sys

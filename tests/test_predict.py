@@ -1,4 +1,4 @@
-"""Test-time augmentation and ensembles, against the same by hand."""
+"""Test-time augmentation and ensembles match the same computation by hand."""
 
 from pathlib import Path
 

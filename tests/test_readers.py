@@ -1,4 +1,4 @@
-"""Every layout, every refusal with its place, splits, cache; and a fuzz against a slow parser."""
+"""Every layout, every error with its file and line, splits, cache, and a fuzz test."""
 
 import bz2
 import csv

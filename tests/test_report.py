@@ -1,6 +1,4 @@
-"""The report: one page from the run folder alone, every picture with its numbers, nothing in it
-taken for HTML.
-"""
+"""The report needs only the run folder, shows every picture with its numbers, and escapes HTML."""
 
 import re
 import shutil
@@ -265,7 +263,7 @@ def test_a_damaged_record_of_what_was_typed_is_not_needed(fer, run):
     ):
         (run / "environment.yaml").write_text(text)
         code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
-        assert code == 0 or "environment" not in err
+        assert code == 0, err
         assert typed_words(run) is None
 
 

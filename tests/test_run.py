@@ -1,6 +1,4 @@
-"""The run folder: saves that hold, a lock, the record of a run, checkpoints that are whole or
-refused.
-"""
+"""The run folder: atomic saves, the lock, the environment record, damaged checkpoints."""
 
 import errno
 import os

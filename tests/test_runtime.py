@@ -1,4 +1,4 @@
-"""The machine, faked where this one cannot show it: devices, number formats, seeds, memory."""
+"""Devices, number formats, seeds and memory; hardware that this machine lacks is faked."""
 
 import itertools
 

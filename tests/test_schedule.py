@@ -1,4 +1,4 @@
-"""Curves against torch.optim.lr_scheduler on the same settings."""
+"""Curves match torch.optim.lr_scheduler with the same settings."""
 
 import pytest
 import torch

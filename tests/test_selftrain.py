@@ -1,6 +1,4 @@
-"""Self-training and the search for wrong labels: what is chosen, and that work done is not done
-again.
-"""
+"""Self-training and mislabels: which faces are chosen, and that finished work is not repeated."""
 
 import sys
 from pathlib import Path

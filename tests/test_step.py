@@ -1,6 +1,4 @@
-"""Steps: captured ones do what eager ones do, without a GPU by an emulation; fp16; several devices'
-limits.
-"""
+"""Captured steps match eager steps (emulated without a GPU); fp16; limits of devices."""
 
 import contextlib
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Standard output and error: closed, full, without a reader, in a narrow encoding."""
+"""Standard output and error that are closed, full, without a reader, or in a narrow encoding."""
 
 import os
 import subprocess

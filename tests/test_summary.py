@@ -1,6 +1,4 @@
-"""fer summary against the published counts and shapes, torch's own counter, and the formulas it
-prints.
-"""
+"""fer summary matches published counts and shapes, and torch's counter."""
 
 import math
 import re

@@ -1,6 +1,4 @@
-"""Hydra's own launchers and sweeper, for real: jobs in other processes, an objective that comes
-back.
-"""
+"""Sweeps with Hydra's real launchers and sweepers, in other processes."""
 
 import subprocess
 import sys

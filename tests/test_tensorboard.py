@@ -1,4 +1,4 @@
-"""What TensorBoard is given, read back by its own reader."""
+"""TensorBoard's own reader finds what fer wrote."""
 
 import sys
 

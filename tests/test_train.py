@@ -1,6 +1,4 @@
-"""The trainer: order, losses, curves, and that an interrupted training goes on as if it had not
-been.
-"""
+"""The trainer: batch order, losses, curves, and exact resume."""
 
 import json
 import os

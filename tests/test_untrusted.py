@@ -1,5 +1,5 @@
-"""Files from others are data: configs, CSVs and images that lie, each refused in words or read
-right. No payload here does harm.
+"""Hostile and malformed files (configs, CSVs, images) are refused or read correctly. The payloads
+are harmless.
 """
 
 import csv

@@ -1,6 +1,4 @@
-"""A key that there is not is told with the one that was probably meant, in whatever group it
-stands.
-"""
+"""A wrong key is answered with the nearest valid key of any group."""
 
 from pathlib import Path
 
