@@ -253,7 +253,7 @@ def test_a_submission_without_header(fer, competition):
 def test_a_sample_that_does_not_fit_is_refused(fer, competition):
     for text, words in (
         ("emotion\n0\n", "has 1 rows for 9 faces"),
-        ("id\n" + "a\n" * 9, "'a' in its one column is no label"),
+        ("id\n" + "a\n" * 9, "'a' in its only column is not a label"),
         ("id,label\n" + "0,1\n", "has 1 rows for 9 faces"),
     ):
         Path("sample.csv").write_text(text)

@@ -11,15 +11,16 @@ from fer.data.faces import Faces
 from fer.files import write_text
 from fer.run import write_csv
 
+NUMBER = r"\s*-?[0-9]+(\.[0-9]*)?\s*"
+
 
 @dataclass(frozen=True)
 class Submission:
     """How a submission is laid out.
 
-    header: names of its columns, of ids and labels or of labels alone; empty for labels alone
-    without a header.
-    ids: one a face, also where they are not written. faces: in the order of the rows. headed: does
-    it begin with its header?
+    header: names of its columns: of ids and labels, or of labels alone; empty for labels alone
+    without a header. ids: one for each face, even if they are not written. faces: in the order of
+    the rows. headed: whether the file begins with the header.
     """
 
     header: list[str]
@@ -35,7 +36,7 @@ class Submission:
     def write(self, path: str, labels: list[int]) -> None:
         rows: list[list[object]] = [[label] for label in labels]
         if len(self.header) == 2:
-            rows = [[own, label] for own, label in zip(self.ids, labels, strict=True)]
+            rows = [[face_id, label] for face_id, label in zip(self.ids, labels, strict=True)]
         if self.headed and self.header:
             write_csv(path, self.header, rows)
         else:
@@ -47,22 +48,15 @@ class Submission:
 
 
 def as_sampled(path: str, faces: Faces, classes: int = 8) -> Submission:
-    """The layout of a sample submission: two columns or more, of which ids and labels are the first
-    two, or one column of labels; a first row that ends in a number is no header. The faces come in
-    the order of its ids or, where these are its own or there are none, in the data's order.
+    """The layout of a sample submission, which has ids and labels in its first two columns, or
+    labels alone in its only one. A first row that ends in a number is no header.
+
+    The faces are in the order of the sample's ids or, if these are not the faces' ids or there are
+    none, in the data's order. classes: how many the network has, so that labels are below it.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-        raise UserError(f"sample={path}: is no plain file; name a CSV")
-    try:
-        sample = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"sample={path}: cannot be read as CSV ({str(error).splitlines()[0]})"
-        ) from None
-    columns = min(sample.shape[1], 2)
-    sample = sample.iloc[:, :columns]
+    sample = read_sample(path)
     header = sample.iloc[0].tolist()
-    headed = not re.fullmatch(r"\s*-?[0-9]+(\.[0-9]*)?\s*", header[-1])
+    headed = not re.fullmatch(NUMBER, header[-1])
     if headed:
         sample = sample.iloc[1:]
     if len(sample) != len(faces):
@@ -70,29 +64,53 @@ def as_sampled(path: str, faces: Faces, classes: int = 8) -> Submission:
             f"sample={path}: has {len(sample)} rows for {len(faces)} faces; it should have one for "
             "each"
         )
-    ids = sample.iloc[:, 0].tolist()
-    if columns == 1:
-        no_labels = [
-            value for value in ids if not value.strip().isdecimal() or int(value) >= max(classes, 8)
-        ]
-        if no_labels:
-            raise UserError(
-                f"sample={path}: {no_labels[0][:20]!r} in its one column is no label; "
-                "it should have labels alone, or ids and labels"
-            )
+    first_column = sample.iloc[:, 0].tolist()
+    if sample.shape[1] == 1:
+        check_labels(path, first_column, max(classes, 8))
         print(f"{path} has labels alone: written in the order of the faces")
         return Submission(header, faces.ids, faces, headed)
+
+    ids = first_column
     position = faces.positions(ids)
     if len(position) == len(ids) and set(position) == set(ids):
         return Submission(header, ids, faces.take([position[i] for i in ids]), headed)
-    first = int(ids[0]) if ids[0].isdecimal() else 0
-    if set(position) & set(ids) and ids != [str(first + i) for i in range(len(ids))]:
+    if set(position) & set(ids) and not counts_up(ids):
         raise UserError(
-            f"sample={path}: only some of its ids are faces' ids, so their order is not sure; mend "
-            "them"
+            f"sample={path}: only some of its ids are ids of faces, so the order is unclear; "
+            "correct them"
         )
     print(
-        f"the ids of {path} are its own, from {ids[0]} to {ids[-1]}: taken in the order of the "
-        "faces"
+        f"the ids of {path}, {ids[0]} to {ids[-1]}, are not those of the faces: "
+        "used in the order of the faces"
     )
     return Submission(header, ids, faces, headed)
+
+
+def read_sample(path: str) -> pd.DataFrame:
+    """The first two columns of a CSV, or its only one, as text and without a header."""
+    if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for a writer
+        raise UserError(f"sample={path}: not a regular file; name a CSV")
+    try:
+        sample = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"sample={path}: cannot be read as CSV ({reason})") from None
+    return sample.iloc[:, :2]
+
+
+def check_labels(path: str, values: list[str], classes: int) -> None:
+    """Refuse a column that holds something else than labels from 0 to classes - 1."""
+    for value in values:
+        if not value.strip().isdecimal() or int(value) >= classes:
+            raise UserError(
+                f"sample={path}: {value[:20]!r} in its only column is not a label; "
+                "it should have labels alone, or ids and labels"
+            )
+
+
+def counts_up(ids: list[str]) -> bool:
+    """Whether the ids are whole numbers in a row, from any first one; 0 is assumed if the first is
+    no number.
+    """
+    first = int(ids[0]) if ids[0].isdecimal() else 0
+    return ids == [str(first + i) for i in range(len(ids))]

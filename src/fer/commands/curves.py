@@ -12,18 +12,21 @@ POINTS = 20  # an epoch
 
 
 def run(cfg: config.CurvesConfig, typed: list[str]) -> None:
-    curves = build_curves(cfg, config.build("augment", cfg.augment), build(cfg.model))
-    shown = {name: (curve, size) for name, (curve, size) in curves.items() if not curve.waits}
-    times = [step / POINTS for step in range(cfg.train.epochs * POINTS + 1)]
-    table = {
-        name: [size * curve(t, cfg.train.epochs) for t in times]
-        for name, (curve, size) in shown.items()
-    }
-    if table:
-        plots.schedules(pd.DataFrame({"epoch": times} | table), list(table), Path(cfg.out))
-        print(f"{', '.join(table)} over {cfg.train.epochs} epochs: {cfg.out}")
-    if waiting := sorted(curves.keys() - table.keys()):
+    epochs = cfg.train.epochs
+    times = [point / POINTS for point in range(epochs * POINTS + 1)]
+    columns = {}
+    waiting = []
+    augment, model = config.build("augment", cfg.augment), build(cfg.model)
+    for name, (curve, full) in build_curves(cfg, augment, model).items():
+        if curve.waits:
+            waiting.append(name)
+        else:
+            columns[name] = [full * curve(time, epochs) for time in times]
+    if columns:
+        plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
+        print(f"{', '.join(columns)} over {epochs} epochs: {cfg.out}")
+    if waiting:
         print(
-            f"not shown, since they wait for validation accuracy: {', '.join(waiting)}; see "
+            f"not shown: {', '.join(sorted(waiting))}, which depend on validation accuracy; see "
             "history.csv of a run"
         )
