@@ -181,14 +181,15 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
     shares = _row_shares(matrix)
     side = 0.44 * max(len(classes), 4)
     margin = 0.5 + 0.065 * max(map(len, classes))
-    title_height = 0.2 if title else 0
+    lines = textwrap.wrap(title or "", int(14 * side))  # letters as wide as the matrix
+    title_height = 0.2 + 0.15 * (len(lines) - 1) if lines else 0
     with _figure(path, side + margin, side + margin + title_height) as (_, axes):
         texts = {}
         for cell, share in np.ndenumerate(shares):
             if np.isfinite(share):
                 texts[cell] = f"{100 * share:.0f} %\n({matrix[cell]})" if matrix[cell] else "0"
         _matrix(axes, shares, texts, classes, fontsize=7, linespacing=1.1)
-        axes.set(xlabel="prediction", ylabel="truth", title=title)
+        axes.set(xlabel="prediction", ylabel="truth", title="\n".join(lines))
     return path
 
 
@@ -472,6 +473,8 @@ def mosaic(
     images = np.asarray(images, dtype=float)
     count = len(images)
     columns, side = next((columns, side) for most, columns, side in GRIDS if count <= most)
+    if names:
+        columns = min(columns, count)
     rows = math.ceil(count / columns)
     if texture:
         look, low, high = "gray", -2.5, 2.5
