@@ -781,3 +781,11 @@ def test_the_command_of_every_form_reads_it(start, compose, tmp_path, monkeypatc
     data = config.build("data", config.check(verb, compose(verb, *overrides)).data)
     assert len(data.classes) == classes and data.absent in ([], ["contempt"])
     assert len(data.open("train")) and len(data.open("validation"))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "x" * 101])
+def test_a_folder_that_cannot_name_a_class_is_refused(tmp_path, name):
+    draw_folders(tmp_path, ["train"], ["happy", name], count=1, side=8)
+    with pytest.raises(UserError) as error:
+        load(tmp_path)
+    assert "its name cannot be a class's" in str(error.value) and str(error.value).isprintable()

@@ -10,8 +10,9 @@ import numpy as np
 
 from fer import CLASSES, UserError
 from fer.data.readers.names import EMOTION_OF, EMOTIONS, emotion
-from fer.data.readers.table import Table
+from fer.data.readers.table import MAX_LABELS, Table
 
+MAX_NAME = 100  # characters
 RAFDB = "[surprise,fear,disgust,happy,sad,angry,neutral]"
 AFFECTNET = "[neutral,happy,sad,surprise,fear,disgust,angry]"
 QUESTION = (
@@ -63,6 +64,11 @@ def resolve(tables: Sequence[Table], wishes: Wishes, known_numbers: Sequence[str
             first.setdefault(label, place)
     if not first:
         return Meaning(CLASSES, {})
+    for label, place in first.items():
+        if not label.isprintable() or not 0 < len(label.strip()) <= MAX_NAME:
+            raise UserError(f"{place!r}: its name cannot be a class's; rename it")
+    if len(first) > MAX_LABELS:
+        raise UserError(f"there are {len(first):,} different labels, too many for classes")
     named = name_numbers(first, wishes.names, known_numbers)
     refuse_misspelt(first, named, wishes)
     classes = in_order(set(named.values()))

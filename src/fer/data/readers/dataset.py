@@ -112,7 +112,7 @@ def fer2013(
     # A test split with labels may hold PrivateTest.
     doubtful = {"private", "test"} & {*splits} - {judge}
     shut = frozenset(name for name in doubtful if splits[name].labelled)
-    told = in_words(source, splits, shut, judge, split, class_names, left_out)
+    told = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
     return Data(splits, normalize, shut, hash_of(parts), told=told, **about)  # type: ignore[arg-type]
 
 
@@ -241,6 +241,7 @@ def in_words(
     shut: frozenset[str],
     judge: str,
     split: str,
+    fraction: float,
     classes: Sequence[str],
     left_out: str,
 ) -> str:
@@ -254,7 +255,9 @@ def in_words(
         named["val"] = named.get("validation", "")
         words = [f"{train} trains"]
     if judge == "validation" and "validation" not in source.parts:
-        how = "the rows from data.from_index on" if split == "from_index" else "a part of it"
+        how = (
+            "the rows from data.from_index on" if split == "from_index" else f"{fraction:.0%} of it"
+        )
         words.append(f"{how} validates")
     elif judge:
         words.append(f"{named.get(judge, judge)} validates")
