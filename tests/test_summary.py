@@ -132,7 +132,9 @@ def test_parameters_outside_of_the_layers_have_a_row_of_their_own():
     rows = layer_table.layers(model)
     assert rows[-1].name == layer_table.OUTSIDE and rows[-1].parameters > 0
     assert sum(row.parameters for row in rows) == layer_table.totals(model)["parameters"]
-    assert layer_table.table_text("vit", model).endswith("attention say, are not counted")
+    assert layer_table.table_text("vit", model).endswith(
+        "such as those of attention, are not counted"
+    )
 
 
 def test_the_table_leaves_the_model_as_it_was(catalogue_model):

@@ -59,16 +59,13 @@ def integrated_gradients(
     nothing then, and all gradients are 0.
     """
     inputs, black = network.normalize(images), network.normalize(torch.zeros_like(images))
-    maps = (
-        captum_attr()
-        .IntegratedGradients(network.model)
-        .attribute(
-            inputs,
-            black,
-            target=classes,
-            n_steps=steps,
-            internal_batch_size=max(BATCH, len(images)),
-        )
+    method = captum_attr().IntegratedGradients(network.model)
+    maps = method.attribute(
+        inputs,
+        black,
+        target=classes,
+        n_steps=steps,
+        internal_batch_size=max(BATCH, len(images)),
     )
     return maps.detach().float()
 

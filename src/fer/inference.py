@@ -269,11 +269,15 @@ def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, fac
     is_open = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            own = member.data()
+            member_data = member.data()
         except UserError:  # not at hand
             continue
-        shut = [own.splits[name] for name in own.shut if name in own.splits]
-        for public in own.splits.values():
-            if not any(public is other for other in shut):
-                is_open |= faces.among(public)
+        shut = [
+            split_faces
+            for name, split_faces in member_data.splits.items()
+            if name in member_data.shut
+        ]
+        for split_faces in member_data.splits.values():
+            if not any(split_faces is closed for closed in shut):  # data.validation=test
+                is_open |= faces.among(split_faces)
     return not bool(is_open.all())

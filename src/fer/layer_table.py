@@ -22,7 +22,7 @@ OUTSIDE = "(outside of these layers)"
 
 @dataclass
 class Layer:
-    """One run of a layer. `formula`: its output size, where a window slides."""
+    """One run of a layer. formula: of its output size, if a window slides over its input."""
 
     name: str
     kind: str
@@ -115,8 +115,8 @@ def layers(model: nn.Module) -> list[Layer]:
 def formula(
     module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]
 ) -> str:
-    """floor((W + 2P − k) / s) + 1 with its numbers, for both axes where they differ; `outer`
-    padding counts as P.
+    """floor((W + 2P − k) / s) + 1 with numbers, for both axes if they differ. outer: padding by a
+    layer before, (before, after) for each axis; it counts as P.
     """
     options = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
     rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
@@ -151,23 +151,24 @@ def totals(model: nn.Module) -> dict[str, int]:
 
 
 def table_text(name: str, model: nn.Module) -> str:
-    """The layer table, the formulas, the totals."""
+    """The table of layers, the formulas of their output sizes, and the totals, as text."""
     cells, formulas = [HEADER], []
-    for r in layers(model):
-        short = r.name if len(r.name) <= 36 else "…" + r.name[-35:]
-        row = [
-            short,
-            r.kind,
-            r.kernel,
-            r.stride,
-            r.padding,
-            by(r.output),
-            f"{r.parameters:,}",
-            f"{r.multiply_adds:,}",
-        ]
-        cells.append(row)
-        if r.formula:
-            formulas.append([f"  {short}", r.formula])
+    for layer in layers(model):
+        short = layer.name if len(layer.name) <= 36 else "…" + layer.name[-35:]
+        cells.append(
+            [
+                short,
+                layer.kind,
+                layer.kernel,
+                layer.stride,
+                layer.padding,
+                by(layer.output),
+                f"{layer.parameters:,}",
+                f"{layer.multiply_adds:,}",
+            ]
+        )
+        if layer.formula:
+            formulas.append([f"  {short}", layer.formula])
     parts = [f"{name}, input 1×{model.size}×{model.size}", "", *aligned(cells, left=2), ""]
     if formulas:
         parts += [
@@ -177,9 +178,8 @@ def table_text(name: str, model: nn.Module) -> str:
         ]
     parts += aligned([[key, f"{n:,}"] for key, n in totals(model).items()])
     if cells[-1][0] == OUTSIDE:
-        parts.append(
-            f"multiply-adds {OUTSIDE.strip('()')}, those of attention say, are not counted"
-        )
+        outside = OUTSIDE.strip("()")
+        parts.append(f"multiply-adds {outside}, such as those of attention, are not counted")
     return "\n".join(parts)
 
 
