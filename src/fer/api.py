@@ -135,14 +135,14 @@ def load(ckpt: str | Path, device: config.Device = "auto", trust: Sequence[str] 
 def find_faces(
     photo: str | Path | Image.Image, smallest: float = photos.SHARE
 ) -> list[tuple[tuple[int, int, int], np.ndarray]]:
-    """The upright faces in a photo, from left to right: x, y and side of the square in pixels, and
-    its content as uint8 48×48, ready for probabilities().
+    """The faces in a photo from left to right: x, y and side of their square in pixels, and its
+    content as uint8 48×48, turned upright, ready for probabilities().
 
-    smallest: side of the smallest face that is looked for, as a share of the photo's longer side,
-    0.01 to 1. Needs pip install 'fer-trainer[photos]'.
+    smallest: side of the smallest face, 0.01 to 1, as a share of the photo's longer side. Needs
+    pip install 'fer-trainer[photos]'.
     """
     if not 0.01 <= smallest <= 1:
         raise UserError(f"smallest={smallest}: should be from 0.01 to 1")
     image = photo if isinstance(photo, Image.Image) else photos.read_photo(Path(photo))
-    found = photos.find_faces(image.convert("L"), photos.cascade(), smallest)
-    return [(box, face[0].numpy()) for box, face in found]
+    detector = photos.FaceDetector()
+    return [(box, face[0].numpy()) for box, face in photos.find_faces(image, detector, smallest)]

@@ -215,7 +215,7 @@ def right_and_wrong(labels: Tensor, predicted: Tensor) -> Tensor:
 
 def faces_of_photos(files: list[Path], crop: str, smallest: float) -> Faces:
     """The faces in photos, as fer predict input= finds them; prints which."""
-    found = photos.find_in(files, crop, smallest)
+    found = photos.faces_in_photos(files, crop, smallest)
     if not found:
         raise UserError(f"image={files[0]}: no face; {photos.remedy(smallest)}")
     faces_per_file = Counter(face.file for face in found)

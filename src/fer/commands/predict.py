@@ -13,19 +13,26 @@ from fer.run import spare_runs, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
 
-PHOTO_KEYS = ("crop", "smallest")  # keys that are about photos alone
+PHOTO_KEYS = ("crop", "smallest", "ema")  # keys that are about photos and videos alone
 
 
 def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     device = pick_device(cfg.device)
     ensemble = Ensemble.open(cfg.ckpt, device, cfg.batch_size, cfg.tta, cfg.trust)
-    out = Path(cfg.out or ("faces.csv" if cfg.input else "submission.csv"))
+    out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])
-    if cfg.input:
+    if cfg.input is not None:
         ensemble, table = ensemble.weighted(cfg.select)
         print_if_any(table)
         photos.run(
-            Path(cfg.input), out, cfg.crop, cfg.smallest, typed, ensemble.classes, ensemble.label
+            str(cfg.input),
+            out,
+            cfg.crop,
+            cfg.smallest,
+            cfg.ema,
+            typed,
+            ensemble.classes,
+            ensemble.label,
         )
         return
     for key in PHOTO_KEYS:

@@ -45,7 +45,7 @@ Device = Annotated[str, BeforeValidator(device_name)]
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
 Crop = Literal["face", "whole"]  # of a photo
-FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, photos are searched at 2,400 pixels
+FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, photos are searched at 2,000 pixels
 DataNode = dict | None  # what was typed of `data`; the rest comes from the checkpoint
 # Modules whose code a checkpoint may name. Never saved: only the person at the keyboard can trust.
 Trust = Annotated[list[str], BeforeValidator(module_names), Field(exclude=True)]
@@ -122,9 +122,10 @@ class PredictConfig(Strict):
     tta: Views
     select: Literal["uniform", "greedy"]
     split: str | None
-    input: FilePath | None
+    input: FilePath | Annotated[int, Field(ge=0)] | None  # the number of a camera
     crop: Crop
     smallest: FaceShare
+    ema: Annotated[float, Field(ge=0, lt=1)]
     out: FilePath | None
     columns: Annotated[list[str], Field(max_length=2)]
     sample: FilePath | None
