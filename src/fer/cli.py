@@ -23,6 +23,7 @@ COMMANDS = {
     "curves": "plot the learning rate and all else that a training would change over time",
     "report": "make pictures and tables of a run, or compare several",
     "explain": "show what a network looks at in a face, and what its filters respond to",
+    "app": "try networks in the browser, with photos or the camera",
     "export": "write a network for other programs, as ONNX or torch.export",
     "inspect": "look at the data: counts, mean faces, copies within and across splits",
     "mislabels": "find the training faces that are most likely labelled wrong",

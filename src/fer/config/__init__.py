@@ -14,6 +14,7 @@ from fer.config.build import (
 )
 from fer.config.schema import (
     SCHEMAS,
+    AppConfig,
     CurvesConfig,
     Device,
     DownloadConfig,
@@ -48,6 +49,7 @@ from fer.config.values import (
 __all__ = [
     "GROUPS",
     "SCHEMAS",
+    "AppConfig",
     "CurvesConfig",
     "Device",
     "DownloadConfig",

@@ -45,7 +45,7 @@ Device = Annotated[str, BeforeValidator(device_name)]
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
 Crop = Literal["face", "whole"]  # of a photo
-FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, photos are searched at 2,000 pixels
+FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, photos are searched at 3,200 pixels
 DataNode = dict | None  # what was typed of `data`; the rest comes from the checkpoint
 # Modules whose code a checkpoint may name. Never saved: only the person at the keyboard can trust.
 Trust = Annotated[list[str], BeforeValidator(module_names), Field(exclude=True)]
@@ -192,6 +192,14 @@ class ExportConfig(Strict):
     out: FilePath | None
 
 
+class AppConfig(Strict):
+    ckpt: FilePath | list[FilePath] | None
+    trust: Trust = []
+    smallest: FaceShare
+    port: Annotated[int, Field(ge=1024, le=65535)]
+    device: Device
+
+
 class DownloadConfig(Strict):
     source: str
     out: FilePath
@@ -212,6 +220,7 @@ SCHEMAS: dict[str, type[Strict]] = {
     "report": ReportConfig,
     "explain": ExplainConfig,
     "inspect": InspectConfig,
+    "app": AppConfig,
     "export": ExportConfig,
     "download": DownloadConfig,
     "summary": SummaryConfig,

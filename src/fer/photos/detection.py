@@ -13,11 +13,11 @@ from PIL import Image
 from fer import extra
 from fer.data.faces import SIZE
 
-DETECTED = 20  # pixels of the smallest face in the picture that the detector gets
+DETECTED = 32  # pixels of the smallest face in the picture that the detector gets
 SHARE = 0.02  # of the photo's longer side: the smallest face, unless another is asked for
 # Of the shorter side, added by repeating the edge: a face that fills a photo is found only so.
 BORDER = 0.15
-SCORE = 0.5  # 0 to 1: how certain the detector must be
+SCORE = 0.2  # 0 to 1: how certain the detector must be
 # Side of the crop by the geometric mean of the detected width and height: of those measured, the
 # one with the highest accuracy on FER2013 (docs/predict.md).
 MARGIN = 1.1
