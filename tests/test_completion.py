@@ -110,8 +110,13 @@ def test_completed_and_quoted_as_paths_are_the_keys_whose_type_is_a_path(folder)
         assert typed == path_parameters(f"{target.__module__}.{target.__qualname__}")
         paths |= typed
     assert {"resume", "ckpt", "image", "path", "votes", "weights"} <= paths
+    assert {"data.path", "data.votes"} <= set(path_keys("train", "data"))  # as configs name them
+    assert "model.weights" in path_keys("train", "model")
     assert completion.candidates(COMMANDS, "fer train data.votes=m") == ["data.votes=mine/"]
-    Path("mylab.py").write_text("from fer import FilePath\ndef faces(*, folder: FilePath): ...\n")
+    Path("mylab").mkdir()
+    Path("mylab/__init__.py").write_text("from .sets import faces_of_mine as faces\n")
+    function = "def faces_of_mine(*, folder: FilePath): ...\n"
+    Path("mylab/sets.py").write_text(f"from fer import FilePath\n{function}")
     line = "fer train data._target_=mylab.faces data.folder=mi"
     assert completion.candidates(COMMANDS, line) == ["data.folder=mine/"]
     line = "fer train data._target_=mylab.faces data.fo"

@@ -88,7 +88,7 @@ def parameters(target: str) -> dict[str, ast.expr | None]:
     Of a class: of its __init__, or else its annotated fields, as of a dataclass.
     """
     module, _, name = target.rpartition(".")
-    definition = definitions(module).get(name)
+    definition = find(module, name)
     if isinstance(definition, ast.ClassDef):
         for statement in definition.body:
             if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
@@ -100,8 +100,8 @@ def parameters(target: str) -> dict[str, ast.expr | None]:
 
 
 def fields(module: str, name: str) -> dict[str, ast.expr | None]:
-    """Annotated fields of a class, with those of its bases in the same module."""
-    definition = definitions(module).get(name)
+    """Annotated fields of a class, with those of its bases that the module knows by name."""
+    definition = find(module, name)
     found: dict[str, ast.expr | None] = {}
     if isinstance(definition, ast.ClassDef):
         for base in definition.bases:
@@ -113,19 +113,42 @@ def fields(module: str, name: str) -> dict[str, ast.expr | None]:
     return found
 
 
-def definitions(module: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-    """The classes and functions of a module by name; none if it is not found or not Python."""
+def find(module: str, name: str, depth: int = 5) -> ast.stmt | None:
+    """The class or function that a module calls `name`: its own, or one that it imports from
+    another module. depth: how many modules may hand it on.
+    """
+    for statement in statements(module):
+        if isinstance(statement, ast.ClassDef | ast.FunctionDef) and statement.name == name:
+            return statement
+        if isinstance(statement, ast.ImportFrom) and depth:
+            for alias in statement.names:
+                if name == (alias.asname or alias.name):
+                    return find(imported_module(module, statement), alias.name, depth - 1)
+    return None
+
+
+def imported_module(module: str, statement: ast.ImportFrom) -> str:
+    """The absolute name of the module in `from … import`, in the source of `module`."""
+    if not statement.level:
+        return statement.module or ""
+    is_package = next(files(module)).name == "__init__.py"
+    parts = module.split(".")
+    kept = parts[: len(parts) - statement.level + is_package]
+    return ".".join([*kept, statement.module] if statement.module else kept)
+
+
+def statements(module: str) -> list[ast.stmt]:
+    """The statements of a module's source; none if it is not found or not Python."""
     for file in files(module):
         with contextlib.suppress(OSError, ValueError, SyntaxError):
             return parsed(file, file.stat().st_mtime_ns)
-    return {}
+    return []
 
 
 @functools.cache
-def parsed(file: Path, modified: int) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-    """The classes and functions of a source file by name. modified: tells versions apart."""
-    body = ast.parse(file.read_bytes()).body
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+def parsed(file: Path, modified: int) -> list[ast.stmt]:
+    """The statements of a source file. modified: tells its versions apart."""
+    return ast.parse(file.read_bytes()).body
 
 
 def files(module: str) -> Iterator[Path]:
