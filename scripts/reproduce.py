@@ -359,7 +359,8 @@ def estimate(training: Training) -> float:
         epochs = epochs_of(words)
         few = [f"data.limit={TIMED_FACES}", f"train.batch_size={TIMED_FACES}", "train.epochs=2"]
         trial = [f"run={place}/run", "train.patience=null", *few]
-        kept = [word for word in words if word.partition("=")[0] not in ("train.epochs", "run")]
+        set_here = {word.partition("=")[0] for word in trial}
+        kept = [word for word in words if word.partition("=")[0] not in set_here]
         command = [sys.executable, "-m", "fer", "train", *kept, *trial]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -367,9 +368,11 @@ def estimate(training: Training) -> float:
         row = pd.read_csv(Path(place) / "run" / "history.csv").iloc[-1]
     training_seconds = TIMED_FACES / row["images_per_second"]
     validation_seconds = max(row["seconds"] - training_seconds, 0)
-    faces = TRAINING_FACES / TIMED_FACES * training_seconds
-    validation = VALIDATION_FACES / TIMED_FACES * validation_seconds
-    return epochs * (faces + validation)
+    limits = [int(word[len("data.limit=") :]) for word in words if word.startswith("data.limit=")]
+    faces = min(TRAINING_FACES, *limits) if limits else TRAINING_FACES
+    validation_faces = min(VALIDATION_FACES, faces)
+    seconds = faces * training_seconds + validation_faces * validation_seconds
+    return epochs * seconds / TIMED_FACES
 
 
 def epochs_of(words: list[str]) -> int:
@@ -434,10 +437,9 @@ class Run:
         self.history = api.history(folder)
         self.best = self.history.loc[self.history["val_accuracy"].idxmax()]
         self.classifier = api.load(folder)
-        faces = self.classifier.faces()
-        self.images = faces.images
-        self.labels = faces.labels.numpy()
-        self.fresh = ~faces.among(self.classifier.faces("train")).numpy()
+        self.faces = self.classifier.faces()
+        self.labels = self.faces.labels.numpy()
+        self.fresh = ~self.faces.among(self.classifier.faces("train")).numpy()
         self.seed = self.classifier.checkpoint.settings.seed
         documents = (folder / "environment.yaml").read_text(encoding="utf-8")
         self.environment = [*yaml.safe_load_all(documents)][-1]
@@ -446,9 +448,9 @@ class Run:
     def _probabilities(self, tta: str = "none") -> np.ndarray:
         """float64 N×classes, of the validation faces."""
         saved = self.classifier.checkpoint.contents["validation"]
-        if tta == "none":  # what training itself measured
+        if tta == "none" and saved["images"] == self.faces.hash:  # what training itself measured
             return saved["logits"].double().softmax(1).numpy()
-        return self.classifier.probabilities(self.images, tta)  # type: ignore[arg-type]
+        return self.classifier.probabilities(self.faces.images, tta)  # type: ignore[arg-type]
 
     @property
     def machine(self) -> str:
@@ -603,7 +605,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="trainings at a time; 3 on a GPU, else 1")
     parser.add_argument("--minutes", type=float, help="time for the trainings")
     parser.add_argument("--private", metavar="FOLDER", help="write submissions for its test.csv")
-    parsed = parser.parse_args(given)
+    parsed = parser.parse_intermixed_args(given)
     parsed.words = [word for word in parsed.rows if "=" in word]
     parsed.rows = [word for word in parsed.rows if "=" not in word]
     unknown = [name for name in parsed.rows if name not in BY_NAME]

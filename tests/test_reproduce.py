@@ -145,7 +145,7 @@ def test_rows_are_trained_measured_and_kept(reproduce, copy, tmp_path, monkeypat
     """
     monkeypatch.chdir(tmp_path)
     before = contents(copy)
-    command = ["compact_dnn", *TINY, "model.head=[4]", "--runs", "runs"]
+    command = ["compact_dnn", *TINY, "--runs", "runs", "model.head=[4]", "data.limit=35"]
     assert reproduce.main(command, copy) == 0
     out = capfd.readouterr().out
     assert "runs/compact_dnn_0: about " in out
