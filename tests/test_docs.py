@@ -51,6 +51,8 @@ NOT_RUN = {
 }
 # What stands in the pages → what a test has in its folder, or what makes it short.
 SUBSTITUTES = [
+    (r"model\.weights=(IMAGENET1K_V1|\S+\.pth)", "model.weights=null"),  # would be downloaded
+    (r"model\.size=96", "model.size=32"),
     ("runs/<sweep>", "runs/sweep"),
     ("runs/2026-01-31_09-00-00/", "runs/sweep/"),
     (r"runs/(…|2026-01-31_09-00-00_vgg13)", "runs/a"),

@@ -154,6 +154,11 @@ RECIPES = {
         *("++augment.resized_crop=[0.8, 1.2]", "augment.jitter=0.5", "augment.erase=0.5"),
         *("augment.erase_value=black", "augment.jitter_probability=0.5"),
     ],
+    "an epoch with frozen layers": [
+        *("model=simple_cnn", "model.features=[4, norm, pool]", "model.head=[8]", "augment=flip"),
+        *("optim=adam", "++optim.fused=true", "++optim.eps=1e-3", "train.freeze=1"),
+        "train.backbone_lr=1e-4",
+    ],
     "sgd and an average": [
         *(
             "model=dnn",

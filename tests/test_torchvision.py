@@ -1,6 +1,7 @@
 """torchvision's classifiers by name: shapes, refusals, weights from a file."""
 
 import re
+import urllib.error
 
 import pytest
 import torch
@@ -259,3 +260,36 @@ def test_files_that_do_not_fit_are_refused(tmp_path, name, contents, words):
         torch.save(contents, path)
     with pytest.raises(ValueError, match=f"weights=.*: {words}"):
         classifier(name=name, weights=str(path))
+
+
+def test_weights_by_name_come_from_torchvisions_cache(tmp_path, monkeypatch):
+    """As they would after a download, with three channels and 1000 classes."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    theirs = torchvision.models.squeezenet1_1(weights=None).state_dict()
+    url = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(theirs, cache / url.rpartition("/")[2])
+    for weights in ("IMAGENET1K_V1", "DEFAULT"):
+        ours = classifier(name="squeezenet1_1", weights=weights).state_dict()
+        kernel = theirs["features.0.weight"].sum(1, keepdim=True)
+        assert torch.equal(ours["features.0.weight"], kernel)
+        assert torch.equal(ours["features.3.squeeze.weight"], theirs["features.3.squeeze.weight"])
+        assert len(ours["classifier.1.weight"]) == 7
+
+
+def test_weights_that_cannot_be_downloaded_are_told_where_to_fetch(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", offline)
+    words = r"cannot be downloaded \(no route to host\); fetch https://.*squeezenet1_1-.* and give"
+    with pytest.raises(ValueError, match=words):
+        classifier(name="squeezenet1_1", weights="IMAGENET1K_V1")
+
+
+def test_weights_of_a_name_that_there_is_not_are_refused():
+    words = "weights=IMAGENET1K_V7: no such file, .* squeezenet1_1; it has IMAGENET1K_V1, DEFAULT"
+    with pytest.raises(ValueError, match=words):
+        classifier(name="squeezenet1_1", weights="IMAGENET1K_V7")

@@ -74,6 +74,8 @@ class Training(Strict):
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     copies: Literal["keep", "drop"] = "keep"
     tencrop: bool = False
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    freeze: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
 class TrainConfig(Strict):

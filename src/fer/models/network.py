@@ -61,6 +61,24 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
     return images[..., start : start + size, start : start + size]
 
 
+def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name and the module of a model's last layer with weights: the one that tells the classes.
+    All others together are the backbone.
+    """
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    return layers[-1]
+
+
+def backbone(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all layers but the last."""
+    head = {id(parameter) for parameter in last_layer(model)[1].parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in head]
+
+
 class Network(nn.Module):
     """uint8 or float faces N×1×H×H, 0..255, to logits N×classes. Faces larger than the model's own
     `size` are cropped at the centre, smaller ones enlarged.

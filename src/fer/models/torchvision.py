@@ -1,11 +1,13 @@
-"""torchvision's classifiers by name, for gray faces: one channel in, weights from a file; nothing
-is downloaded.
+"""torchvision's classifiers by name, for gray faces: one channel in, weights by torchvision's names
+or from a file.
 """
 
 import copy
 import difflib
 import re
+import sys
 from bisect import bisect_left
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -31,9 +33,9 @@ def classifier(
     """Images N×1×size×size to logits N×classes. The first convolution is summed over RGB: what the
     network computes for a gray face given thrice.
 
-    stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: a state-dict file
-    of this network, torchvision's or your own; its last layer is left out where it has other
-    classes. Nothing is downloaded.
+    stem: of ResNets; cifar is a 3×3 convolution of stride 1 and no pool. weights: one of
+    torchvision's names for this network, such as IMAGENET1K_V1, which torchvision downloads into
+    its cache, or a state-dict file. The last layer is initialized anew if its classes differ.
     """
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
@@ -91,23 +93,31 @@ def _refusal(shapes: nn.Module, size: int) -> str:
     return ""
 
 
-def _load(model: nn.Module, name: str, path: str) -> None:
-    """Copy a state-dict file into the model; ValueError where it does not fit."""
+def _named(name: str, weights: str) -> dict[str, torch.Tensor]:
+    """torchvision's weights of a network by their name, from its cache or downloaded into it."""
+    known = torchvision.models.get_model_weights(name)
+    if weights not in known.__members__:
+        raise ValueError(
+            f"weights={weights}: no such file, and torchvision has no such weights of {name}; it "
+            f"has {', '.join(known.__members__) or 'none'}"
+        )
+    entry = known[weights]
     try:
-        given = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises nearly anything
-        reason = (
-            getattr(error, "strerror", None) or "damaged, or more than weights and plain values"
+        return entry.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True
         )
+    except Exception as error:  # no network, a server's refusal, a torn file, a full disk
+        reason = getattr(error, "reason", None) or str(error).partition("\n")[0]
         raise ValueError(
-            f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}"
+            f"weights={weights}: cannot be downloaded ({reason}); fetch {entry.url} on another "
+            "machine and give the file, model.weights=FILE"
         ) from None
-    if not isinstance(given, dict) or not all(
-        isinstance(value, torch.Tensor) for value in given.values()
-    ):
-        raise ValueError(
-            f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)"
-        )
+
+
+def _load(model: nn.Module, name: str, path: str) -> None:
+    """Copy named weights or a state-dict file into the model; ValueError if they do not fit."""
+    looks_like_a_name = re.fullmatch(r"[A-Z][A-Z0-9_]*", path) and not Path(path).exists()
+    given = _named(name, path) if looks_like_a_name else _read(name, path)
     own = model.state_dict()
     first, *_, last = (
         key for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)
@@ -144,3 +154,23 @@ def _load(model: nn.Module, name: str, path: str) -> None:
                 f"weights={path}: do not fit {name}: {key} is {found} instead of {wanted}"
             )
         own[key].copy_(given[key])
+
+
+def _read(name: str, path: str) -> dict[str, torch.Tensor]:
+    """The state dict in a file; ValueError if it holds none."""
+    try:
+        given = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file raises nearly anything
+        reason = (
+            getattr(error, "strerror", None) or "damaged, or more than weights and plain values"
+        )
+        raise ValueError(
+            f"weights={path}: cannot be loaded ({reason}); give a state-dict file of {name}"
+        ) from None
+    if not isinstance(given, dict) or not all(
+        isinstance(value, torch.Tensor) for value in given.values()
+    ):
+        raise ValueError(
+            f"weights={path}: no state dict; save one with torch.save(model.state_dict(), path)"
+        )
+    return given

@@ -7,10 +7,15 @@ import torch
 from torch import nn
 
 from fer import UserError, config
+from fer.models.network import backbone, last_layer
 
 
-def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def build_optimizer(
+    node: dict, model: nn.Module, device: torch.device, backbone_lr: float | None = None
+) -> torch.optim.Optimizer:
     """The optimizer that a checked config node describes.
+
+    backbone_lr: the learning rate of all layers but the last, if they have their own.
 
     Raises UserError for one that cannot take a plain step, before any work.
     """
@@ -22,7 +27,18 @@ def build_optimizer(node: dict, model: nn.Module, device: torch.device) -> torch
         unset = node.get("fused", False) is None and node.get("foreach") is None
         if unset and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
             options["fused"] = True
-    return config.build("optim", node | options, params=model.parameters())
+    if backbone_lr is None:
+        return config.build("optim", node | options, params=model.parameters())
+    if node["_target_"].startswith("fer.optim."):
+        raise UserError(
+            f"train.backbone_lr={backbone_lr:g}: not possible with optim=muon, which has its own "
+            "groups of layers; choose optim=adamw or optim=sgd"
+        )
+    groups = [
+        {"params": backbone(model), "lr": backbone_lr},
+        {"params": list(last_layer(model)[1].parameters())},
+    ]
+    return config.build("optim", node | options, params=groups)
 
 
 def take_trial_step(node: dict) -> torch.optim.Optimizer:

@@ -82,6 +82,7 @@ class Step:
         self.record = torch.zeros(steps, 2, device=parts.device)
         self.position = torch.zeros(1, dtype=torch.int64, device=parts.device)
         self.generator = torch.Generator(parts.device)
+        self.frozen = False  # only the last layer learns
         self.initial_rates = [group["lr"] for group in parts.optimizer.param_groups]
 
     @contextlib.contextmanager
@@ -228,7 +229,8 @@ class CapturedStep(Step):
         inputs.copy_(self.fed[0])
         targets.copy_(self.fed[1])
         self.taken.record(self.main)
-        self.graphs.run(("learn", moment.side), partial(self.learn, inputs, targets, len(batch)))
+        key = ("learn", moment.side, self.frozen)
+        self.graphs.run(key, partial(self.learn, inputs, targets, len(batch)))
 
     def feed(self, batch: Tensor, moment: Moment, captured: bool) -> None:
         """Prepare the batch into self.fed."""

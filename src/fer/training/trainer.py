@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer import CLASSES, UserError, config, metrics, runtime
 from fer.augment import Augment
-from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, without_weights
 from fer.data.faces import Data
 from fer.inference import probabilities
 from fer.models.layers import schedule_dropout
-from fer.models.network import Network
+from fer.models.network import Network, backbone, last_layer
 from fer.optim import Average
 from fer.progress import Progress, warn_if_long
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
@@ -68,6 +68,11 @@ class Trainer:
             )
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
 
+        if cfg.train.freeze and self.world > 1:
+            raise UserError(
+                f"train.freeze={cfg.train.freeze}: not possible with several processes; leave it "
+                "out, or train with one"
+            )
         model, augment, curves = self.build_parts()
         # Last: what is quick to refuse has been checked by now.
         data = data or config.build("data", cfg.data)
@@ -129,13 +134,15 @@ class Trainer:
         """
         cfg = self.cfg
         torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
-        model = config.build("model", cfg.model).to(self.device)
+        # A resumed training has its weights; the file that it started from may be gone.
+        node = without_weights(cfg.model) if cfg.resume else cfg.model
+        model = config.build("model", node).to(self.device)
         if cfg.start and not cfg.resume:
             start_from(model, cfg.start, cfg.data.get("normalize"), classes)
         if cfg.train.channels_last:
             model.to(memory_format=torch.channels_last)
         augment = config.build("augment", cfg.augment)
-        self.optimizer = build_optimizer(cfg.optim, model, self.device)
+        self.optimizer = build_optimizer(cfg.optim, model, self.device, cfg.train.backbone_lr)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.computed_in == "fp16")
         return model, augment, build_curves(cfg, augment, model)
 
@@ -184,6 +191,8 @@ class Trainer:
         batches = self.batches(self.epoch)
         moments = self.plan.moments(self.epoch, self.accuracies)
         self.network.train()
+        if self.cfg.train.freeze:
+            self.freeze_backbone(self.epoch < self.cfg.train.freeze)
         self.watch.start()
         with (
             self.progress_bar() as bar,
@@ -197,6 +206,12 @@ class Trainer:
                 bar.note(len(batch), self.means)
                 trace()
                 self.after_step(signals)
+
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Have only the last layer learn, or all again. BatchNorm goes on averaging its inputs."""
+        self.step_function.frozen = frozen
+        for parameter in backbone(self.network.model):
+            parameter.requires_grad_(not frozen)
 
     def batches(self, epoch: int) -> Sequence[Tensor]:
         """The positions of an epoch's batches, int64 on the device."""
@@ -429,10 +444,7 @@ def start_from(
         )
     weights = contents["model"]
     new_weights = model.state_dict()
-    layers = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
-    last = layers[-1]
+    last, _ = last_layer(model)
     others = len(contents["classes"]) != len(new_weights[f"{last}.weight"])
     if others or (classes and contents["classes"] != list(classes)):
         for name, value in new_weights.items():
