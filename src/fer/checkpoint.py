@@ -18,9 +18,12 @@ from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
 from fer.files import write
 from fer.models.network import Network, Normalize
-from fer.run import newest
+from fer.run import newest, runs
 
 OF_ITS_CONFIG = "the model of its config; the file was changed"
+
+BUILTIN = "builtin"  # names the network that the package carries
+BUILTIN_FILE = Path(__file__).with_name("builtin.pt")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Checkpoint:
             settings = settings_in_force(path, contents, own, trust)
             check_outputs(settings.model, contents["classes"])
         return cls(path, contents, settings)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder, for what commands add to it; the built-in network has one of its own."""
+        return Path("runs", BUILTIN) if self.path == BUILTIN_FILE else self.path.parent
 
     @property
     def classes(self) -> list[str]:
@@ -108,9 +116,18 @@ def settings_in_force(
     return current if set(changed) <= config.resumable(own.data) else own
 
 
+def or_builtin(named: str | list[str] | None) -> str | list[str] | None:
+    """`named` or, if nothing is named and no run is there, the built-in network, with a line."""
+    if named is not None or runs():
+        return named
+    print("no run here: using the built-in network (ckpt=builtin); see docs/model-card.md")
+    return BUILTIN
+
+
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:
     """The checkpoints that `ckpt=` or `run=` names, each once: files, run folders for their
-    best.pt, sweep folders for those of all runs, patterns with *; None: the newest run's.
+    best.pt, sweep folders for those of all runs, patterns with *, `builtin` for the network that
+    the package carries; None: the newest run's.
     """
     if named == []:
         raise UserError(
@@ -120,6 +137,9 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
         named = str(newest())
     found: list[Path] = []
     for name in named if isinstance(named, list) else [named]:
+        if name == BUILTIN:
+            found.append(BUILTIN_FILE)
+            continue
         is_pattern = "*" in name and not Path(name).exists()
         matches = sorted(glob.glob(name)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
         if not matches:

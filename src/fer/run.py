@@ -221,12 +221,18 @@ def git_commit(root: Path) -> str | None:
     return None
 
 
+def runs() -> list[Path]:
+    """The best.pt of every run under ./runs, sweeps included."""
+    folder = Path("runs")
+    return [*folder.glob("*/best.pt"), *folder.glob("*/*/best.pt")]
+
+
 def newest() -> Path:
-    """The newest best.pt of the runs under ./runs, sweeps included."""
-    runs = Path("runs")
-    found = [*runs.glob("*/best.pt"), *runs.glob("*/*/best.pt")]
-    if not found:
+    """The newest best.pt of the runs under ./runs."""
+    checkpoints = runs()
+    if not checkpoints:
         raise UserError(
-            f"no run with a best.pt under {runs.absolute()}; train one first: fer train data=demo"
+            f"no run with a best.pt under {Path('runs').absolute()}; "
+            "train one first: fer train data=demo"
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)

@@ -15,7 +15,7 @@ from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
 from fer.files import write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
-from fer.run import LOOKS, told
+from fer.run import LOOKS, make_folder, told
 from fer.runtime import pick_device
 from fer.text import aligned
 
@@ -122,7 +122,7 @@ def paired_lines(right: dict[str, Tensor]) -> list[str]:
 
 def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str) -> str:
     """Log this evaluation in the run's folder; returns a line that counts it."""
-    folder = member.path.parent
+    folder = make_folder(member.folder)
     file = folder / LOOKS
     look = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),

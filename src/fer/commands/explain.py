@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from fer import UserError, config, explain, nearest, photos, plots
-from fer.checkpoint import Checkpoint, find_checkpoint
+from fer.checkpoint import Checkpoint, find_checkpoint, or_builtin
 from fer.data.faces import Faces
 from fer.models.network import Network, fit
 from fer.progress import Steps
@@ -27,7 +27,8 @@ MAP_BATCH = 4  # faces whose maps are computed at once
 
 
 def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
-    checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt), cfg.trust)
+    ckpt = or_builtin(cfg.ckpt) if names_photos(cfg.image) else cfg.ckpt
+    checkpoint = Checkpoint.open(find_checkpoint(ckpt), cfg.trust)
     device = pick_device(cfg.device)
     network = checkpoint.network(device).requires_grad_(False)
     if "saliency" in cfg.show:
@@ -40,7 +41,7 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     chosen = layers.choose(cfg.layers)
 
     sheets = Sheets(
-        out=make_folder(Path(cfg.out or checkpoint.path.parent / "explain")),
+        out=make_folder(Path(cfg.out or checkpoint.folder / "explain")),
         kind=cfg.format,
         seed=cfg.seed,
         bar=Steps(6 + 2 * len(chosen)),
@@ -164,6 +165,20 @@ class Sheets:
         self.draw(stem, sheet, title, header, reached[:, None], names, texture=True)
 
 
+def words_of(image: object) -> list[str]:
+    """What `image=` names: pictures, or positions in a split."""
+    items = image if isinstance(image, list) else [image]
+    return [str(item) for item in items]
+
+
+def names_photos(image: object) -> bool:
+    """Does `image=` name pictures, not positions in a split?"""
+    if image is None:
+        return False
+    positions = ",".join(words_of(image)).replace(" ", "").split(",")
+    return not all(position.isdecimal() for position in positions)
+
+
 def choose_faces(
     cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network
 ) -> tuple[Faces, Tensor]:
@@ -175,9 +190,9 @@ def choose_faces(
         logits = network.logits(faces.images, 512, "fp32").cpu()
         rows = right_and_wrong(faces.labels, logits.argmax(1))
         return faces.take(rows), logits[rows]
-    given = [str(item) for item in (cfg.image if isinstance(cfg.image, list) else [cfg.image])]
-    positions = ",".join(given).replace(" ", "").split(",")
-    if all(position.isdecimal() for position in positions):
+    given = words_of(cfg.image)
+    if not names_photos(cfg.image):
+        positions = ",".join(given).replace(" ", "").split(",")
         faces = faces_of_split(cfg, checkpoint)
         for position in positions:
             if int(position) >= len(faces):

@@ -23,7 +23,7 @@ from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import SIZE
 from fer.files import write
 from fer.models.network import Network
-from fer.run import spare_runs
+from fer.run import make_folder, spare_runs
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
@@ -74,7 +74,7 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
             f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other "
             "format="
         )
-    out = Path(cfg.out or path.with_name(name))
+    out = Path(cfg.out or make_folder(checkpoint.folder) / name)
     write(out, lambda file: file.write(exported))
     print(
         f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} "
