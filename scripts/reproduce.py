@@ -205,6 +205,7 @@ ROWS = [
     ),
     Row("speedrun_cpu", seeds=(0, 1, 2)),
     Row("speedrun_cuda"),
+    Row("builtin"),
     Row("best_single"),
     Row("best_ensemble", ensemble=True, seeds=(0, 1, 2, 3, 4, 5, 6, 7)),
 ]
@@ -232,6 +233,7 @@ ORDER = [
     "prelu_cnn",
     "best_ensemble",
     "speedrun_cpu",
+    "builtin",
 ]
 
 

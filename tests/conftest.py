@@ -1,5 +1,6 @@
 import copy
 import os
+import signal
 from pathlib import Path
 
 import hydra
@@ -19,6 +20,8 @@ MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 os.environ.pop("FER_DEBUG", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: two workers share two cores
 torch.set_num_threads(1)
+# A shell that starts the tests in the background makes them, and all they start, ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

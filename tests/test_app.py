@@ -7,11 +7,11 @@ import sys
 
 import pytest
 from PIL import Image
+from playwright import sync_api as playwright
 from skimage.data import astronaut
 
 from fer import CLASSES
 
-playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 

@@ -266,12 +266,18 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
     write_faces(Path("unlabelled.csv"), 5, seed=3)
     code, out, err = fer("predict", "data.path=unlabelled.csv")
     assert code == 0 and len(pd.read_csv("submission.csv")) == 5, err
-    code, out, err = fer("predict", "data.path=labelled.csv")
+    code, _, err = fer("predict", "data.path=labelled.csv")
+    assert code == 2 and "what do these numbers mean" in err
+    labelled = [
+        "data.path=labelled.csv",
+        "data.names=[angry,disgust,fear,happy,sad,surprise,neutral]",
+    ]
+    code, out, err = fer("predict", *labelled)
     assert code == 0 and len(pd.read_csv("submission.csv")) == 70, err
     assert "no accuracy is shown: all contains, or may contain, PrivateTest" in out
-    code, out, err = fer("evaluate", "data.path=labelled.csv")
+    code, out, err = fer("evaluate", *labelled)
     assert code == 0 and "70 faces of all" in out, err
-    code, out, err = fer("evaluate", "data.path=labelled.csv", "split=validation")
+    code, out, err = fer("evaluate", *labelled, "split=validation")
     assert code == 0 and "faces of validation" in out, err
     code, _, err = fer("evaluate", "data.path=unlabelled.csv")
     assert code == 2 and "has no labels to measure against" in err

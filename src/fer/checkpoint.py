@@ -116,12 +116,12 @@ def settings_in_force(
     return current if set(changed) <= config.resumable(own.data) else own
 
 
-def or_builtin(named: str | list[str] | None) -> str | list[str] | None:
-    """`named` or, if nothing is named and no run is there, the built-in network, with a line."""
+def use_builtin(named: object) -> bool:
+    """Should the built-in network be used, since nothing is named and no run is there? Says so."""
     if named is not None or runs():
-        return named
-    print("no run here: using the built-in network (ckpt=builtin); see docs/model-card.md")
-    return BUILTIN
+        return False
+    print("no run here: using the built-in network (ckpt=builtin), see docs/model-card.md")
+    return True
 
 
 def find_checkpoints(named: str | list[str] | None) -> list[Path]:

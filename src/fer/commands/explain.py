@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from fer import UserError, config, explain, nearest, photos, plots
-from fer.checkpoint import Checkpoint, find_checkpoint, or_builtin
+from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
 from fer.models.network import Network, fit
 from fer.progress import Steps
@@ -27,7 +27,7 @@ MAP_BATCH = 4  # faces whose maps are computed at once
 
 
 def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
-    ckpt = or_builtin(cfg.ckpt) if names_photos(cfg.image) else cfg.ckpt
+    ckpt = BUILTIN if names_photos(cfg.image) and use_builtin(cfg.ckpt) else cfg.ckpt
     checkpoint = Checkpoint.open(find_checkpoint(ckpt), cfg.trust)
     device = pick_device(cfg.device)
     network = checkpoint.network(device).requires_grad_(False)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fer import UserError, config, metrics, photos
-from fer.checkpoint import or_builtin
+from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
 from fer.inference import Ensemble, learned_faces, may_hold_private_test
 from fer.run import spare_runs, tell_if_replaced, write_csv
@@ -19,7 +19,7 @@ PHOTO_KEYS = ("crop", "smallest", "ema")  # keys that are about photos and video
 
 def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     device = pick_device(cfg.device)
-    ckpt = cfg.ckpt if cfg.input is None else or_builtin(cfg.ckpt)
+    ckpt = BUILTIN if cfg.input is not None and use_builtin(cfg.ckpt) else cfg.ckpt
     ensemble = Ensemble.open(ckpt, device, cfg.batch_size, cfg.tta, cfg.trust)
     out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])

@@ -1,0 +1,61 @@
+"""The network that the package carries: an ordinary checkpoint, used where no run is there."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from fer import CLASSES, api
+from fer.checkpoint import BUILTIN_FILE, Checkpoint
+from fer.data.demo import demo
+
+
+def test_it_is_a_small_checkpoint_without_paths_of_a_machine():
+    checkpoint = Checkpoint.open(BUILTIN_FILE)
+    network = checkpoint.network(torch.device("cpu"))
+    assert BUILTIN_FILE.stat().st_size <= 3_000_000
+    assert sum(p.numel() for p in network.parameters()) <= 1_500_000
+    assert tuple(checkpoint.classes) == CLASSES
+    saved = yaml.safe_load(checkpoint.contents["config"])
+    assert saved["data"]["path"] == "data" and saved["run"] is None
+
+
+def test_its_saved_predictions_have_the_accuracy_of_the_card():
+    saved = Checkpoint.open(BUILTIN_FILE).contents["validation"]
+    right = saved["logits"].argmax(1) == saved["labels"]
+    assert len(right) == 3589 and round(right.double().mean().item(), 4) == 0.6907
+
+
+def test_it_labels_drawn_faces_far_better_than_chance():
+    faces = demo(images=700, limit=None, seed=0, normalize="dataset").open("train")
+    predicted = api.load("builtin", "cpu").probabilities(faces.images.numpy()).argmax(1)
+    accuracy = np.mean(predicted == faces.labels.numpy())
+    assert accuracy > 0.25  # chance is 1/7; measured: 0.28
+
+
+def test_photos_are_labelled_where_no_run_is_there(fer, tmp_path):
+    face = demo(images=70, limit=None, seed=0, normalize="dataset").open("train").images[0, 0]
+    Image.fromarray(face.numpy()).save(tmp_path / "face.png")
+    code, out, err = fer("predict", "input=face.png", "device=cpu")
+    assert code == 0 and "using the built-in network" in out, err
+    assert pd.read_csv("faces.csv")["label"].isin(CLASSES).all()
+    code, _, err = fer("predict", "data=demo")
+    assert code == 2 and "train one first" in err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, tmp_path, command):
+    before = sorted(BUILTIN_FILE.parent.iterdir())
+    code, _, err = fer(
+        command, "ckpt=builtin", "data=demo", "data.images=141", "split=validation", "device=cpu"
+    )
+    assert code == 0, err
+    assert sorted(BUILTIN_FILE.parent.iterdir()) == before
+
+
+def test_a_training_starts_from_it(fer):
+    args = ["start=builtin", "model=resnet_fast", "data=demo", "data.images=70", "run=r"]
+    code, out, err = fer("train", *args, "train.epochs=1", "device=cpu")
+    assert code == 0 and "best validation accuracy" in out, err
