@@ -1,18 +1,51 @@
 """fer app in headless Chromium: a real upload and a real click; nothing leaves the machine."""
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 from playwright import sync_api as playwright
 from skimage.data import astronaut
 
-from fer import CLASSES
+from fer import CLASSES, photos
+from fer.checkpoint import Checkpoint
+from fer.commands import app
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def test_every_face_of_a_photo_gets_a_box_a_map_and_a_row(tiny):
+    checkpoint = Checkpoint.open(tiny())
+    network = checkpoint.network(torch.device("cpu"))
+    photo = Image.fromarray(astronaut())
+    detector = photos.FaceDetector()
+    drawn, gallery, table = app.label_photo(photo, detector, 0.05, network, checkpoint.classes)
+    assert drawn.size == photo.size and np.any(np.asarray(drawn) != astronaut())
+    assert len(gallery) == len(table) == 1 and list(table.columns) == ["face", *CLASSES]
+    picture, text = gallery[0]
+    assert picture.width == 2 * picture.height and text == table["face"][0]
+    assert table[list(CLASSES)].sum(axis=1)[0] == pytest.approx(1, abs=0.01)
+    empty = Image.new("RGB", (200, 200))
+    drawn, gallery, table = app.label_photo(empty, detector, 0.05, network, checkpoint.classes)
+    assert drawn is empty and not gallery and not len(table)
+
+
+def test_all_runs_and_the_built_in_network_can_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert list(app.checkpoints(None)) == ["builtin"]
+    for number, name in enumerate(("old", "new")):
+        best = tmp_path / "runs" / name / "best.pt"
+        best.parent.mkdir(parents=True)
+        best.touch()
+        os.utime(best, (number, number))
+    assert list(app.checkpoints(None)) == ["runs/new/best.pt", "runs/old/best.pt", "builtin"]
+    assert list(app.checkpoints("runs/old")) == ["runs/old/best.pt"]
 
 
 @pytest.mark.slow
@@ -41,9 +74,8 @@ def test_a_photo_is_uploaded_and_labelled_in_the_browser(tmp_path, tiny):
             page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
             browser.close()
         assert any(f"{name} " in text for name in CLASSES) and "%" in text
-        outside = [
-            url for url in asked if not url.startswith(("http://127.0.0.1", "data:", "blob:"))
-        ]
+        here = (f"http://127.0.0.1:{port}/", "data:", "blob:")
+        outside = [url for url in asked if not url.startswith(here)]
         assert not outside
     finally:
         server.terminate()

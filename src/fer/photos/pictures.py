@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import matplotlib
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fer import UserError
+from fer.data.faces import SIZE
 from fer.data.readers.pictures import opened
 
+SHOWN_SIDE = 192  # pixels of a face beside its saliency map
 ORANGE = "#E69F00"
 SMALLEST_FONT = 12  # pixels
 SMALLEST_DRAWING = 480  # pixels of the longer side: smaller photos are enlarged, by whole factors
@@ -54,3 +58,12 @@ def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]])
         middle = (left + label_width / 2, top + label_height / 2)
         pen.text(middle, text, "black", font, anchor="mm")
     return drawing
+
+
+def beside(face: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """A face, uint8 48×48, beside its map, in color."""
+    colored = matplotlib.colormaps["magma"](heat / max(heat.max(), 1e-12))[..., :3]
+    gray = np.repeat(face[..., None], 3, 2)
+    map_picture = Image.fromarray((255 * colored).astype(np.uint8)).resize((SIZE, SIZE))
+    both = Image.fromarray(np.concatenate([gray, np.asarray(map_picture)], 1))
+    return both.resize((2 * SHOWN_SIDE, SHOWN_SIDE))
