@@ -37,7 +37,7 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
 
     load(next(iter(paths)))  # refused before the page opens, if it cannot be read
 
-    def label(picture: np.ndarray | None, ckpt: str) -> tuple[Any, list, pd.DataFrame]:
+    def label(picture: np.ndarray | None, ckpt: str) -> tuple[Any, Any, pd.DataFrame]:
         """The photo with boxes, each face with its saliency map, and the probabilities."""
         if picture is None:
             raise gradio.Error("Choose a photo first.")
@@ -49,7 +49,7 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
         photo = gradio.Image(sources=["upload", "webcam"], label="Photo")
         button = gradio.Button("Label the faces", variant="primary", elem_id="label")
         drawing = gradio.Image(label="Faces", elem_id="drawing")
-        maps = gradio.Gallery(label="Saliency", elem_id="maps", object_fit="contain", height=240)
+        maps = gradio.Image(label="Saliency", elem_id="maps")
         table = gradio.Dataframe(label="Probabilities", elem_id="table")
         button.click(label, [photo, ckpt], [drawing, maps, table])
     try:
@@ -69,7 +69,7 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
 
 
 def checkpoints(named: str | list[str] | None) -> dict[str, Path]:
-    """By name; without `ckpt=` all runs, the newest first, and the built-in network."""
+    """By name; without `ckpt=` all runs, newest first, and the built-in network."""
     if named is not None:
         return {str(path): path for path in find_checkpoints(named)}
     newest_first = sorted(runs(), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -82,19 +82,20 @@ def label_photo(
     smallest: float,
     network: Network,
     classes: list[str],
-) -> tuple[Image.Image, list[tuple[Image.Image, str]], pd.DataFrame]:
+) -> tuple[Image.Image, np.ndarray | None, pd.DataFrame]:
     """The photo with boxes, each face beside its saliency map, and a table row per face."""
     faces = photos.find_faces(photo, detector, smallest)
     if not faces:
-        return photo, [], pd.DataFrame(columns=["face", *classes])
+        return photo, None, pd.DataFrame(columns=["face", *classes])
     images = torch.stack([pixels for _, pixels in faces])
     rows = probabilities(network, images, 512, "none")
     device = next(network.parameters()).device
     maps = saliency(network, images.float().to(device), rows.argmax(1).to(device))
-    boxes, gallery, table = [], [], []
+    boxes, pictures, table = [], [], []
     for ((x, y, side), pixels), row, heat in zip(faces, rows, maps.cpu(), strict=True):
         text = f"{classes[int(row.argmax())]} {row.max():.0%}"
         boxes.append(((x, y, side, side), text))
-        gallery.append((beside(pixels[0].numpy(), heat[0].abs().numpy()), text))
+        pictures.append(np.asarray(beside(pixels[0].numpy(), heat[0].abs().numpy())))
         table.append([text, *(round(value, 3) for value in row.tolist())])
-    return draw(photo, boxes), gallery, pd.DataFrame(table, columns=["face", *classes])
+    probabilities_table = pd.DataFrame(table, columns=["face", *classes])
+    return draw(photo, boxes), np.concatenate(pictures), probabilities_table
