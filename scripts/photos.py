@@ -85,18 +85,7 @@ def scenes():  # name, photo, middles of the true faces
         yield "astronaut, tilted by 25°", turned, [(225, 118)]
     cameraman = Image.fromarray(skimage_data.camera()).convert("RGB")
     yield "scikit-image: camera, a man in profile", cameraman, [(232, 110)]
-    for name in [
-        "chelsea",
-        "coffee",
-        "coins",
-        "brick",
-        "grass",
-        "gravel",
-        "text",
-        "page",
-        "moon",
-        "rocket",
-    ]:
+    for name in FACELESS:
         picture = Image.fromarray(getattr(skimage_data, name)()).convert("RGB")
         yield "scikit-image: 10 photographs without a face", picture, []
     for picture in load_sample_images().images:

@@ -14,6 +14,8 @@ from fer import cli, config
 from fer.checkpoint import save_checkpoint
 from fer.models.network import Network, Normalize
 
+# The overrides of a training that takes a fraction of a second.
+TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu"]
 CONFIGS = Path(__file__).parents[1] / "configs"
 MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 

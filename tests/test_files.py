@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from conftest import TINY
 
 from fer import UserError
 from fer.files import write, write_text
@@ -65,14 +66,7 @@ def test_what_was_there_stays_where_a_save_fails(tmp_path):
 
 
 def test_a_submission_goes_through_a_pipe(fer, tmp_path):
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "train.epochs=1",
-        "device=cpu",
-    ]
+    tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
     os.mkfifo("ff")
     read = []
@@ -87,14 +81,7 @@ def test_a_submission_goes_through_a_pipe(fer, tmp_path):
 
 
 def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_path):
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "train.epochs=1",
-        "device=cpu",
-    ]
+    tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
     os.mkfifo("pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from torchvision.models import squeezenet1_1
@@ -17,14 +18,7 @@ from fer.commands.report import calibration
 from fer.page import Part, write_page
 from fer.run import typed_words
 
-TINY = [
-    "data=demo",
-    "data.images=141",
-    "model=dnn",
-    "model.head=[8]",
-    "device=cpu",
-    "train.epochs=2",
-]
+SHORT = [*TINY, "train.epochs=2"]
 PICTURES = [
     "curves",
     "confusion",
@@ -39,7 +33,7 @@ PICTURES = [
 
 @pytest.fixture
 def run(fer, tmp_path):
-    code, _, err = fer("train", *TINY, "run=r")
+    code, _, err = fer("train", *SHORT, "run=r")
     assert code == 0, err
     return tmp_path / "r"
 
@@ -88,7 +82,7 @@ def test_a_report_does_without_the_file_that_the_weights_came_from(fer, tmp_path
         "model.weights=theirs.pth",
         "train.epochs=1",
     ]
-    assert fer("train", *TINY[:2], "device=cpu", *model, "run=r")[0] == 0
+    assert fer("train", *SHORT[:2], "device=cpu", *model, "run=r")[0] == 0
     (tmp_path / "theirs.pth").unlink()
     for words in (["run=r"], ["run=[r,r]"]):
         code, _, err = fer("report", *words)
@@ -96,7 +90,7 @@ def test_a_report_does_without_the_file_that_the_weights_came_from(fer, tmp_path
 
 
 def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tmp_path):
-    assert fer("train", f"data.path={fer2013_csv}", *TINY[2:], "run=r")[0] == 0
+    assert fer("train", f"data.path={fer2013_csv}", *SHORT[2:], "run=r")[0] == 0
     shutil.rmtree(fer2013_csv.parent)
     shutil.move(tmp_path / "r", tmp_path / "elsewhere")
     code, _, err = fer("report", "run=elsewhere")
@@ -107,7 +101,7 @@ def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tm
 
 
 def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_csv, tmp_path):
-    assert fer("train", f"data.path={fer2013_csv}", *TINY[2:], "run=r")[0] == 0
+    assert fer("train", f"data.path={fer2013_csv}", *SHORT[2:], "run=r")[0] == 0
     header, *rows = fer2013_csv.read_text().splitlines()
     (tmp_path / "other").mkdir()
     copy = tmp_path / "other" / "fer2013.csv"
@@ -121,12 +115,12 @@ def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_
 
 def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "model.head=[4],[5]", "data.limit=20"]
-    assert fer("train", "data=demo", *TINY[2:], *sweep)[0] == 0
+    assert fer("train", "data=demo", *SHORT[2:], *sweep)[0] == 0
     assert (
         fer("report", "run=s/0")[0] == 0
         and (tmp_path / "s" / "0" / "report" / "samples.png").is_file()
     )
-    assert fer("train", *TINY, "run=all", "name=all")[0] == 0
+    assert fer("train", *SHORT, "run=all", "name=all")[0] == 0
     code, out, err = fer("report", "run=[s,all]", "out=c")
     assert code == 0 and "Not all runs have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
@@ -134,7 +128,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
         "model.head=[4]",
         "model.head=[5]",
     ], err
-    assert fer("train", *TINY, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
+    assert fer("train", *SHORT, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
     code, out, _ = fer("report", "run=[s/0,t]", "out=c")
     assert code == 0 and "c/index.html: replaces the one of" in out
     first, second = pd.read_csv("c/comparison.csv")["run"]
@@ -154,7 +148,7 @@ def test_what_explain_has_made_stands_on_the_page_too(fer, run):
 
 def test_html_in_names_is_shown_not_obeyed(fer, tmp_path):
     name = "<script>alert(1)</script>"
-    assert fer("train", *TINY, "run=r", f'name="{name}"')[0] == 0
+    assert fer("train", *SHORT, "run=r", f'name="{name}"')[0] == 0
     assert fer("report", "run=r")[0] == 0
     assert fer("report", "run=[r,r]")[0] == 0
     for page in (tmp_path / "r" / "report" / "index.html", tmp_path / "comparison" / "index.html"):
@@ -185,7 +179,7 @@ def test_a_foreign_history_is_refused(fer, run, text):
 
 def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "optim=adam,sgd", "seed=0,1"]
-    code, out, _ = fer("train", *TINY, *sweep)
+    code, out, _ = fer("train", *SHORT, *sweep)
     assert code == 0 and out.rstrip().endswith("fer report run=s")
     code, out, err = fer("report", "run=s", "out=c")
     assert code == 0, err
@@ -216,7 +210,7 @@ def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
 def test_settings_that_differ_late_in_a_long_value_tell_runs_apart(fer, tmp_path):
     for end in (3, 4):
         head = ",".join(["2"] * 40 + [str(end)])
-        assert fer("train", *TINY, f"model.head=[{head}]", f"run=r{end}")[0] == 0
+        assert fer("train", *SHORT, f"model.head=[{head}]", f"run=r{end}")[0] == 0
     code, out, err = fer("report", "run=[r3,r4]", "out=c")
     assert code == 0 and "they differ in model.head\n" in out, err
     names = list(pd.read_csv("c/comparison.csv")["run"])
@@ -236,10 +230,10 @@ def test_long_names_are_shortened_to_different_ones_and_a_long_word_keeps_its_en
 
 
 def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, tmp_path):
-    assert fer("train", *TINY, "run=a")[0] == 0
+    assert fer("train", *SHORT, "run=a")[0] == 0
     theirs = ["data=demo", "data.images=141", "device=cpu", "train.epochs=2", "model=torchvision"]
     assert fer("train", *theirs, "model.name=squeezenet1_1", "run=b")[0] == 0
-    assert fer("train", *TINY, "optim=sgd", "run=c")[0] == 0
+    assert fer("train", *SHORT, "optim=sgd", "run=c")[0] == 0
     code, _, err = fer("report", "run=[a,b]", "out=o")
     assert code == 0 and list(pd.read_csv("o/comparison.csv")["run"])[1] == "squeezenet1_1", err
 

@@ -19,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from conftest import TINY
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -611,15 +612,7 @@ def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypa
 
 
 def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp_path):
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "device=cpu",
-        "train.epochs=2",
-        "run=r",
-    ]
+    tiny = [*TINY, "train.epochs=2", "run=r"]
     assert fer("train", *tiny, "optim=sgd", "optim.lr=1e-12")[0] == 0
     (tmp_path / "r" / "best.pt").unlink()
     code, out, err = fer("train", "resume=r", "train.epochs=3")
@@ -633,15 +626,7 @@ def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp
 def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, names):
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "device=cpu",
-        "train.epochs=1",
-        "run=r",
-    ]
+    tiny = [*TINY, "train.epochs=1", "run=r"]
     code, _, err = fer("train", *tiny)
     assert code == 0, err
     code, _, err = fer("predict", "ckpt=r", "out=x.csv")

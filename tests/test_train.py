@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import TINY
 from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config, runtime
@@ -507,14 +508,7 @@ def test_a_warm_up_longer_than_the_training_is_refused_of_every_curve(trainer):
 
 
 def test_what_is_likely_not_meant_is_told(fer):
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "train.epochs=1",
-        "device=cpu",
-    ]
+    tiny = [*TINY, "train.epochs=1"]
     code, out, err = fer("train", *tiny, "augment.crop=40", "run=a")
     assert code == 0, err
     said = " ".join(out.split())
@@ -604,14 +598,7 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    tiny = [
-        "data=demo",
-        "data.images=141",
-        "model=dnn",
-        "model.head=[8]",
-        "train.epochs=1",
-        "device=cpu",
-    ]
+    tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
     for name, command in (
         ("fer.training.faces.TrainingFaces.load", ["train", *tiny, "run=s"]),  # moving the data
@@ -663,14 +650,7 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     assert told[1:3] == ["", ""]
     assert told[3].startswith("all validation faces are predicted as angry")
     for seed in range(3):  # and the loop asks
-        args = [
-            "data=demo",
-            "data.images=141",
-            "model=dnn",
-            "model.head=[8]",
-            "device=cpu",
-            "train.epochs=1",
-        ]
+        args = [*TINY, "train.epochs=1"]
         code, out, _ = fer(
             "train", *args, f"seed={seed}", f"run={seed}", "optim=sgd", "optim.lr=10"
         )
@@ -793,9 +773,6 @@ def test_a_batch_too_small_for_the_processes_is_refused(trainer, monkeypatch):
     monkeypatch.setattr("fer.runtime.join_processes", lambda device: (0, 2))
     with pytest.raises(UserError, match=r"train\.batch_size=3: .* at least 4"):
         trainer("train.batch_size=3")
-
-
-TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu"]
 
 
 @pytest.mark.posix

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fer import CLASSES, UserError, __version__, class_names, config
+from fer import CLASSES, UserError, __version__, class_names, config, layer_table
 from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
 from fer.files import write
@@ -58,7 +58,7 @@ class Checkpoint:
         """Its network, in evaluation mode."""
         check_fit(self.settings.model, self.contents["model"], self.path)
         with blame(self.path):
-            model = config.build("model", without_weights(self.settings.model))
+            model = config.build("model", layer_table.without_weights(self.settings.model))
         load_weights(model, self.contents["model"], self.path)
         normalize = Normalize(**self.contents["normalization"])
         network = Network(model, normalize, self.classes).to(device)
@@ -234,22 +234,14 @@ def saved_config(text: str, contents: dict, path: Path) -> dict:
     return values
 
 
-def without_weights(node: dict) -> dict:
-    """A model's node without the file that training started from: the weights are at hand."""
-    return node | {"weights": None} if "weights" in node else node
-
-
 def check_fit(node: dict, weights: dict, path: Path) -> None:
     """Refuse weights that are not those of a model of this project, before it takes any memory:
     a config may name a network of any size.
     """
     if not node["_target_"].startswith("fer."):
         return
-    try:
-        with blame(path), torch.device("meta"):
-            model = config.build("model", without_weights(node))
-    except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
-        return
+    with blame(path):
+        model = layer_table.build(node)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     stored = {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
     if shapes != stored:

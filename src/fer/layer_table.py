@@ -39,14 +39,17 @@ def build(node: dict) -> nn.Module:
     """A network of shapes without numbers: it takes milliseconds, no memory, and no file of
     weights.
     """
-    if "weights" in node:
-        node = node | {"weights": None}
-    checked = config.check_node("model", node)
+    checked = config.check_node("model", without_weights(node))
     try:
         with torch.device("meta"):
             return config.build("model", checked)
     except NotImplementedError:  # torchvision's RegNets compute their widths with tensors
         return config.build("model", checked).to("meta")
+
+
+def without_weights(node: dict) -> dict:
+    """A model's node without the file that training starts from."""
+    return node | {"weights": None} if "weights" in node else node
 
 
 def count(tensors: Iterable[torch.Tensor]) -> int:

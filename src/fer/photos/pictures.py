@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -62,6 +61,8 @@ def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]])
 
 def beside(face: np.ndarray, heat: np.ndarray) -> Image.Image:
     """A face, uint8 48×48, beside its map, in color."""
+    import matplotlib  # here, since no other use of photos needs it
+
     colored = matplotlib.colormaps["magma"](heat / max(heat.max(), 1e-12))[..., :3]
     gray = np.repeat(face[..., None], 3, 2)
     map_picture = Image.fromarray((255 * colored).astype(np.uint8)).resize((SIZE, SIZE))

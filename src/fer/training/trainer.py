@@ -18,9 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer import CLASSES, UserError, config, metrics, runtime
 from fer.augment import Augment
-from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights, without_weights
+from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
 from fer.data.faces import Data
 from fer.inference import probabilities
+from fer.layer_table import without_weights
 from fer.models.layers import schedule_dropout
 from fer.models.network import Network, backbone, last_layer
 from fer.optim import Average

@@ -37,10 +37,6 @@ class Table:
         """Pixels."""
         return self.images.shape[-1]
 
-    @property
-    def has_labels(self) -> bool:
-        return bool((self.labels >= 0).all())
-
     def arrays(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
