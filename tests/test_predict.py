@@ -9,7 +9,9 @@ import torch
 import yaml
 
 from fer import CLASSES
-from fer.inference import greedy, probabilities
+from fer.checkpoint import Checkpoint
+from fer.data.demo import demo
+from fer.inference import Ensemble, greedy, probabilities
 from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
@@ -287,3 +289,16 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
     for asked in ("data.split=auto", "data.split=none"):
         code, _, err = fer("train", "data.path=unlabelled.csv", asked, "run=n")
         assert code == 2 and "train on" in err and not Path("n").exists()
+
+
+def test_a_network_is_built_once_however_often_it_labels(tiny, monkeypatch):
+    """A camera asks for every frame."""
+    ensemble = Ensemble.open(str(tiny()), torch.device("cpu"), 64, "none")
+    built = []
+    network = Checkpoint.network
+    monkeypatch.setattr(
+        Checkpoint, "network", lambda self, device: built.append(self) or network(self, device)
+    )
+    faces = demo(images=70, limit=None, seed=0, normalize="dataset").open("train")
+    first, second = ensemble.label(faces), ensemble.with_tta("none").label(faces)
+    assert len(built) == 1 and torch.equal(first, second)

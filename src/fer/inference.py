@@ -4,7 +4,8 @@ Tensors and checkpoints; no command's config.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -113,7 +114,8 @@ def contributions(names: list[str], parts: list[Tensor], weights: Tensor, labels
 class Ensemble:
     """Checkpoints that label faces together, one or more.
 
-    weights: float64, one a member. tta: test-time augmentation, see probabilities.
+    weights: float64, one a member. tta: test-time augmentation, see probabilities. networks: those
+    built so far, by path, since a camera asks for every frame.
     """
 
     members: list[Checkpoint]
@@ -121,6 +123,7 @@ class Ensemble:
     device: torch.device
     batch_size: int
     tta: str
+    networks: dict[Path, Network] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -167,7 +170,14 @@ class Ensemble:
         return [self.label_by(member, faces) for member in self.members]
 
     def label_by(self, member: Checkpoint, faces: Faces) -> Tensor:
-        return label(member, faces, self.batch_size, self.device, self.tta)
+        saved = saved_probabilities(member, faces, self.tta)
+        if saved is not None:
+            return saved
+        if member.path not in self.networks:
+            self.networks[member.path] = member.network(self.device)
+        network = self.networks[member.path]
+        with memory_named(self.device, f"batch_size={self.batch_size}"):
+            return probabilities(network, faces.images, self.batch_size, self.tta)
 
     def weighted(
         self, select: str, data: Data | None = None, own_data: bool = True
@@ -204,18 +214,14 @@ class Ensemble:
         return replace(self, weights=weights), f"{table}\n{total}"
 
 
-def label(
-    member: Checkpoint, faces: Faces, batch_size: int, device: torch.device, tta: str
-) -> Tensor:
-    """Probabilities, float64 N×C on the CPU. Those of the validation faces are in best.pt: without
-    test-time augmentation the network is not run again.
+def saved_probabilities(member: Checkpoint, faces: Faces, tta: str) -> Tensor | None:
+    """What best.pt holds of its validation faces, float64 N×C; None of other faces or with
+    test-time augmentation, for which the network has to run.
     """
     saved = member.contents.get("validation")
     if tta == "none" and saved and saved.get("images") == faces.hash:
         return saved["logits"].double().softmax(1)
-    network = member.network(device)
-    with memory_named(device, f"batch_size={batch_size}"):
-        return probabilities(network, faces.images, batch_size, tta)
+    return None
 
 
 def validated_on_others(

@@ -13,9 +13,8 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from fer import UserError, config, metrics, plots
-from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces, stratified
-from fer.inference import label
+from fer.inference import Ensemble
 from fer.run import make_folder, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in
@@ -72,8 +71,10 @@ def self_train(
         rows.append(result(share, method, accuracy, len(held_out), taken, share_right))
         if number == cfg.rounds:
             break
-        best = Checkpoint.open(folder / "best.pt", config.modules_named(cfg.model_dump()))
-        probabilities = label(best, unlabelled, cfg.train.batch_size, device, "none")
+        trust = config.modules_named(cfg.model_dump())
+        batch_size = cfg.train.batch_size
+        best = Ensemble.open(str(folder / "best.pt"), device, batch_size, "none", trust)
+        probabilities = best.label(unlabelled)
         positions, predicted = surest(probabilities, cfg.portion * (number + 1) / cfg.rounds)
         chosen = unlabelled.take(positions)
         taken = len(chosen)
