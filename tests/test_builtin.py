@@ -51,10 +51,12 @@ def test_photos_are_labelled_where_no_run_is_there(fer, tmp_path):
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, tmp_path, command):
     before = sorted(BUILTIN_FILE.parent.iterdir())
-    code, _, err = fer(
+    code, out, err = fer(
         command, "ckpt=builtin", "data=demo", "data.images=141", "split=validation", "device=cpu"
     )
     assert code == 0, err
+    assert "builtin: its training faces are not at hand (data.path=" in out
+    assert max(map(len, out.splitlines())) < 240 and str(BUILTIN_FILE) not in out
     assert sorted(BUILTIN_FILE.parent.iterdir()) == before
 
 

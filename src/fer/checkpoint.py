@@ -51,6 +51,11 @@ class Checkpoint:
         return Path("runs", BUILTIN) if self.path == BUILTIN_FILE else self.path.parent
 
     @property
+    def name(self) -> str:
+        """What messages and tables call it: its path, or `builtin`."""
+        return BUILTIN if self.path == BUILTIN_FILE else str(self.path)
+
+    @property
     def classes(self) -> list[str]:
         return self.contents["classes"]
 

@@ -141,7 +141,7 @@ class Ensemble:
         for member in members:
             if member.classes != members[0].classes:
                 raise UserError(
-                    f"{member.path}: has other classes than {members[0].path}; leave one out"
+                    f"{member.name}: has other classes than {members[0].name}; leave one out"
                 )
         weights = torch.ones(len(members), dtype=torch.float64)
         return cls(members, weights, device, batch_size, tta)
@@ -152,7 +152,7 @@ class Ensemble:
 
     @property
     def names(self) -> list[str]:
-        return [str(member.path) for member in self.members]
+        return [member.name for member in self.members]
 
     def with_tta(self, tta: str) -> "Ensemble":
         return replace(self, tta=tta)
@@ -198,7 +198,7 @@ class Ensemble:
         stranger = validated_on_others(self.members, faces, own_data)
         if stranger:
             reason = (
-                f"{stranger.path} was validated on other faces than these, "
+                f"{stranger.name} was validated on other faces than these, "
                 "so it may have learned them"
             )
             if select == "greedy":
@@ -241,11 +241,14 @@ def validated_on_others(
     return None
 
 
-def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool) -> list[Faces]:
+def learned_faces(
+    members: list[Checkpoint], faces: Faces, strict: bool, without: str
+) -> list[Faces]:
     """Each member's own training faces.
 
     Prints a line for a member that learned most of `faces`, on which its accuracy is to be
-    measured, and one for training faces that are not at hand; `strict` refuses the latter.
+    measured, and one for training faces that are not at hand: why, and what follows (`without`).
+    strict: refuses to go on without them.
     """
     learned = []
     for member in {str(member.settings.data): member for member in members}.values():
@@ -254,13 +257,14 @@ def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool) -> list
         except UserError as error:
             if strict:
                 raise
-            print(f"copies of {member.path}'s own training faces are not counted: {error}")
+            why = str(error).partition(";")[0]
+            print(f"{member.name}: its training faces are not at hand ({why}); {without}")
             continue
         learned.append(training)
         copies = int(faces.among(training).sum())
         if copies > len(faces) / 2:
             print(
-                f"{member.path} was trained on {copies} of these {len(faces)} faces: "
+                f"{member.name} was trained on {copies} of these {len(faces)} faces: "
                 "its accuracy on them says little"
             )
     return learned

@@ -60,7 +60,8 @@ def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
 
 def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: bool) -> Tensor:
     """Bool N: which faces are exact copies of training faces, of this data or of a member's own."""
-    training = learned_faces(ensemble.members, faces, strict)
+    without = "only copies of this data's training faces are counted"
+    training = learned_faces(ensemble.members, faces, strict, without)
     if "train" in data.splits:
         training.append(data.open("train"))
     is_copy = torch.zeros(len(faces), dtype=torch.bool)
@@ -89,7 +90,7 @@ def copies_line(
     sources = {str(member.settings.data) for member in members}
     whose = ""
     if len(sources) > 1 and not typed_data:
-        whose = f" of {members[0].path}'s data"
+        whose = f" of {members[0].name}'s data"
     return (
         f"{len(faces)} faces of {split}{whose}; {int(is_copy.sum())} are exact copies of training "
         "faces"
@@ -100,7 +101,7 @@ def seed_lines(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]
     """Mean and standard deviation over members that differ in nothing but the seed."""
     lines = []
     for group in config.over_seeds([member.settings for member in members]):
-        accuracies = [right[str(members[i].path)].double().mean().item() for i in group]
+        accuracies = [right[members[i].name].double().mean().item() for i in group]
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
         lines.append(f"{len(group)} seeds: {mean:.4f} ± {deviation:.4f} (sd)")
     return lines

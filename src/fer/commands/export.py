@@ -71,8 +71,8 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     other = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
     if not off <= TOLERANCE:
         raise UserError(
-            f"{path}: its export differs from PyTorch by {off:.2g} in a logit; try the other "
-            "format="
+            f"{checkpoint.name}: its export differs from PyTorch by {off:.2g} in a logit; "
+            "try the other format="
         )
     out = Path(cfg.out or make_folder(checkpoint.folder) / name)
     write(out, lambda file: file.write(exported))
