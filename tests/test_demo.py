@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fer import CLASSES
+from fer import CLASSES, FACE_SIZE
 from fer.data import demo as drawing
 from fer.data.demo import EXPRESSIONS, MIX, demo
-from fer.data.faces import SIZE
 
-HALF = SIZE // 2
+HALF = FACE_SIZE // 2
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,8 @@ def test_shapes_types_and_ids(data):
     assert data.normalize == "unit" and not data.shut
     for faces in data.splits.values():
         assert (
-            faces.images.shape == (len(faces), 1, SIZE, SIZE) and faces.images.dtype == torch.uint8
+            faces.images.shape == (len(faces), 1, FACE_SIZE, FACE_SIZE)
+            and faces.images.dtype == torch.uint8
         )
         assert faces.labels.shape == (len(faces),) and faces.labels.dtype == torch.int64
         assert faces.ids == [str(i) for i in range(len(faces))]

@@ -19,6 +19,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see ru
 FilePath = Annotated[
     str, "path"
 ]  # of a file or folder: the value of a key may hold any character; see config.path_keys
+FACE_SIZE = 48  # pixels of a side of FER2013's faces
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 

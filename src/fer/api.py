@@ -16,9 +16,9 @@ import torch
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from fer import UserError, config, inference, photos
+from fer import FACE_SIZE, UserError, config, inference, photos
 from fer.checkpoint import Checkpoint, find_checkpoint
-from fer.data.faces import SIZE, Faces
+from fer.data.faces import Faces
 from fer.launch import call
 from fer.models.network import Network
 from fer.run import read_history
@@ -43,14 +43,19 @@ class Classifier:
     def classes(self) -> list[str]:
         return self.checkpoint.classes
 
+    @property
+    def face_size(self) -> int:
+        """Pixels of a side of the faces that it was trained on."""
+        return self.checkpoint.face_size
+
     def probabilities(
         self, images: ArrayLike, tta: config.Views = "none", batch_size: int = 512
     ) -> np.ndarray:
         """float64 N×classes; each row sums to 1.
 
         images: gray faces, 0 to 255 (not 0 to 1), of any real type, that fill the picture as
-        FER2013's do: N×48×48, N×1×48×48, or one alone. tta: views that are averaged, as in
-        fer predict. Raises UserError for anything else.
+        FER2013's do: N×S×S, N×1×S×S, or one alone. They are resized to face_size. tta: views that
+        are averaged, as in fer predict. Raises UserError for anything else.
         """
         if tta not in get_args(config.Views):
             raise UserError(f"tta={tta}: should be none, flip or tencrop")
@@ -67,21 +72,21 @@ class Classifier:
 
 
 def checked_faces(images: ArrayLike) -> torch.Tensor:
-    """The images as float32 N×1×48×48. Raises UserError unless they are gray faces of that size."""
+    """The images as float32 N×1×S×S. Raises UserError unless they are square gray faces."""
     try:
         faces = torch.as_tensor(np.asarray(images, np.float32))
     except (TypeError, ValueError):
-        raise UserError("images: not numbers; should be gray values, N×48×48") from None
+        raise UserError("images: not numbers; should be gray values, N×S×S") from None
     one_channel = faces.ndim in (2, 3) or (faces.ndim == 4 and faces.shape[1] == 1)
-    if not one_channel or faces.shape[-2:] != (SIZE, SIZE):
+    if not one_channel or faces.shape[-1] != faces.shape[-2] or faces.shape[-1] == 0:
         shape = "×".join(map(str, faces.shape))
-        raise UserError(f"images: of shape {shape}; should be N×48×48")
+        raise UserError(f"images: of shape {shape}; should be square gray faces, N×S×S")
     if faces.numel():
         low, high = faces.min(), faces.max()
         in_range = low >= 0 and high <= 255  # false for NaN
         if not in_range or 0 < high <= 1:
             raise UserError(f"images: from {low:g} to {high:g}; should be gray values, 0 to 255")
-    return faces.reshape(-1, 1, SIZE, SIZE)
+    return faces.reshape(-1, 1, *faces.shape[-2:])
 
 
 def train(run: str | Path, *overrides: str) -> Path:
@@ -133,16 +138,17 @@ def load(ckpt: str | Path, device: config.Device = "auto", trust: Sequence[str] 
 
 
 def find_faces(
-    photo: str | Path | Image.Image, smallest: float = photos.SHARE
+    photo: str | Path | Image.Image, smallest: float = photos.SHARE, face_size: int = FACE_SIZE
 ) -> list[tuple[tuple[int, int, int], np.ndarray]]:
     """The faces in a photo from left to right: x, y and side of their square in pixels, and its
-    content as uint8 48×48, turned upright, ready for probabilities().
+    content as uint8 S×S, turned upright, ready for probabilities().
 
-    smallest: side of the smallest face, 0.01 to 1, as a share of the photo's longer side. Needs
-    pip install 'fer-trainer[photos]'.
+    smallest: side of the smallest face, 0.01 to 1, as a share of the photo's longer side.
+    face_size: S, best the classifier's own. Needs pip install 'fer-trainer[photos]'.
     """
     if not 0.01 <= smallest <= 1:
         raise UserError(f"smallest={smallest}: should be from 0.01 to 1")
     image = photo if isinstance(photo, Image.Image) else photos.read_photo(Path(photo))
     detector = photos.FaceDetector()
-    return [(box, face[0].numpy()) for box, face in photos.find_faces(image, detector, smallest)]
+    faces = photos.find_faces(image, detector, smallest, face_size)
+    return [(box, face[0].numpy()) for box, face in faces]

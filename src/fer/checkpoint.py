@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fer import CLASSES, UserError, __version__, class_names, config, layer_table
+from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config, layer_table
 from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
 from fer.files import write
@@ -59,6 +59,11 @@ class Checkpoint:
     def classes(self) -> list[str]:
         return self.contents["classes"]
 
+    @property
+    def face_size(self) -> int:
+        """Pixels of a side of the faces that it was trained on. Older versions did not save it."""
+        return self.contents.get("face_size") or self.settings.data.get("size") or FACE_SIZE
+
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""
         check_fit(self.settings.model, self.contents["model"], self.path)
@@ -66,7 +71,7 @@ class Checkpoint:
             model = config.build("model", layer_table.without_weights(self.settings.model))
         load_weights(model, self.contents["model"], self.path)
         normalize = Normalize(**self.contents["normalization"])
-        network = Network(model, normalize, self.classes).to(device)
+        network = Network(model, normalize, self.classes, self.face_size).to(device)
         if self.settings.train.channels_last:
             network.to(memory_format=torch.channels_last)
         return network.eval()
@@ -88,6 +93,8 @@ class Checkpoint:
         base = dict(self.settings.data)
         if whole and "limit" in base:
             base["limit"] = None
+        if "path" in typed and "size" in base and self.face_size != FACE_SIZE:
+            base["size"] = self.face_size  # of pictures; a CSV had its own
         node = config.check_node("data", config.overlay(base, typed))
         splittable = node.get("split") is not None and typed.get("split", "auto") == "auto"
         if used_whole and splittable and is_file(typed.get("path")):
@@ -205,6 +212,7 @@ def save_checkpoint(
         "config": config.dump(settings),
         "classes": list(network.classes or class_names(settings.model.get("classes", 7))),
         "normalization": asdict(network.normalize),
+        "face_size": network.face_size,
         "model": network.model.state_dict(),
         **more,
     }

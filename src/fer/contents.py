@@ -83,7 +83,9 @@ class TrainingPart(Part):
 
 
 class Contents(Part):
-    """A checkpoint. best.pt has epoch, val_accuracy and validation, last.pt has training."""
+    """A checkpoint. best.pt has epoch, val_accuracy and validation, last.pt has training.
+    face_size: pixels of a side of the training faces; earlier versions did not save it.
+    """
 
     format: int
     config: str
@@ -91,6 +93,7 @@ class Contents(Part):
     normalization: NormalizationPart
     model: dict
     version: str = ""
+    face_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     epoch: Whole | None = None
     val_accuracy: Share | None = None
     validation: ValidationPart | None = None

@@ -29,8 +29,10 @@ def probabilities(
     """Mean probabilities, float64 N×C on the CPU, over the views of test-time augmentation.
 
     tta: `none` is the face alone, `flip` it and its mirror image, `tencrop` its ten crops (see
-    ten_crop_size). computed_in: a number format; None uses the device's own.
+    ten_crop_size). computed_in: a number format; None uses the device's own. Faces of another size
+    than the network was trained on are resized.
     """
+    images = network.at_face_size(images)
     if tta == "flip":
         views = [images, images.flip(-1)]
     elif tta == "tencrop":
@@ -149,6 +151,11 @@ class Ensemble:
     @property
     def classes(self) -> list[str]:
         return self.members[0].classes
+
+    @property
+    def face_size(self) -> int:
+        """Pixels of a side of the faces that it takes from photos: the largest of its members'."""
+        return max(member.face_size for member in self.members)
 
     @property
     def names(self) -> list[str]:

@@ -84,7 +84,7 @@ def label_photo(
     classes: list[str],
 ) -> tuple[Image.Image, np.ndarray | None, pd.DataFrame]:
     """The photo with boxes, each face beside its saliency map, and a table row per face."""
-    faces = photos.find_faces(photo, detector, smallest)
+    faces = photos.find_faces(photo, detector, smallest, network.face_size)
     if not faces:
         return photo, None, pd.DataFrame(columns=["face", *classes])
     images = torch.stack([pixels for _, pixels in faces])

@@ -186,14 +186,14 @@ def choose_faces(
     or not shown.
     """
     if not cfg.image:
-        faces = faces_of_split(cfg, checkpoint)
+        faces = faces_of_split(cfg, checkpoint, network)
         logits = network.logits(faces.images, 512, "fp32").cpu()
         rows = right_and_wrong(faces.labels, logits.argmax(1))
         return faces.take(rows), logits[rows]
     given = words_of(cfg.image)
     if not names_photos(cfg.image):
         positions = ",".join(given).replace(" ", "").split(",")
-        faces = faces_of_split(cfg, checkpoint)
+        faces = faces_of_split(cfg, checkpoint, network)
         for position in positions:
             if int(position) >= len(faces):
                 raise UserError(f"image={position}: {cfg.split} has only 0 to {len(faces) - 1}")
@@ -205,16 +205,18 @@ def choose_faces(
                     f"image={name}: no such file; name a picture, or positions in the split: "
                     "image=3,17"
                 )
-        faces = faces_of_photos([Path(name) for name in given], cfg.crop, cfg.smallest)
+        files = [Path(name) for name in given]
+        faces = faces_of_photos(files, cfg.crop, cfg.smallest, network.face_size)
     return faces, network.logits(faces.images, 512, "fp32").cpu()
 
 
-def faces_of_split(cfg: config.ExplainConfig, checkpoint: Checkpoint) -> Faces:
+def faces_of_split(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) -> Faces:
     """The split's faces, named by their positions. Labels of a split that is shut are not shown."""
     data = checkpoint.data(cfg.data)
     faces = data.open(cfg.split)
     labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut else faces.labels
-    return Faces(faces.images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
+    images = network.at_face_size(faces.images)
+    return Faces(images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
 
 
 def right_and_wrong(labels: Tensor, predicted: Tensor) -> Tensor:
@@ -228,9 +230,9 @@ def right_and_wrong(labels: Tensor, predicted: Tensor) -> Tensor:
     return order[first_of_each_kind]
 
 
-def faces_of_photos(files: list[Path], crop: str, smallest: float) -> Faces:
+def faces_of_photos(files: list[Path], crop: str, smallest: float, face_size: int) -> Faces:
     """The faces in photos, as fer predict input= finds them; prints which."""
-    found = photos.faces_in_photos(files, crop, smallest)
+    found = photos.faces_in_photos(files, crop, smallest, face_size)
     if not found:
         raise UserError(f"image={files[0]}: no face; {photos.remedy(smallest)}")
     faces_per_file = Counter(face.file for face in found)

@@ -20,16 +20,12 @@ from torch import Tensor
 
 from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
-from fer.data.faces import SIZE
 from fer.files import write
 from fer.models.network import Network
 from fer.run import make_folder, spare_runs
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
-EXAMPLE = torch.zeros(
-    2, 1, SIZE, SIZE
-)  # of one face, a dynamic batch would be taken for a constant
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -44,9 +40,10 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
         .requires_grad_(False)
         .to(memory_format=torch.contiguous_format)
     )
+    size = checkpoint.face_size
     notes = {
         "classes": json.dumps(checkpoint.classes),
-        "input": f"faces: float32, N×1×{SIZE}×{SIZE}, gray values 0 (black) to 255 (white), "
+        "input": f"faces: float32, N×1×{size}×{size}, gray values 0 (black) to 255 (white), "
         "cropped as FER2013's faces",
         "output": "logits: float32, N×classes; softmax makes probabilities of them",
         "fer": __version__,
@@ -57,10 +54,8 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
         source = "validation faces"
     except UserError:  # the data is not at hand
         generator = torch.Generator().manual_seed(0)
-        found, source = (
-            torch.randint(0, 256, (4 * BATCH, 1, SIZE, SIZE), generator=generator),
-            "random images",
-        )
+        found = torch.randint(0, 256, (4 * BATCH, 1, size, size), generator=generator)
+        source = "random images"
     faces = found[: 4 * BATCH].float()
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     with quiet():
@@ -89,6 +84,11 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
         )
 
 
+def example(network: Network) -> Tensor:
+    """Two faces: of one, the exporter would take the batch size for a constant."""
+    return torch.zeros(2, 1, network.face_size, network.face_size)
+
+
 def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The file's bytes, and what onnxruntime makes of them."""
     with extra("export", "format=onnx"):
@@ -97,7 +97,7 @@ def onnx(network: Network, notes: dict[str, str]) -> tuple[bytes, Callable[[Tens
         import onnxscript  # noqa: F401
     program = torch.onnx.export(
         network,
-        (EXAMPLE,),
+        (example(network),),
         dynamo=True,
         verbose=False,
         dynamic_shapes=DYNAMIC,
@@ -119,7 +119,8 @@ def torch_export(
     network: Network, notes: dict[str, str]
 ) -> tuple[bytes, Callable[[Tensor], Tensor]]:
     """The file's bytes, and what torch makes of them; the notes are its extra file notes.json."""
-    program, file = torch.export.export(network, (EXAMPLE,), dynamic_shapes=DYNAMIC), io.BytesIO()
+    program = torch.export.export(network, (example(network),), dynamic_shapes=DYNAMIC)
+    file = io.BytesIO()
     torch.export.save(program, file, extra_files={"notes.json": json.dumps(notes)})
     file.seek(0)
     return file.getvalue(), torch.export.load(file).module()

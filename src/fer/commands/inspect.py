@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fer import config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
-from fer.data.faces import SIZE, Data, Faces
+from fer.data.faces import Data, Faces
 from fer.progress import Steps
 from fer.run import make_folder, write_text
 
@@ -220,7 +220,7 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
     """
     columns = max(map(len, rows), default=1)
     cells = [i for row in rows for i in [*row, *[-1] * (columns - len(row))]]
-    white = np.full((1, SIZE, SIZE), 255)
+    white = np.full(images.shape[1:], 255)
     shown = [white if i < 0 else images[i].numpy() for i in cells]
     named = zip(cells, faces.iloc[cells].itertuples(), strict=True)
     captions = ["" if i < 0 else f"{face.label}\n{face.split} {face.id[-9:]}" for i, face in named]

@@ -35,6 +35,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
             typed,
             ensemble.classes,
             ensemble.label,
+            ensemble.face_size,
         )
         return
     for key in PHOTO_KEYS:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, create_model
 
-from fer import CLASSES, UserError, nearest, signatures
+from fer import CLASSES, FACE_SIZE, UserError, nearest, signatures
 from fer.config.schema import SCHEMAS, Strict, TrainConfig, Trust
 from fer.config.validation import validate
 
@@ -39,7 +39,6 @@ PRODUCTS = {
     "optim": "torch.optim.Optimizer",
     "schedule": "fer.schedule.Curve",
 }
-FACE = 48  # pixels, the input of a model that does not say its `size`
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 LONGEST_NAME = 100
 
@@ -354,7 +353,7 @@ def check_network(model: Any, classes: int, named: str) -> None:
     if parameter is None:
         raise UserError(f"{named}: has no parameters to train")
     if not hasattr(model, "size"):
-        model.size = FACE
+        model.size = FACE_SIZE
     training = model.training
     model.eval()
     faces = torch.zeros(2, 1, model.size, model.size, device=parameter.device)

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fer.data.faces import SIZE, digests
+from fer import FACE_SIZE
+from fer.data.faces import digests
 
 # Cosine of two outlines: 12,081 of FER2013's 500 million pairs pass, 9 of 10 near copies among
 # them.
@@ -74,9 +75,9 @@ def near_copies(images: Tensor, threshold: float) -> Pairs:
     a look, and those are copies whose detail at full size correlates by more than `threshold`. Of
     turned faces only a disc is compared: what is outside it was not in the picture before.
     """
-    if images.shape[-1] != SIZE:
+    if images.shape[-1] != FACE_SIZE:
         parts = [
-            F.interpolate(part.float(), (SIZE, SIZE), mode="bilinear", antialias=True)
+            F.interpolate(part.float(), (FACE_SIZE, FACE_SIZE), mode="bilinear", antialias=True)
             for part in images.split(BLOCK)
         ]
         images = torch.cat(parts).round().to(torch.uint8)
@@ -139,7 +140,7 @@ def disc(side: int) -> Tensor:
 
 def outline(images: Tensor) -> Tensor:
     """Unit vectors N×64: the means of cells less those around them."""
-    return F.normalize(detail(F.avg_pool2d(images, SIZE // CELLS), 5).flatten(1))
+    return F.normalize(detail(F.avg_pool2d(images, FACE_SIZE // CELLS), 5).flatten(1))
 
 
 def compare(a: Tensor, b: Tensor, change: Change) -> Tensor:

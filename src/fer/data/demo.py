@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from fer import CLASSES, Normalization
-from fer.data.faces import SIZE, Data, Faces
+from fer import CLASSES, FACE_SIZE, Normalization
+from fer.data.faces import Data, Faces
 
 # Each face shows the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial Action
 # Coding System (Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS.
@@ -219,12 +219,12 @@ class Drawing:
 
 
 def picture(face, au, rng):
-    y, x = (np.mgrid[:SIZE, :SIZE].astype(np.float32) + 0.5) * (2 / SIZE) - 1
+    y, x = (np.mgrid[:FACE_SIZE, :FACE_SIZE].astype(np.float32) + 0.5) * (2 / FACE_SIZE) - 1
     u, v = turned((x - face.shift_x) / face.size, (y - face.shift_y) / face.size, face.tilt)
     across = u - face.yaw * (1 - u * u)
     m = np.abs(across)  # draws both halves of a face at once: features are at m >= 0
     side = np.where(u > face.yaw, np.float32(1), np.float32(-1))
-    pen = Drawing(face.backdrop * (1 + 0.2 * x), 2 / SIZE / face.size)
+    pen = Drawing(face.backdrop * (1 + 0.2 * x), 2 / FACE_SIZE / face.size)
     draw_head(pen, face, au, u, v)
     draw_cheeks(pen, face, au, m, v)
     draw_nose(pen, face, au, m, v)
@@ -374,6 +374,6 @@ def photographed(image, face, x, y, rng):
     ) * face.contrast + face.brightness
     image[:, 1:-1] += face.blur * (image[:, 2:] + image[:, :-2] - 2 * image[:, 1:-1])
     image[:, :, 1:-1] += face.blur * (image[:, :, 2:] + image[:, :, :-2] - 2 * image[:, :, 1:-1])
-    grain = rng.random((len(image), 3, SIZE, SIZE), dtype=np.float32)
+    grain = rng.random((len(image), 3, FACE_SIZE, FACE_SIZE), dtype=np.float32)
     image += 2 * face.noise * (grain[:, 0] + grain[:, 1] + grain[:, 2] - 1.5)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8)

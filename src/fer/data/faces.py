@@ -11,8 +11,6 @@ import torch
 
 from fer import CLASSES, Normalization, UserError
 
-SIZE = 48
-
 
 @dataclass(frozen=True)
 class Faces:

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from annotated_types import Ge
 
-from fer import FilePath, Normalization, UserError, class_names
-from fer.data.faces import SIZE, Data
+from fer import FACE_SIZE, FilePath, Normalization, UserError, class_names
+from fer.data.faces import Data
 from fer.data.readers import classes as class_rules
 from fer.data.readers.classes import Wishes
 from fer.data.readers.csv_faces import USAGES
@@ -47,7 +47,7 @@ def ferplus(
     """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains
     the arguments.
     """
-    source = find(path, Wanted(SIZE))
+    source = find(path, Wanted(FACE_SIZE))
     table = source.parts.get("train")
     if table is None or (table.usage < 0).any():
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fer import Format, Normalization
+from fer import FACE_SIZE, Format, Normalization
 from fer.runtime import autocast, number_format
 
 # Faces at once. More leave the caches: on 2 cores three networks were 1.1 to 1.5 times as fast as
@@ -52,6 +52,13 @@ class Normalize:
         return (images - self.mean) / self.std
 
 
+def resized(images: torch.Tensor, side: int) -> torch.Tensor:
+    """N×1×H×H as N×1×side×side; as they are if they have that side already."""
+    if images.shape[-1] == side:
+        return images
+    return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
+
+
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
     """N×1×H×H as float N×1×size×size: the centre, or bilinear enlargement."""
     side = images.shape[-1]
@@ -85,10 +92,17 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, normalize: Normalize, classes: Sequence[str] | None = None
+        self,
+        model: nn.Module,
+        normalize: Normalize,
+        classes: Sequence[str] | None = None,
+        face_size: int = FACE_SIZE,
     ):
-        """classes: names of the logits; None: FER2013's, or FER+'s eight."""
+        """classes: names of the logits; None: FER2013's, or FER+'s eight. face_size: pixels of a
+        side of the faces that it is trained on; others are resized to that, see at_face_size.
+        """
         super().__init__()
+        self.face_size = face_size
         self.classes = None if classes is None else tuple(classes)
         self.model: Any = model  # a module and its own numbers, which mypy takes for modules too
         self.normalize = normalize
@@ -101,11 +115,11 @@ class Network(nn.Module):
         a model whose `any_size` says that it takes them; None: the model's own size.
         """
         images = fit(images, self.model.size)
-        if side and side != self.model.size:
-            images = F.interpolate(
-                images.float(), size=(side, side), mode="bilinear", antialias=True
-            )
-        return self.normalize(images)
+        return self.normalize(resized(images, side or self.model.size))
+
+    def at_face_size(self, images: torch.Tensor) -> torch.Tensor:
+        """Faces of any side, N×1×H×H, at the side of those that it was trained on."""
+        return resized(images, self.face_size)
 
     @torch.inference_mode()
     def logits(

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fer import extra
-from fer.data.faces import SIZE
+from fer import FACE_SIZE, extra
 
 DETECTED = 32  # pixels of the smallest face in the picture that the detector gets
 SHARE = 0.02  # of the photo's longer side: the smallest face, unless another is asked for
@@ -88,11 +87,14 @@ def smallest_side(photo: Image.Image, smallest: float) -> int:
 
 
 def find_faces(
-    photo: Image.Image, detector: FaceDetector, smallest: float = SHARE
+    photo: Image.Image,
+    detector: FaceDetector,
+    smallest: float = SHARE,
+    face_size: int = FACE_SIZE,
 ) -> list[tuple[Box, torch.Tensor]]:
-    """The faces in a photo from left to right: their boxes, and what is in them as uint8 1×48×48,
+    """The faces in a photo from left to right: their boxes, and what is in them as uint8 1×S×S,
     cropped as FER2013's faces are. smallest: side of the smallest face, as a share of the photo's
-    longer side.
+    longer side. face_size: S, in pixels.
 
     Boxes are upright and inside the photo. A head that is tilted is turned upright in its crop.
     """
@@ -100,7 +102,7 @@ def find_faces(
     faces = []
     for detection in detector.detect(photo, smallest):
         box = square_inside(detection, photo)
-        faces.append((box, torch.from_numpy(crop(gray, box, detection.tilt))[None]))
+        faces.append((box, torch.from_numpy(crop(gray, box, detection.tilt, face_size))[None]))
     return faces
 
 
@@ -112,14 +114,14 @@ def square_inside(detection: Detection, photo: Image.Image) -> Box:
     return max(0, min(left, photo.width - side)), max(0, min(top, photo.height - side)), side
 
 
-def crop(gray: Image.Image, box: Box, tilt: float) -> np.ndarray:
-    """uint8 48×48: what is in the box, turned about its middle if it is tilted by more than
-    UPRIGHT degrees.
+def crop(gray: Image.Image, box: Box, tilt: float, face_size: int) -> np.ndarray:
+    """uint8, face_size×face_size: what is in the box, turned about its middle if it is tilted by
+    more than UPRIGHT degrees.
     """
     x, y, side = box
     if abs(tilt) <= UPRIGHT:
         square = gray.crop((x, y, x + side, y + side))
-        return np.array(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+        return np.array(square.resize((face_size, face_size), Image.Resampling.BILINEAR))
     # A larger square is turned, so that the corners of the crop hold what the photo shows there.
     reach = math.ceil(side * math.sqrt(2) / 2)
     pixels = np.asarray(gray)
@@ -129,4 +131,4 @@ def crop(gray: Image.Image, box: Box, tilt: float) -> np.ndarray:
     turned = Image.fromarray(pixels[np.ix_(rows, columns)]).rotate(tilt, Image.Resampling.BILINEAR)
     start = reach - side // 2
     square = turned.crop((start, start, start + side, start + side))
-    return np.array(square.resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+    return np.array(square.resize((face_size, face_size), Image.Resampling.BILINEAR))

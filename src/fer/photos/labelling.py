@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from fer import UserError
-from fer.data.faces import SIZE, Faces
+from fer import FACE_SIZE, UserError
+from fer.data.faces import Faces
 from fer.data.readers.pictures import image_files
 from fer.files import write
 from fer.photos import video
@@ -28,7 +28,7 @@ Labeller = Callable[[Faces], torch.Tensor]  # faces to probabilities, N×C
 
 @dataclass(frozen=True)
 class PhotoFace:
-    """A face in a photo: its box, in pixels of the upright photo, and its crop, uint8 1×48×48.
+    """A face in a photo: its box, in pixels of the upright photo, and its crop, uint8 1×S×S.
 
     whole: the picture is the face.
     """
@@ -61,19 +61,21 @@ def run(
     typed: list[str],
     classes: list[str],
     label: Labeller,
+    face_size: int,
 ) -> None:
     """Find the faces at `source`, label them, and write the table `out` and annotated pictures.
 
     source: a photo, a folder of photos, a video file, or the number of a camera. crop, smallest:
     see faces_in_photos. ema: see video.annotate. typed: the keys given on the command line.
+    face_size: the side of the faces that `label` takes, in pixels.
     """
     refuse_keys(typed, SPLIT_KEYS, "does not go with input, whose faces belong to no split")
     if source.isdecimal() or video.is_video(Path(source)):
         refuse_keys(typed, {"crop"}, "is about photos, and input is a video")
-        video.annotate(source, out, smallest, ema, classes, label)
+        video.annotate(source, out, smallest, ema, classes, label, face_size)
         return
     refuse_keys(typed, {"ema"}, "is about videos and cameras, and input is neither")
-    label_photos(Path(source), out, crop, smallest, classes, label)
+    label_photos(Path(source), out, crop, smallest, classes, label, face_size)
 
 
 def refuse_keys(typed: list[str], refused: set[str], why: str) -> None:
@@ -82,7 +84,13 @@ def refuse_keys(typed: list[str], refused: set[str], why: str) -> None:
 
 
 def label_photos(
-    place: Path, out: Path, crop: str, smallest: float, classes: list[str], label: Labeller
+    place: Path,
+    out: Path,
+    crop: str,
+    smallest: float,
+    classes: list[str],
+    label: Labeller,
+    face_size: int,
 ) -> None:
     """Label the faces in a photo or in a folder of photos, all in one go."""
     files = image_files(place) if place.is_dir() else [place]
@@ -92,7 +100,7 @@ def label_photos(
     overwrites_photo = realpath(out) in [realpath(file) for file in files]
     if overwrites_photo or realpath(folder) == realpath(files[0].parent):
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
-    faces = faces_in_photos(files, crop, smallest)
+    faces = faces_in_photos(files, crop, smallest, face_size)
     header = ["file", "x", "y", "width", "height", "label", *classes]
     tell_if_replaced(out)
     if not faces:
@@ -128,25 +136,28 @@ def label_photos(
     print(f"{len(rows)} face{plural} in {len(texts)} of {len(files)} photos labelled: {written}")
 
 
-def faces_in_photos(files: list[Path], crop: str, smallest: float) -> list[PhotoFace]:
-    """The faces in all photos, in order. Prints which photos have none.
+def faces_in_photos(
+    files: list[Path], crop: str, smallest: float, face_size: int
+) -> list[PhotoFace]:
+    """The faces in all photos, in order, at `face_size` pixels. Prints which photos have none.
 
     crop: `face` looks for faces of at least `smallest` of the photo's longer side, and treats a
-    picture of 48×48 pixels, the size of FER2013's faces, as one face; `whole` treats every picture
-    as one face.
+    picture of 48×48 pixels, the size of FER2013's faces, or of `face_size` as one face; `whole`
+    treats every picture as one face.
     """
+    cropped_sizes = {(FACE_SIZE, FACE_SIZE), (face_size, face_size)}
     faces: list[PhotoFace] = []
     taken_whole, detector = 0, None
     for file in tqdm(files, unit=" photos", delay=2, leave=False, disable=None):
         photo = read_photo(file)
-        if crop == "whole" or photo.size == (SIZE, SIZE):
-            resized = photo.convert("L").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+        if crop == "whole" or photo.size in cropped_sizes:
+            resized = photo.convert("L").resize((face_size, face_size), Image.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(resized))[None]
             faces.append(PhotoFace(file, 0, 0, *photo.size, pixels, whole=True))
             taken_whole += 1
             continue
         detector = detector or FaceDetector()
-        detected = find_faces(photo, detector, smallest)
+        detected = find_faces(photo, detector, smallest, face_size)
         for (x, y, side), pixels in detected:
             faces.append(PhotoFace(file, x, y, side, side, pixels, whole=False))
         if not detected:
@@ -154,7 +165,8 @@ def faces_in_photos(files: list[Path], crop: str, smallest: float) -> list[Photo
             tqdm.write(f"{readable(file)}: no face found of {least} pixels or more")
     if taken_whole and crop == "face":
         pictures = f"{taken_whole} pictures" if taken_whole > 1 else "one picture"
-        print(f"{pictures} of {SIZE}×{SIZE} pixels taken whole, as faces that are cropped already")
+        sizes = " or ".join(f"{width}×{height}" for width, height in sorted(cropped_sizes))
+        print(f"{pictures} of {sizes} pixels taken whole, as faces that are cropped already")
     return faces
 
 

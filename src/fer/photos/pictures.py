@@ -6,7 +6,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fer import UserError
-from fer.data.faces import SIZE
 from fer.data.readers.pictures import opened
 
 SHOWN_SIDE = 192  # pixels of a face beside its saliency map
@@ -60,11 +59,11 @@ def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]])
 
 
 def beside(face: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A face, uint8 48×48, beside its map, in color."""
+    """A face, uint8 S×S, beside its map, in color."""
     import matplotlib  # here, since no other use of photos needs it
 
     colored = matplotlib.colormaps["magma"](heat / max(heat.max(), 1e-12))[..., :3]
     gray = np.repeat(face[..., None], 3, 2)
-    map_picture = Image.fromarray((255 * colored).astype(np.uint8)).resize((SIZE, SIZE))
+    map_picture = Image.fromarray((255 * colored).astype(np.uint8)).resize(face.shape[::-1])
     both = Image.fromarray(np.concatenate([gray, np.asarray(map_picture)], 1))
     return both.resize((2 * SHOWN_SIDE, SHOWN_SIDE))

@@ -137,11 +137,13 @@ def annotate(
     ema: float,
     classes: list[str],
     label: Callable[[Faces], torch.Tensor],
+    face_size: int,
 ) -> None:
     """Label the faces of each frame; write a table and an annotated video beside it.
 
     A camera is read until the window is closed with q or Escape, or until Ctrl-C. ema: per-frame
-    decay of the moving average of each face's probabilities.
+    decay of the moving average of each face's probabilities. face_size: the side of the faces that
+    `label` takes, in pixels.
     """
     camera = source.isdecimal()
     target = out.with_name(f"{out.stem}_video.mp4")
@@ -164,7 +166,7 @@ def annotate(
         bar = tqdm(total=frame_count or None, unit=" frames", delay=2, leave=False, disable=None)
         try:
             for pictures in chunked(frames(capture), 1 if camera else CHUNK):
-                found = [find_faces(picture, detector, smallest) for picture in pictures]
+                found = [find_faces(picture, detector, smallest, face_size) for picture in pictures]
                 labelled = label_frames(found, len(classes), label)
                 for picture, faces, probabilities in zip(pictures, found, labelled, strict=True):
                     tracks = tracker.update(frame, [box for box, _ in faces], probabilities)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fer import UserError
 from fer.augment import check_crop
 from fer.data.faces import Data
-from fer.models.network import Normalize
+from fer.models.network import Network, Normalize
 from fer.runtime import Stream, has_room, seed_of
 from fer.training.objective import balanced_weights
 
@@ -75,6 +75,10 @@ class TrainingFaces:
     def __len__(self) -> int:
         """The number of training faces."""
         return len(self.images)
+
+    def network(self, model: nn.Module) -> Network:
+        """The model with what it needs of these faces: normalization, classes, their size."""
+        return Network(model, self.normalize, self.classes, self.images.shape[-1])
 
     @property
     def classes(self) -> tuple[str, ...]:

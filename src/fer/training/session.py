@@ -195,6 +195,12 @@ def warnings_of(trainer: Trainer) -> list[str]:
             f"model's {size} pixels, but validation uses whole faces; model.size={crop} trains and "
             "validates at one scale"
         )
+    side = trainer.faces.images.shape[-1]
+    if size < side and not crop:
+        warnings.append(
+            f"the model sees only the center of the faces, {size}×{size} of {side}×{side} pixels; "
+            f"model.size={side} uses whole faces, data.size={size} shrinks them"
+        )
     if cfg.data.get("validation") == "test":
         warnings.append(
             "data.validation=test: the test faces select the epoch, so their accuracy says nothing "

@@ -23,7 +23,7 @@ from fer.data.faces import Data
 from fer.inference import probabilities
 from fer.layer_table import without_weights
 from fer.models.layers import schedule_dropout
-from fer.models.network import Network, backbone, last_layer
+from fer.models.network import backbone, last_layer
 from fer.optim import Average
 from fer.progress import Progress, warn_if_long
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
@@ -81,11 +81,11 @@ class Trainer:
             model, augment, curves = self.build_parts(data.classes)
         dropouts = schedule_dropout(model) if "dropout" in curves else []
         self.faces = TrainingFaces.load(data, device, cfg.train.copies == "drop", augment.crop)
-        self.network = Network(model, self.faces.normalize, data.classes)
+        self.network = self.faces.network(model)
         self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
         self.eval_network = self.network
         if self.average:
-            self.eval_network = Network(self.average.module, self.faces.normalize, data.classes)
+            self.eval_network = self.faces.network(self.average.module)
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
         self.steps = len(self.batches(0))

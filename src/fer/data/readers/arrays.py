@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fer import UserError, extra
-from fer.data.faces import SIZE
+from fer import FACE_SIZE, UserError, extra
 from fer.data.readers.cache import available_memory
 from fer.data.readers.pictures import read_all, read_image, resized
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
@@ -97,7 +96,7 @@ def array_table(
     )
 
 
-def read_parquet(paths: Sequence[Path], side: int = SIZE) -> Table:
+def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
     """The rows of parquet files with encoded pictures, as the hub's data sets have them: a column
     of `bytes` (or structs that hold them) and a column of labels, whose names stand in the schema.
     """

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fer import UserError
-from fer.data.faces import SIZE
+from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import available_memory
 from fer.data.readers.names import split_named
 from fer.data.readers.pictures import resized
@@ -144,10 +143,10 @@ def first_face(path: Path) -> tuple[int, int]:
         roles = read_header("", header.rstrip(b"\r\n"))
         count = len(fields_of("", face)[roles.index("pixels")].split())
     except (UserError, IndexError, ValueError):
-        return MAX_LINE, SIZE  # told when all lines are read
+        return MAX_LINE, FACE_SIZE  # told when all lines are read
     side = math.isqrt(count)
     if side**2 != count or side < SMALLEST:
-        return MAX_LINE, SIZE
+        return MAX_LINE, FACE_SIZE
     return max(MAX_LINE, 8 * count), side
 
 

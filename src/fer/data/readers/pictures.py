@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fer import UserError
-from fer.data.faces import SIZE
+from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import empty_images
 from fer.data.readers.names import entries
 
@@ -77,7 +76,9 @@ def is_heic(file: Path) -> bool:
     return False
 
 
-def read_image(file: Path | io.BytesIO, side: int = SIZE, name: str | None = None) -> np.ndarray:
+def read_image(
+    file: Path | io.BytesIO, side: int = FACE_SIZE, name: str | None = None
+) -> np.ndarray:
     """uint8 side×side: the first frame, gray, resized."""
     with decoded(file, "make it smaller or remove it", name) as image:
         if not image.mode.startswith(("I", "F")):

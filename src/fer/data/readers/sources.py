@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fer import CLASSES, UserError
-from fer.data.faces import SIZE
+from fer import CLASSES, FACE_SIZE, UserError
 from fer.data.readers.archives import is_archive, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
@@ -335,9 +334,9 @@ def folders_source(
         listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
         if listed:
             path, columns = listed
-            parts[split] = cached_listed(path, columns, folder, [folder], wanted.size or SIZE)
+            parts[split] = cached_listed(path, columns, folder, [folder], wanted.size or FACE_SIZE)
         else:
-            parts[split] = cached_folder(folder, wanted.size or SIZE, root)
+            parts[split] = cached_folder(folder, wanted.size or FACE_SIZE, root)
         if folder != root:
             parts[split].ids = np.char.add(f"{printable(folder.name)}/", parts[split].ids)
     places = {split: f"{printable(folder.name)}/" for split, folder in folders.items()}
@@ -364,7 +363,7 @@ def listed_source(root: Path, path: Path, folders: Sequence[Path], wanted: Wante
     """Pictures whose labels stand in one table, with their splits if it has such a column."""
     columns = table_columns(path, wanted.group_column)
     assert columns is not None
-    table = cached_listed(path, columns, root, folders, wanted.size or SIZE)
+    table = cached_listed(path, columns, root, folders, wanted.size or FACE_SIZE)
     return Source({"train": table}, {"train": path.name}, pictures=True, root=root)
 
 
@@ -375,7 +374,7 @@ def npz_source(path: Path, wanted: Wanted) -> Source:
 
 def parquet_source(files: dict[str, list[Path]], wanted: Wanted) -> Source:
     """Parquet files, some a split."""
-    side, parts = wanted.size or SIZE, {}
+    side, parts = wanted.size or FACE_SIZE, {}
     for split, paths in files.items():
         parts[split] = cached(
             paths[0], paths, f"parquet {side}", partial(read_parquet, paths, side)
