@@ -114,7 +114,7 @@ def square_inside(detection: Detection, photo: Image.Image) -> Box:
     return max(0, min(left, photo.width - side)), max(0, min(top, photo.height - side)), side
 
 
-def crop(gray: Image.Image, box: Box, tilt: float, face_size: int) -> np.ndarray:
+def crop(gray: Image.Image, box: Box, tilt: float, face_size: int = FACE_SIZE) -> np.ndarray:
     """uint8, face_size×face_size: what is in the box, turned about its middle if it is tilted by
     more than UPRIGHT degrees.
     """
