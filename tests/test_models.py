@@ -219,7 +219,7 @@ def test_a_network_with_global_pool_takes_any_size():
         network.model(network.prepare(images, side)).shape == (3, 7) for side in (48, 24, 36)
     )
     assert seen == [24, 12, 18] and model.any_size
-    with pytest.raises(ValueError, match="does not divide 48"):
+    with pytest.raises(ValueError, match="does not divide the feature map of 48×48"):
         ConvNet(features=[{"space_to_depth": 5}], head=[])
 
 

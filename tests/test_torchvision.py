@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from fer import UserError, config
-from fer.models.torchvision import _load, classifier
+from fer.models.torchvision import classifier, load_weights
 
 
 @pytest.fixture(scope="module", params=["resnet18", "densenet121"])
@@ -209,7 +209,7 @@ def test_position_embeddings_are_fitted_to_the_size(tmp_path):
     )
     torch.save(filled(theirs.state_dict(), 2.0), tmp_path / "theirs.pth")
     ours.conv_proj = torch.nn.Conv2d(1, 8, 32, 32)
-    _load(ours, "vit", str(tmp_path / "theirs.pth"))
+    load_weights(ours, "vit", str(tmp_path / "theirs.pth"))
     assert ours.encoder.pos_embedding.shape == (1, 1 + 2 * 2, 8)
     for key, tensor in ours.state_dict().items():
         torch.testing.assert_close(

@@ -1,5 +1,6 @@
-"""Optimizers that torch lacks, which see parameters only; torch's own are named by their
-`_target_`.
+"""What torch.optim lacks: Muon with AdamW in one optimizer, and a weight average for CUDA graphs.
+
+Configs name torch's own optimizers by their `_target_`.
 """
 
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from fer.runtime import has_fused_kernels, number_format
 
 Rate = Annotated[float, Gt(0)]
-# Shorter side of a matrix: to orthogonalize 4096×4096 takes 2 TFLOP, a step of vgg13 on 128 faces
-# 0.4.
+# AdamW updates matrices whose shorter side is longer: to orthogonalize 4096×4096 takes 2 TFLOP, a
+# whole training step of vgg13 on 128 faces 0.4.
 LARGEST = 512
+# AdamW's.
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 # Newton-Schulz iteration x ← a x + b (x xᵀ) x + c (x xᵀ)² x, coefficients of Jordan et al. 2024.
@@ -24,35 +26,37 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 
 def skip_dynamo() -> None:
-    """Keep torch's optimizers from importing torch._dynamo, which takes a second or two, at their
-    first call.
+    """Stop torch's optimizers from importing torch._dynamo at their first call; that takes a second
+    or two.
 
-    They import it to stay out of compiled graphs, which no optimizer is part of here. The step of
-    torch's own optimizers imports it all the same.
+    They import it to stay out of compiled graphs; no optimizer here is part of one. The `step` of
+    torch's own optimizers still imports it.
     """
     for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict"):
-        plain = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if plain is not None:
-            plain.__dynamo_disable = plain
+        method = getattr(torch.optim.Optimizer, name)
+        undecorated = getattr(method, "__wrapped__", None)
+        if undecorated is not None:
+            undecorated.__dynamo_disable = undecorated
 
 
 skip_dynamo()
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal (Jordan et al. 2024) for the inner layers; AdamW for everything
-    else.
+    """Muon (Jordan et al. 2024) for the inner layers, AdamW for all other parameters.
 
-    A convolution's weights count as a matrix of filters × the rest. AdamW takes the first and the
-    last layer, dense layers with more than 512 units on either side, depthwise kernels, biases,
-    norms and PReLU's slopes. torch.optim.Muon takes 2-D parameters only.
+    Muon orthogonalizes the momentum of each weight matrix. A convolution's weights are a matrix of
+    filters × everything else. AdamW updates the first and the last layer, layers whose matrix has
+    more than 512 rows and more than 512 columns, depthwise kernels, biases, norms and PReLU slopes.
+    (torch.optim.Muon takes 2-D parameters only.)
 
-    lr: of the matrices, whose change has singular values near 1. adam_lr: of all other parameters.
-    Both follow the schedule. weight_decay: decoupled, on the layers' weights. iterations: of
-    Newton-Schulz, fewer are faster and less exact.
+    lr: learning rate of Muon; the singular values of an update are about lr.
+    adam_lr: learning rate of AdamW. The schedule scales both.
+    weight_decay: decoupled, for the weights of layers only.
+    iterations: Newton-Schulz iterations; fewer are faster and less exact.
     """
 
-    capturable = True  # in a CUDA graph, with rates that are tensors
+    capturable = True  # can be captured in a CUDA graph, with learning rates that are tensors
 
     def __init__(
         self,
@@ -66,13 +70,13 @@ class Muon(torch.optim.Optimizer):
     ):
         params = list(params)
         weights = [p for p in params if p.ndim in (2, 4)]
-        inner = [p for p in weights[1:-1] if is_matrix(p)]
-        chosen = {id(p) for p in inner}
-        others = [p for p in weights if id(p) not in chosen]
         vectors = [p for p in params if p.ndim not in (2, 4)]
+        matrices = [p for p in weights[1:-1] if is_orthogonalized(p)]
+        ids_of_matrices = {id(p) for p in matrices}
+        other_weights = [p for p in weights if id(p) not in ids_of_matrices]
         groups = [
-            {"params": inner, "lr": lr, "momentum": momentum, "iterations": iterations},
-            {"params": others, "lr": adam_lr},
+            {"params": matrices, "lr": lr, "momentum": momentum, "iterations": iterations},
+            {"params": other_weights, "lr": adam_lr},
             {"params": vectors, "lr": adam_lr, "weight_decay": 0.0},
         ]
         super().__init__(groups, {"weight_decay": weight_decay})
@@ -80,10 +84,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]  # takes no closure
-        matrices, *others = self.param_groups
-        for params in equal_shapes(matrices["params"]):
-            self.step_matrices(matrices, params)
-        for group in others:
+        muon_group, *adamw_groups = self.param_groups
+        for params in by_shape(muon_group["params"]):
+            self.step_matrices(muon_group, params)
+        for group in adamw_groups:
             self.step_adamw(group)
 
     def step_matrices(self, group: dict, params: list[Tensor]) -> None:
@@ -100,7 +104,7 @@ class Muon(torch.optim.Optimizer):
 
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         torch._foreach_copy_(workspace.changes, grads)
-        torch._foreach_lerp_(workspace.changes, momenta, group["momentum"])  # Nesterov's
+        torch._foreach_lerp_(workspace.changes, momenta, group["momentum"])  # Nesterov momentum
         workspace.orthogonalize(group["iterations"])
 
         rows, columns = workspace.stack.shape[1:]
@@ -109,7 +113,7 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_sub_(params, workspace.changes)
 
     def step_adamw(self, group: dict) -> None:
-        """torch's AdamW on the group's parameters that have a gradient."""
+        """Update the group's parameters that have a gradient, as torch.optim.AdamW does."""
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
@@ -141,21 +145,22 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self.workspaces = {}
-        for p, own in self.state.items():
-            if "step" in own:  # torch leaves it where it was saved
-                own["step"] = torch.as_tensor(own["step"], dtype=torch.float32).to(p.device)
+        for p, p_state in self.state.items():
+            if "step" in p_state:  # torch leaves it on the device where it was saved
+                step = torch.as_tensor(p_state["step"], dtype=torch.float32)
+                p_state["step"] = step.to(p.device)
 
 
-def is_matrix(weights: Tensor) -> bool:
-    """Is a layer's weight worth orthogonalizing? Not a depthwise kernel, nor a matrix that takes
-    too long.
+def is_orthogonalized(weights: Tensor) -> bool:
+    """Whether Muon updates the weights of this inner layer: not if they are a depthwise kernel or a
+    matrix that takes too long.
     """
     depthwise = weights.ndim == 4 and weights.shape[1] == 1
     return not depthwise and min(weights.flatten(1).shape) <= LARGEST
 
 
-def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The parameters that have a gradient, in groups of one shape."""
+def by_shape(params: list[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters that have a gradient, one list for each shape."""
     groups: dict[tuple, list[Tensor]] = {}
     for p in params:
         if p.grad is not None:
@@ -164,11 +169,12 @@ def equal_shapes(params: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 class Workspace:
-    """Memory for the changes of k parameters of one shape, taken once and used at every step.
+    """Buffers for the updates of k parameters of one shape, allocated once and reused every step.
 
-    stack: float32 k×m×n, the changes as matrices. changes: views of it with the parameters' own
-    shape and strides, so that one kernel moves them all. In the layout channels_last the columns
-    are in another order, which changes nothing.
+    stack: float32 k×m×n, the updates as matrices.
+    changes: views of `stack` with the parameters' own shape and strides, so that one kernel updates
+    all k parameters. With channels_last the columns of a matrix are in another order, which does
+    not affect the result.
     """
 
     def __init__(self, params: list[Tensor]):
@@ -190,14 +196,14 @@ class Workspace:
             self.iteration = NewtonSchulz(stack, torch.float32)
 
     def orthogonalize(self, iterations: int) -> None:
-        """Replace each matrix U S Vᵀ of the stack by nearly U Vᵀ: after 5 iterations, singular
-        values of 0.7 to 1.2.
+        """Replace each matrix U S Vᵀ of the stack by approximately U Vᵀ: after 5 iterations its
+        singular values are 0.7 to 1.2.
         """
         self.iteration(self.stack.mT if self.tall else self.stack, iterations)
 
 
 class NewtonSchulz:
-    """The iteration on whole matrices, in bf16 where the device computes in it."""
+    """The iteration on whole matrices, in `dtype`."""
 
     def __init__(self, stack: Tensor, dtype: torch.dtype):
         count, rows, columns = stack.shape
@@ -207,7 +213,7 @@ class NewtonSchulz:
         self.polynomial = torch.empty_like(self.gram)
 
     def __call__(self, stack: Tensor, iterations: int) -> None:
-        """stack: float32 k×m×n with m ≤ n, replaced."""
+        """stack: float32 k×m×n with m ≤ n, overwritten."""
         norms = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
         self.x.copy_(stack / (norms + 1e-7))
         for _ in range(iterations):
@@ -219,9 +225,10 @@ class NewtonSchulz:
 
 
 class GramNewtonSchulz:
-    """The same in fp32 on the m×m matrix x xᵀ alone: each iterate is a polynomial of it, times x.
+    """The same iteration in fp32 on the m×m matrix x xᵀ: each iterate is a polynomial of it, times
+    x.
 
-    The wide matrix is multiplied twice, not ten times: 256×4608 took 13 ms instead of 35 on 2
+    The wide m×n matrix enters two products instead of ten: 256×4608 took 13 ms instead of 35 on 2
     cores.
     """
 
@@ -234,7 +241,7 @@ class GramNewtonSchulz:
         self.result = torch.empty(count, rows, columns, device=stack.device)
 
     def __call__(self, stack: Tensor, iterations: int) -> None:
-        """stack: float32 k×m×n with m ≤ n, replaced."""
+        """stack: float32 k×m×n with m ≤ n, overwritten."""
         norms = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True) + 1e-7
         torch.bmm(stack, stack.mT, out=self.gram)
         self.gram.div_(norms.square())
@@ -254,35 +261,42 @@ class GramNewtonSchulz:
 
 
 class Average(AveragedModel):
-    """Exponential moving average of a model's weights and buffers: `decay` of itself, the rest of
-    the model.
+    """Exponential moving average (EMA) of a model's weights and buffers.
 
-    torch's own asks the device how often it was updated, and so cannot be captured in a CUDA graph.
+    The first update copies the model; each later one sets average = decay × average + (1 - decay) ×
+    model. torch's AveragedModel reads its update count back from the device, so it cannot be
+    captured in a CUDA graph.
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
         super().__init__(model, use_buffers=True)
         self.decay = decay
-        self.begun = False
+        self.started = False
 
     @torch.no_grad()
     def update_parameters(self, model: torch.nn.Module) -> None:
-        averaged = [*self.module.parameters(), *self.module.buffers()]
+        averages = [*self.module.parameters(), *self.module.buffers()]
         current = [*model.parameters(), *model.buffers()]
-        if not self.begun:
-            torch._foreach_copy_(averaged, current)
-            self.begun = True
+        if self.started:
+            self.average(averages, current)
         else:
-            floats = [a for a in averaged if a.is_floating_point()]
-            torch._foreach_lerp_(
-                floats, [c for c in current if c.is_floating_point()], 1 - self.decay
-            )
-            counts = [a for a in averaged if not a.is_floating_point()]
-            if counts:  # how many batches BatchNorm has seen
-                torch._foreach_copy_(counts, [c for c in current if not c.is_floating_point()])
+            torch._foreach_copy_(averages, current)
+            self.started = True
         self.n_averaged += 1
+
+    def average(self, averages: list[Tensor], current: list[Tensor]) -> None:
+        """Move floating-point tensors towards the current ones. Copy integers, such as BatchNorm's
+        count of batches.
+        """
+        float_averages = [tensor for tensor in averages if tensor.is_floating_point()]
+        floats = [tensor for tensor in current if tensor.is_floating_point()]
+        torch._foreach_lerp_(float_averages, floats, 1 - self.decay)
+        integer_copies = [tensor for tensor in averages if not tensor.is_floating_point()]
+        if integer_copies:
+            integers = [tensor for tensor in current if not tensor.is_floating_point()]
+            torch._foreach_copy_(integer_copies, integers)
 
     def load_state_dict(self, *args, **kwargs):
         keys = super().load_state_dict(*args, **kwargs)
-        self.begun = bool(self.n_averaged > 0)
+        self.started = bool(self.n_averaged > 0)
         return keys

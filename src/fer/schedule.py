@@ -1,9 +1,11 @@
-"""Curves over training: pure functions of time and of the validation history so far.
+"""Schedules: curves that scale a quantity during training.
 
-A curve is called as curve(epoch, epochs, history) and returns a factor of the quantity that it
-drives: the learning rate, dropout's rate, the size of an augmentation.
-epoch: time in epochs since the start, a fraction inside an epoch (2.5 = halfway through the third).
-epochs: the planned length. history: validation accuracies in 0..1, one an epoch, as far as known.
+curve(epoch, epochs, history) returns the factor by which the learning rate, the dropout rate or the
+strength of an augmentation is multiplied. All curves are pure functions of these arguments:
+
+epoch: time since the start, in epochs; 2.5 is halfway through the third epoch.
+epochs: planned length of the training.
+history: validation accuracies (0 to 1) of the finished epochs.
 """
 
 import math
@@ -22,19 +24,22 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """warmup: epochs in which the factor rises linearly from 0 to the curve. waits: whether it
-    looks at history.
+    """The base class: a constant factor of 1, after an optional warm-up.
+
+    warmup: number of epochs in which the factor rises linearly from 0 to the curve's own value.
+    waits: whether the curve depends on the validation history.
     """
 
     waits: ClassVar[bool] = False
     warmup: Epochs = 0
 
     def __call__(self, epoch: float, epochs: int, history: Sequence[float] = ()) -> float:
-        rise = epoch / self.warmup if epoch < self.warmup else 1
-        return rise * self.at(max(epoch, self.warmup), epochs, history)
+        if epoch < self.warmup:
+            return epoch / self.warmup * self.at(self.warmup, epochs, history)
+        return self.at(epoch, epochs, history)
 
     def at(self, epoch: float, epochs: int, history: Sequence[float]) -> float:
-        """The factor without the warm-up."""
+        """The factor at a time when the warm-up is over."""
         return 1.0
 
 
@@ -44,7 +49,7 @@ class Constant(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Curve):
-    """× gamma after every `every` epochs."""
+    """Multiplied by `gamma` after every `every` epochs."""
 
     every: Annotated[int, Ge(1)]
     gamma: Annotated[float, Gt(0), Lt(1)]
@@ -55,21 +60,21 @@ class Step(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Curve):
-    """Half a cosine from 1 to `final` between the warm-up and the end (Loshchilov & Hutter 2017,
+    """Half a cosine from 1, after the warm-up, to `final` at the end (Loshchilov & Hutter 2017,
     without restarts).
     """
 
     final: Share
 
     def at(self, epoch, epochs, history):
-        done = (epoch - self.warmup) / max(epochs - self.warmup, 1e-9)
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * min(done, 1))) / 2
+        progress = min((epoch - self.warmup) / max(epochs - self.warmup, 1e-9), 1)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Curve):
-    """Up from `start` to 1 in the first `rise` of the time, then down to `final`, half cosines both
-    (Smith 2018).
+    """From `start` up to 1 during the first `rise` of the training, then down to `final`: two half
+    cosines (Smith 2018).
     """
 
     rise: Annotated[float, Gt(0), Lt(1)]
@@ -77,31 +82,37 @@ class OneCycle(Curve):
     final: Share
 
     def at(self, epoch, epochs, history):
-        done = min(epoch / epochs, 1)
-        low, part = (
-            (self.start, done / self.rise)
-            if done < self.rise
-            else (self.final, (1 - done) / (1 - self.rise))
-        )
-        return low + (1 - low) * (1 - math.cos(math.pi * part)) / 2
+        progress = min(epoch / epochs, 1)
+        if progress < self.rise:
+            low, height = self.start, progress / self.rise
+        else:
+            low, height = self.final, (1 - progress) / (1 - self.rise)
+        return low + (1 - low) * (1 - math.cos(math.pi * height)) / 2
 
 
 def stalls(history: Sequence[float], patience: int, threshold: float = 0) -> int:
-    """How often the accuracy has not risen by more than `threshold` for more than `patience`
-    epochs.
+    """How many times more than `patience` epochs in a row did not improve on the best accuracy by
+    more than `threshold`. After each stall, counting starts again.
     """
-    count, best, bad = 0, -math.inf, 0
+    count = 0
+    best = -math.inf
+    epochs_without_gain = 0
     for accuracy in history:
-        best, bad = (accuracy, 0) if accuracy > best + threshold else (best, bad + 1)
-        if bad > patience:
-            count, bad = count + 1, 0
+        if accuracy > best + threshold:
+            best = accuracy
+            epochs_without_gain = 0
+        else:
+            epochs_without_gain += 1
+        if epochs_without_gain > patience:
+            count += 1
+            epochs_without_gain = 0
     return count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plateau(Curve):
-    """× factor whenever validation accuracy has not risen by more than `threshold` for more than
-    `patience` epochs.
+    """Multiplied by `factor` whenever validation accuracy has not improved by more than `threshold`
+    for more than `patience` epochs, down to `final`.
     """
 
     waits: ClassVar[bool] = True
@@ -111,14 +122,18 @@ class Plateau(Curve):
     final: Share
 
     def at(self, epoch, epochs, history):
-        falls = stalls(history, self.patience, self.threshold)
-        return max(math.prod([self.factor] * falls, start=1.0), self.final)
+        value = 1.0
+        for _ in range(stalls(history, self.patience, self.threshold)):
+            value *= self.factor
+        return max(value, self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knots(Curve):
-    """Through (epochs[i], values[i]): along straight lines, or (shape step) values[i] from
-    epochs[i] on.
+    """Passes through the points (epochs[i], values[i]).
+
+    shape: `linear` interpolates between them; `step` keeps values[i] from epochs[i] on. Before the
+    first point the value is values[0].
     """
 
     epochs: list[Epochs]
@@ -126,23 +141,27 @@ class Knots(Curve):
     shape: Literal["linear", "step"] = "linear"
 
     def __post_init__(self):
-        if (
-            not self.epochs
-            or len(self.epochs) != len(self.values)
-            or any(a >= b for a, b in pairwise(self.epochs))
-        ):
-            raise ValueError("knots need as many values as epochs, and epochs that rise")
+        if not self.epochs:
+            raise ValueError("knots need at least one epoch and its value")
+        if len(self.epochs) != len(self.values):
+            raise ValueError(
+                f"knots need one value for each epoch; there are {len(self.epochs)} epochs and "
+                f"{len(self.values)} values"
+            )
+        if any(earlier >= later for earlier, later in pairwise(self.epochs)):
+            raise ValueError("the epochs of knots must increase")
 
     def at(self, epoch, epochs, history):
         if self.shape == "linear":
             return float(np.interp(epoch, self.epochs, self.values))
-        return self.values[max(bisect_right(self.epochs, epoch) - 1, 0)]
+        reached = bisect_right(self.epochs, epoch)
+        return self.values[max(reached - 1, 0)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AfterPlateau(Curve):
-    """`before` until validation accuracy has not risen for more than `patience` epochs, from then
-    on `after`.
+    """`before` until validation accuracy has not improved for more than `patience` epochs, then
+    `after`.
     """
 
     waits: ClassVar[bool] = True

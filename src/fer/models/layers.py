@@ -1,4 +1,4 @@
-"""Layers that torch lacks; what stands around them in a network is convnet.py's matter."""
+"""Layers that torch lacks. convnet.py builds networks from them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,13 +8,13 @@ from torch import nn
 
 
 class Residual(nn.Module):
-    """Two 3×3 convolutions, each with BatchNorm, whose result is added to the input (He et al.
-    2016); a 1×1 convolution carries the input over where the number of channels changes. No biases:
-    BatchNorm has its own. norm: its options.
+    """A residual block (He et al. 2016): the input plus the output of two 3×3 convolutions, each
+    with BatchNorm. A 1×1 convolution adapts the input if the number of channels changes.
+    Convolutions have no bias, since BatchNorm has one.
 
-    activation: makes the layer that follows the first BatchNorm and the sum. squeeze: channels are
-    weighed before the sum, through filters / squeeze numbers (squeeze-and-excitation, Hu et al.
-    2018); 0: not.
+    activation: creates the layer after the first BatchNorm and the one after the sum.
+    squeeze: reduction ratio of squeeze-and-excitation (Hu et al. 2018) before the sum; 0: none.
+    norm: keyword arguments of BatchNorm.
     """
 
     def __init__(
@@ -36,21 +36,22 @@ class Residual(nn.Module):
             from torchvision.ops import SqueezeExcitation  # takes a second to import
 
             self.squeeze = SqueezeExcitation(filters, max(filters // squeeze, 1))
-        self.skip = (
-            nn.Identity() if channels == filters else nn.Conv2d(channels, filters, 1, bias=False)
-        )
+        self.skip: nn.Module = nn.Identity()
+        if channels != filters:
+            self.skip = nn.Conv2d(channels, filters, 1, bias=False)
         self.activation2 = activation()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = self.activation1(self.norm1(self.conv1(x)))
-        return self.activation2(self.squeeze(self.norm2(self.conv2(inner))) + self.skip(x))
+        residual = self.activation1(self.norm1(self.conv1(x)))
+        residual = self.squeeze(self.norm2(self.conv2(residual)))
+        return self.activation2(residual + self.skip(x))
 
 
 class PReLU(nn.Module):
-    """Parametric ReLU (He et al. 2015) with one slope per position and channel, as Keras's default.
+    """Parametric ReLU (He et al. 2015) with one slope per position and channel, Keras's default.
 
-    shape: of one image's activations, C×H×W or C. slope: the first, 0.25 in the paper and in torch,
-    0 in Keras.
+    shape: of one image's activations, C×H×W or C.
+    slope: initial value; 0.25 in the paper and in torch, 0 in Keras.
     """
 
     def __init__(self, shape: tuple[int, ...], slope: float = 0.25):
@@ -62,10 +63,10 @@ class PReLU(nn.Module):
 
 
 class ScheduledDropout(nn.Dropout):
-    """Dropout whose rate may change from step to step.
+    """Dropout whose rate can change from step to step.
 
-    p: the largest rate. rate: the present one, a number or, where a CUDA graph replays the layer, a
-    tensor.
+    p: the maximum rate.
+    rate: the current rate, a number; or a tensor, if a CUDA graph replays the layer.
     """
 
     def __init__(self, p: float):
@@ -80,7 +81,7 @@ class ScheduledDropout(nn.Dropout):
 
 
 def schedule_dropout(model: nn.Module) -> list[ScheduledDropout]:
-    """Replace every nn.Dropout in the model by one whose rate may change; returns them."""
+    """Replace every nn.Dropout in the model by a ScheduledDropout; returns all of them."""
     scheduled = []
     for module in model.modules():
         for name, child in module.named_children():

@@ -1,4 +1,4 @@
-"""Network: from gray values to logits, normalization included, for any model that has a `size`."""
+"""Network: a model together with what precedes it, fitting faces to its size and normalization."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch import nn
 from fer import FACE_SIZE, Format, Normalization
 from fer.runtime import autocast, number_format
 
-# Faces at once. More leave the caches: on 2 cores three networks were 1.1 to 1.5 times as fast as
-# at 512.
+# Larger batches do not fit the caches. On 2 cores three networks were 1.1 to 1.5 times as fast as
+# with batches of 512.
 CPU_BATCH = 64
-PART = 4096  # images whose gray levels are counted at once
+COUNTED_AT_ONCE = 4096  # images whose gray levels are counted at once; bincount makes them int64
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Gray values 0..255 to a network's input.
+    """Scales gray values from 0..255.
 
-    none: as they are. unit: to 0..1. dataset: by the training set's mean and deviation. image: each
-    face by its own.
+    kind: none leaves them as they are; unit maps them to 0..1; dataset standardizes them by the
+    mean and the standard deviation of the training faces; image standardizes each face by its own.
     """
 
     kind: Normalization
@@ -31,18 +31,18 @@ class Normalize:
 
     @classmethod
     def fit(cls, kind: Normalization, images: torch.Tensor) -> "Normalize":
-        """With the constants of uint8 `images` (the training split), as far as `kind` needs any."""
+        """The normalization for these training faces, uint8 N×1×H×W."""
+        if kind == "unit":
+            return cls(kind, std=255.0)
         if kind != "dataset":
-            return cls(kind, std=255.0 if kind == "unit" else 1.0)
-        # In parts: bincount makes int64 of what it counts.
+            return cls(kind)
         counts = torch.zeros(256, dtype=torch.float64)
-        for part in images.split(PART):
+        for part in images.split(COUNTED_AT_ONCE):
             counts += torch.bincount(part.flatten(), minlength=256)
         levels = torch.arange(256, dtype=torch.float64)
         mean = (counts @ levels / counts.sum()).item()
-        return cls(
-            kind, mean, max((counts @ (levels - mean) ** 2 / counts.sum()).sqrt().item(), 1.0)
-        )
+        variance = counts @ (levels - mean) ** 2 / counts.sum()
+        return cls(kind, mean, max(variance.sqrt().item(), 1.0))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         images = images.float()
@@ -53,14 +53,14 @@ class Normalize:
 
 
 def resized(images: torch.Tensor, side: int) -> torch.Tensor:
-    """N×1×H×H as N×1×side×side; as they are if they have that side already."""
+    """N×1×H×H resized to N×1×side×side; unchanged if they have that side already."""
     if images.shape[-1] == side:
         return images
     return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
-    """N×1×H×H as float N×1×size×size: the centre, or bilinear enlargement."""
+    """Faces N×1×H×H cropped at the centre, or enlarged bilinearly, to N×1×size×size."""
     side = images.shape[-1]
     if side < size:
         return F.interpolate(images.float(), size=(size, size), mode="bilinear")
@@ -69,14 +69,13 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def last_layer(model: nn.Module) -> tuple[str, nn.Module]:
-    """The name and the module of a model's last layer with weights: the one that tells the classes.
-    All others together are the backbone.
+    """The name and the module of a model's last dense or convolutional layer, which computes the
+    logits. All other layers are the backbone.
     """
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    ]
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            layers.append((name, module))
     return layers[-1]
 
 
@@ -87,8 +86,9 @@ def backbone(model: nn.Module) -> list[nn.Parameter]:
 
 
 class Network(nn.Module):
-    """uint8 or float faces N×1×H×H, 0..255, to logits N×classes. Faces larger than the model's own
-    `size` are cropped at the centre, smaller ones enlarged.
+    """Faces N×1×H×H, uint8 or float from 0 to 255, to logits N×classes.
+
+    Faces larger than the model's `size` are cropped at the centre; smaller ones are enlarged.
     """
 
     def __init__(
@@ -98,36 +98,38 @@ class Network(nn.Module):
         classes: Sequence[str] | None = None,
         face_size: int = FACE_SIZE,
     ):
-        """classes: names of the logits; None: FER2013's, or FER+'s eight. face_size: pixels of a
-        side of the faces that it is trained on; others are resized to that, see at_face_size.
+        """classes: name of each logit; None: the seven of FER2013 or the eight of FER+.
+        face_size: side, in pixels, of the training faces; see at_face_size.
         """
         super().__init__()
         self.face_size = face_size
         self.classes = None if classes is None else tuple(classes)
-        self.model: Any = model  # a module and its own numbers, which mypy takes for modules too
+        self.model: Any = model  # Any: mypy takes a module's attributes, as `size`, for modules
         self.normalize = normalize
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.model(self.prepare(images))
 
     def prepare(self, images: torch.Tensor, side: int | None = None) -> torch.Tensor:
-        """The model's input, float32 N×1×side×side. side: pixels to which the faces are shrunk, for
-        a model whose `any_size` says that it takes them; None: the model's own size.
+        """The model's input, float32 N×1×side×side.
+
+        side: pixels to which faces are shrunk; only for a model that takes images of `any_size`.
+        None: the model's own size.
         """
         images = fit(images, self.model.size)
         return self.normalize(resized(images, side or self.model.size))
 
     def at_face_size(self, images: torch.Tensor) -> torch.Tensor:
-        """Faces of any side, N×1×H×H, at the side of those that it was trained on."""
+        """Faces of any side, N×1×H×H, resized to that of the training faces."""
         return resized(images, self.face_size)
 
     @torch.inference_mode()
     def logits(
         self, images: torch.Tensor, batch_size: int, computed_in: Format | None = None
     ) -> torch.Tensor:
-        """float32 logits of faces anywhere, on the network's device, in evaluation mode.
+        """float32 logits in evaluation mode, on the network's device. The faces may be on another.
 
-        computed_in: a number format; None takes the device's own, whatever the network was trained
+        computed_in: a number format; None: the device's default, whatever the network was trained
         in.
         """
         device = next(self.parameters()).device
@@ -135,7 +137,9 @@ class Network(nn.Module):
             batch_size = min(batch_size, CPU_BATCH)
         training = self.training
         self.eval()
+        parts = []
         with autocast(device, computed_in or number_format(device)):
-            parts = [self(part.to(device)).float() for part in images.split(batch_size)]
+            for part in images.split(batch_size):
+                parts.append(self(part.to(device)).float())
         self.train(training)
         return torch.cat(parts)
