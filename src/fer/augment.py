@@ -1,17 +1,17 @@
 """Augmentation: batched tensor functions, and Augment, which draws their parameters and applies
 them.
 
-The functions are pure: a batch N×1×H×W and one parameter an image, all on one device. Nothing reads
-a value back or branches on one, so the host never waits for a GPU. Flip, rotation, shift, zoom and
-crop are one affine map and one resample; flip and crop without the others move pixels and resample
-nothing. When they change is the curves' matter.
+The functions are pure. They take a batch N×1×H×W and one parameter per image, all on one device.
+No code reads a value back from the device or branches on one, so the host never waits for a GPU.
+Flip, rotation, shift, zoom and crop form one affine map and one resample; a flip or a crop alone
+only moves pixels. Curves (fer.schedule) change the strengths during training.
 """
 
 import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from torch import Tensor
 from fer import UserError
 
 Share = Annotated[float, Ge(0), Le(1)]
-Area = Annotated[float, Gt(0), Le(2)]  # a share of the image's
-Number = float | Tensor  # a tensor of no dimensions, on the device
+Area = Annotated[float, Gt(0), Le(2)]  # as a share of the image's area
+Number = float | Tensor  # a tensor has no dimensions and is on the device
 Fill = Literal["constant", "nearest", "reflection"]
 PADDING = {"constant": "zeros", "nearest": "border", "reflection": "reflection"}
+# The settings of Augment whose strength a curve may change.
 STRENGTHS = (
     "crop",
     "flip",
@@ -39,7 +40,9 @@ STRENGTHS = (
     "cutmix",
     "jitter",
 )
-SHARES = ("crop", "mixup", "cutmix")  # of which a strength is not a factor, but a share by itself
+# For these a strength is not a factor of the setting's value, but a share of its own; see
+# Augment.amounts.
+SHARES = ("crop", "mixup", "cutmix")
 
 
 def affine(
@@ -51,59 +54,64 @@ def affine(
     size: tuple[int, int],
     fill: Fill,
 ) -> Tensor:
-    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted, read bilinearly; the
-    result's size is (h, w). torchvision's `affine` after `horizontal_flip`.
+    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted; bilinear. The result
+    has the given size, (height, width). Like torchvision's `affine` after `horizontal_flip`.
 
-    flip: N, bool, or None for none. degrees: N, clockwise. shift: N×2, pixels right and down.
-    scale: N×2, along the image's own x and y, above 1 enlarges.
+    flip: bool N; None flips no image.
+    degrees: N, clockwise.
+    shift: N×2, pixels to the right and down.
+    scale: N×2, along the image's own x and y axes; above 1 enlarges.
     """
-    (height, width), (h, w) = images.shape[-2:], size
-    cos, sin = torch.deg2rad(degrees).cos(), torch.deg2rad(degrees).sin()
+    height, width = images.shape[-2:]
+    output_height, output_width = size
+    radians = torch.deg2rad(degrees)
+    cos, sin = radians.cos(), radians.sin()
     if flip is not None:
-        scale = torch.stack([scale[:, 0] * (1 - 2 * flip.float()), scale[:, 1]], dim=1)
-    # From pixels of the result to those of the image, (x, y) from the centre; grid_sample counts -1
-    # to 1.
+        mirror = 1 - 2 * flip.float()  # -1 or 1
+        scale = torch.stack([scale[:, 0] * mirror, scale[:, 1]], dim=1)
+    # The map from pixels of the result to pixels of the image, both (x, y) from the centre.
+    # Not by a matrix product: its rounding depends on the batch size, and several processes that
+    # share a batch must together change it as one would.
     inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale[:, :, None]
-    # No matrix product, which rounds by the size of the batch: a part of it is changed as the
-    # whole.
-    back = -(inverse * shift[:, None, :]).sum(2, keepdim=True)
-    theta = torch.cat([inverse, back], dim=2)
+    offset = -(inverse * shift[:, None, :]).sum(2, keepdim=True)
+    theta = torch.cat([inverse, offset], dim=2)
+    # grid_sample's coordinates go from -1 to 1.
     theta = torch.stack([theta[:, 0] * 2 / width, theta[:, 1] * 2 / height], dim=1)
-    # A sum of a row and a column for each image: 0.07 ms for 128 faces, where F.affine_grid takes
-    # 2.6.
-    x = torch.arange(w, device=images.device) - (w - 1) / 2
-    y = torch.arange(h, device=images.device) - (h - 1) / 2
-    across, down = theta[:, :, :1] * x + theta[:, :, 2:], theta[:, :, 1:2] * y
-    grid = (across[:, :, None, :] + down[:, :, :, None]).permute(0, 2, 3, 1)
+    # A row plus a column for each image: 0.07 ms for 128 faces; F.affine_grid takes 2.6 ms.
+    x = torch.arange(output_width, device=images.device) - (output_width - 1) / 2
+    y = torch.arange(output_height, device=images.device) - (output_height - 1) / 2
+    along_row = theta[:, :, :1] * x + theta[:, :, 2:]
+    along_column = theta[:, :, 1:2] * y
+    grid = (along_row[:, :, None, :] + along_column[:, :, :, None]).permute(0, 2, 3, 1)
     moved = F.grid_sample(images, grid, padding_mode=PADDING[fill], align_corners=False)
-    return moved.clamp_(0, 255)  # the four weights add up to 1 + 1e-7 at times
+    return moved.clamp_(0, 255)  # the four weights may add up to 1 + 1e-7
 
 
 def horizontal_flip(images: Tensor, flip: Tensor) -> Tensor:
-    """Left and right swapped where flip (N, bool) says so; exact."""
+    """Left and right swapped in the images where `flip` (bool N) is true; exact."""
     return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 def crop(images: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """N×1×size×size windows whose corners are at top and left (N, int64, pixels); exact."""
+    """N×1×size×size windows whose upper left corners are at (top, left), int64 N each; exact."""
     span = torch.arange(size, device=images.device)
-    index = (top[:, None] + span)[:, :, None] * images.shape[-1] + (left[:, None] + span)[
-        :, None, :
-    ]
+    rows = top[:, None] + span
+    columns = left[:, None] + span
+    index = rows[:, :, None] * images.shape[-1] + columns[:, None, :]
     return images.flatten(1).gather(1, index.flatten(1)).view(-1, 1, size, size)
 
 
 def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
-    """Float N×1×H×W, the part of each image inside its box enlarged to the whole: torchvision's
-    `resized_crop`, bilinear.
+    """The part of each image inside its box, enlarged to the whole image, float N×1×H×W; bilinear,
+    like torchvision's `resized_crop`.
 
-    boxes: N×4, see inside.
+    boxes: N×4, see `inside`.
     """
     height, width = images.shape[-2:]
     top, left, bottom, right = boxes.float()[:, :, None].unbind(1)
     y = (torch.arange(height, device=images.device) + 0.5) * (bottom - top) / height - 0.5
     x = (torch.arange(width, device=images.device) + 0.5) * (right - left) / width - 0.5
-    # No pixel from outside the box is mixed in.
+    # Clamped, so that no pixel outside the box takes part.
     y = top + y.clamp(min=0).minimum(bottom - top - 1)
     x = left + x.clamp(min=0).minimum(right - left - 1)
     rows = ((2 * y + 1) / height - 1)[:, :, None].expand(-1, height, width)
@@ -114,25 +122,26 @@ def resized_crop(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def brightness(images: Tensor, delta: Tensor) -> Tensor:
-    """delta (N, grey levels) is added, within 0..255. torchvision's adjust_brightness multiplies
+    """Add delta (N, gray levels) and clamp to 0..255. torchvision's adjust_brightness multiplies
     instead.
     """
     return (images + delta[:, None, None, None]).clamp_(0, 255)
 
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Distance from each image's own mean × factor (N, from 0), within 0..255: torchvision's
-    adjust_contrast.
+    """Multiply each image's deviation from its mean by factor (N, at least 0) and clamp to 0..255,
+    like torchvision's adjust_contrast.
     """
     mean = images.mean((1, 2, 3), keepdim=True)
     return (mean + (images - mean) * factor[:, None, None, None]).clamp_(0, 255)
 
 
 def jitter(images: Tensor, bright: Tensor, factor: Tensor, contrast_first: Tensor) -> Tensor:
-    """Float N×1×H×W × bright, and contrast by `factor` before or after it: torchvision's
-    adjust_brightness and adjust_contrast, each within 0..255.
+    """Multiply float images by `bright`, and change their contrast by `factor` before or after it,
+    like torchvision's adjust_brightness and adjust_contrast. Each clamps to 0..255.
 
-    bright, factor: N, from 0. contrast_first: N, bool.
+    bright, factor: N, at least 0.
+    contrast_first: bool N.
     """
 
     def brightened(images: Tensor) -> Tensor:
@@ -146,34 +155,37 @@ def jitter(images: Tensor, bright: Tensor, factor: Tensor, contrast_first: Tenso
 
 
 def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Bool N×1×height×width, true inside boxes (N×4: top, left, bottom, right in pixels, the last
-    two exclusive).
+    """Masks of boxes, bool N×1×height×width.
+
+    boxes: N×4: top, left, bottom and right in pixels; the last two are exclusive.
     """
     top, left, bottom, right = boxes[:, :, None].unbind(1)
-    y, x = torch.arange(height, device=boxes.device), torch.arange(width, device=boxes.device)
-    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
+    y = torch.arange(height, device=boxes.device)
+    x = torch.arange(width, device=boxes.device)
+    rows = (y >= top) & (y < bottom)
+    columns = (x >= left) & (x < right)
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def erase(images: Tensor, boxes: Tensor, value: Tensor) -> Tensor:
-    """value (shaped as the images) inside boxes (N×4, see inside): Zhong et al. 2020."""
+    """Random erasing (Zhong et al. 2020): `value`, of the shape of the images, replaces them inside
+    the boxes (N×4, see `inside`).
+    """
     return torch.where(inside(boxes, *images.shape[-2:]), value, images)
 
 
 def mixup(
     images: Tensor, targets: Tensor, lam: Tensor, others: Tensor, other_targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """lam (one number) of each image and target, the rest from its row of `others`: Zhang et al.
-    2018.
-    """
+    """Mixup (Zhang et al. 2018): lam × each image and target + (1 - lam) × its row of `others`."""
     return lam * images + (1 - lam) * others, lam * targets + (1 - lam) * other_targets
 
 
 def cutmix(
     images: Tensor, targets: Tensor, box: Tensor, others: Tensor, other_targets: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The box (4, see inside) of its row of `others`, and the box's share of that one's target: Yun
-    et al. 2019.
+    """CutMix (Yun et al. 2019): inside the box (4, see `inside`) each image becomes its row of
+    `others`, whose target gets the box's share of the area.
     """
     share = inside(box[None], *images.shape[-2:]).float().mean()
     return erase(images, box[None], others), (1 - share) * targets + share * other_targets
@@ -182,14 +194,14 @@ def cutmix(
 def check_crop(images: Tensor, size: int) -> None:
     if size > min(images.shape[-2:]):
         raise UserError(
-            f"crop={size}: the images are only {images.shape[-2]}×{images.shape[-1]}; choose no "
-            "more"
+            f"crop={size}: the images are only {images.shape[-2]}×{images.shape[-1]}; choose a "
+            "smaller crop"
         )
 
 
 def ten_crops(images: Tensor, size: int) -> Tensor:
-    """10×N×1×size×size: the corners, top left, top right, bottom left, bottom right, and the
-    centre, then those of the flipped images (Krizhevsky et al. 2012).
+    """Ten crops of each image (Krizhevsky et al. 2012), 10×N×1×size×size: top left, top right,
+    bottom left, bottom right, centre, then the same of the flipped images.
     """
     from torchvision.transforms.v2.functional import ten_crop  # takes a second to import
 
@@ -198,58 +210,60 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
 
 
 def fixed_crops(images: Tensor, size: int, count: int) -> Tensor:
-    """N·count×1×size×size, the crops of one image one after another.
+    """Fixed crops of each image, N·count×1×size×size; those of one image are adjacent.
 
-    count: 5, the corners and the centre, or 10, those of the flipped image too.
+    count: 5 (corners and centre) or 10 (those of the flipped image too).
     """
     from torchvision.transforms.v2.functional import five_crop, ten_crop
 
-    cut = five_crop if count == 5 else ten_crop
-    return torch.stack(cut(images, [size]), dim=1).flatten(0, 1)
+    crops = five_crop(images, [size]) if count == 5 else ten_crop(images, [size])
+    return torch.stack(crops, dim=1).flatten(0, 1)
 
 
 class Draws:
-    """Random numbers for a batch of `count` images on `device`, from `generator` or else torch's
-    global one.
+    """Random numbers for a batch of `count` images on `device`.
+
+    generator: None uses torch's global one.
     """
 
     def __init__(self, count: int, device: torch.device, generator: torch.Generator | None = None):
         self.count, self.device, self.generator = count, device, generator
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """Even draws from low to high, N×shape."""
+        """Uniform from low to high, N×shape."""
         empty = torch.empty(self.count, *shape, device=self.device)
         return empty.uniform_(low, high, generator=self.generator)
 
     def spread(self, *shape: int) -> Tensor:
-        """Even draws from -1 to 1, N×shape."""
+        """Uniform from -1 to 1, N×shape."""
         return self.uniform(*shape, low=-1)
 
     def some(self, probability: Number) -> Tensor:
-        """Bool N, each true with the probability."""
+        """Bool N, each true with this probability."""
         return self.uniform() < probability
 
     def window(self, room: int, share: Number) -> Tensor:
-        """Starts of windows, N, int64, anywhere from 0 to `room`, drawn to its middle by a share
-        below 1.
+        """First rows or columns of windows, int64 N, from 0 to `room`. Their distance from the
+        middle is multiplied by `share`.
         """
         start = torch.randint(room + 1, (self.count,), device=self.device, generator=self.generator)
-        return (room / 2 + (start - room / 2) * share).round().long()
+        middle = room / 2
+        return (middle + (start - middle) * share).round().long()
 
     def permutation(self) -> Tensor:
-        """The positions 0 to N-1 in a random order. A sort of draws, since randperm may wait for a
-        GPU.
+        """The positions 0 to N-1 in random order. Random numbers are sorted, since torch.randperm
+        may wait for a GPU.
         """
         return self.uniform().argsort()
 
     def one(self, *shape: int) -> Tensor:
-        """Even draws from 0 to 1 for the whole batch."""
+        """Uniform from 0 to 1; one draw for the whole batch."""
         return torch.rand(shape, device=self.device, generator=self.generator)
 
     def resized_crop_boxes(self, low: float, high: float, height: int, width: int) -> Tensor:
-        """Boxes for resized_crop, N×4, as torchvision's RandomResizedCrop draws them: low to high
-        of the area, sides 3/4 to 4/3, the first of ten attempts that lies inside the image; after
-        ten the whole image.
+        """Boxes for resized_crop, N×4, drawn as torchvision's RandomResizedCrop does: `low` to
+        `high` of the area, aspect ratio 3/4 to 4/3, the first of ten attempts that fits into the
+        image. If none fits, the whole image.
         """
         attempts = 10
         area = self.uniform(attempts, low=low, high=high) * height * width
@@ -257,7 +271,7 @@ class Draws:
         h = (area / ratio).sqrt().round()
         w = (area * ratio).sqrt().round()
         fits = (h <= height) & (w <= width)
-        first = fits.float().argmax(1, keepdim=True)
+        first = fits.float().argmax(1, keepdim=True)  # the first attempt that fits
         none_fits = ~fits.any(1)
         h = torch.where(none_fits, height, h.gather(1, first)[:, 0])
         w = torch.where(none_fits, width, w.gather(1, first)[:, 0])
@@ -266,71 +280,90 @@ class Draws:
         return torch.stack([top, left, top + h, left + w], dim=1)
 
     def boxes(self, probability: Number, height: int, width: int, largest: float = 0.4) -> Tensor:
-        """Boxes for erase, N×4: 2 % of the area to `largest`, sides 0.3 to 1/0.3, as published.
+        """Boxes for erase, N×4: from 2 % of the area to `largest`, with an aspect ratio of 0.3 to
+        1/0.3, as published.
 
-        The paper draws again when a box is taller or wider than the image; here the ratio is drawn
-        among those that fit. probability: that an image has a box, and not an empty one.
+        The paper draws again if a box is taller or wider than the image. Here the aspect ratio is
+        drawn from those that fit.
+        probability: that an image has a box; otherwise the box is empty.
         """
         area = self.uniform(low=0.02, high=largest)
-        stretch = (-area.log()).clamp(max=-math.log(0.3)) * self.spread()
-        some = self.some(probability)
-        h = ((area * stretch.exp()).sqrt() * height).round() * some
-        w = ((area / stretch.exp()).sqrt() * width).round() * some
+        log_ratio = (-area.log()).clamp(max=-math.log(0.3)) * self.spread()
+        has_box = self.some(probability)
+        h = ((area * log_ratio.exp()).sqrt() * height).round() * has_box
+        w = ((area / log_ratio.exp()).sqrt() * width).round() * has_box
         top = (self.uniform() * (height - h + 1)).floor()
         left = (self.uniform() * (width - w + 1)).floor()
         return torch.stack([top, left, top + h, left + w], dim=1)
 
     def cutmix_box(self, lam: Tensor, height: int, width: int) -> Tensor:
-        """A box for cutmix, 4: 1 - lam (one number) of the area. Its centre is in the image; it may
-        reach beyond.
+        """A box for cutmix, 4, with a share of 1 - lam of the area. Its centre is in the image, its
+        edges may be outside.
         """
         half = (1 - lam).sqrt() / 2
         y, x = self.one(2)
         y, x = (y * height).floor(), (x * width).floor()
-        up, along = (half * height).floor(), (half * width).floor()
-        return torch.stack([y - up, x - along, y + up, x + along])
+        half_height = (half * height).floor()
+        half_width = (half * width).floor()
+        return torch.stack([y - half_height, x - half_width, y + half_height, x + half_width])
 
     def beta(self, alpha: float) -> Tensor:
-        """One draw of Beta(alpha, alpha), read off its quantiles: torch draws Gamma from its global
-        generator only.
+        """One draw from Beta(alpha, alpha), interpolated from its quantiles. torch's own Beta
+        always uses the global generator.
         """
         quantiles = beta_quantiles(alpha, self.device)
-        place = self.one() * (len(quantiles) - 1)
-        below = place.long().clamp(max=len(quantiles) - 2)
-        ends = quantiles.index_select(0, torch.stack([below, below + 1]))
-        return torch.lerp(ends[0], ends[1], place - below)
+        position = self.one() * (len(quantiles) - 1)
+        below = position.long().clamp(max=len(quantiles) - 2)
+        neighbours = quantiles.index_select(0, torch.stack([below, below + 1]))
+        return torch.lerp(neighbours[0], neighbours[1], position - below)
 
 
 @functools.cache
 def beta_quantiles(alpha: float, device: torch.device, steps: int = 4096) -> Tensor:
-    """Quantiles of Beta(alpha, alpha) at 0, 1/steps … 1, float32."""
+    """Quantiles of Beta(alpha, alpha) at 0, 1/steps, …, 1, float32."""
     from scipy.special import betaincinv
 
-    return (
-        torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1))).float().to(device)
-    )
+    quantiles = betaincinv(alpha, alpha, np.linspace(0, 1, steps + 1))
+    return torch.from_numpy(quantiles).float().to(device)
+
+
+class Pair(NamedTuple):
+    """Images and their targets, a row each."""
+
+    images: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of a batch, for each image its own, in the order of the arguments; the first
-    six in one resample. By default nothing is changed, so a new number leaves every recipe and
-    checkpoint as it was.
+    """Random changes of the images of a batch, drawn anew for each image. By default nothing
+    changes, so a new setting alters no recipe and no checkpoint.
 
-    flip, erase: probabilities, for each image. rotate: degrees, shift: share of the side, right or
-    left and down or up, zoom: share of the scale, on both axes the same or each its own; all three
-    drawn evenly from ± their value. crop: side of a window anywhere in the image, which is the
-    result's size; None leaves the image whole. fill: what lies beyond the edge, black, the edge's
-    own pixels or the image mirrored. brightness: share of 255 that is added, contrast: share of the
-    factor, both drawn from ±. erase paints a box with noise. mixup, cutmix: alpha, 0 is off; with
-    both on, a coin gives every batch one of them.
+    The order is jitter, resized_crop; then flip, zoom, rotate, shift and crop in one resample; then
+    brightness, contrast, erase, and mixup or cutmix. "±" means uniform between minus and plus the
+    value.
 
-    What follows is for recipes of others. jitter: factors of brightness and of contrast are drawn
-    from 1 ± its value, in either order, before anything moves. resized_crop: smallest and largest
-    share of the area of a window that is enlarged to the image, before it moves. rotate_, shift_,
-    jitter_probability: for each image. crops: 5 or 10 fixed windows of side `crop` of each image
-    take the place of the random one, each erased by itself and mixed by itself; the batch is as
-    many times as large. erase_area: largest share of the area; erase_value: of the box.
+    flip: probability.
+    rotate: degrees, ±.
+    shift: share of the side, ±, horizontally and vertically.
+    zoom: share of the scale, ±.
+    zoom_axes: both axes get the same zoom, or each its own.
+    crop: side of a window at a random place, which becomes the result; None: the whole image.
+    fill: the pixels beyond the edge: black, the edge's own pixels, or the mirrored image.
+    brightness: share of 255 that is added, ±.
+    contrast: share of the contrast, ±.
+    erase: probability that a box becomes noise.
+    mixup, cutmix: their alpha; 0: off. If both are on, a coin decides for each batch.
+
+    The rest reproduces published recipes:
+
+    jitter: brightness and contrast are multiplied by factors of 1 ± this, in random order.
+    jitter_probability, rotate_probability, shift_probability: for each image.
+    resized_crop: smallest and largest area of a window that is enlarged to the image, as shares.
+    crops: 5 or 10 fixed windows of side `crop` instead of a random one. The batch is that many
+    times as large, and each crop is erased and mixed by itself.
+    erase_area: largest area of an erased box, as a share; the smallest is 0.02.
+    erase_value: what fills an erased box.
     """
 
     flip: Share = 0.0
@@ -356,7 +389,9 @@ class Augment:
 
     def __post_init__(self) -> None:
         if self.crops > 1 and not self.crop:
-            raise ValueError(f"crops={self.crops}: needs their side; set augment.crop=40, say")
+            raise ValueError(
+                f"crops={self.crops}: needs the side of the crops; set augment.crop=40, for example"
+            )
         if self.resized_crop and not self.resized_crop[0] <= min(self.resized_crop[1], 1):
             raise ValueError(
                 f"resized_crop={list(self.resized_crop)}: should be [smallest, largest] share of "
@@ -370,25 +405,29 @@ class Augment:
         strength: Mapping[str, float] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The batch, changed: float32 N×1×h×w in 0..255, and its targets.
+        """The augmented batch, float32 N×1×h×w from 0 to 255, and its targets.
 
-        images: N×1×H×W, 0..255, uint8 or float. targets: float N×classes. strength: see amounts.
-        generator: on the images' device; None draws from torch's global one.
+        images: N×1×H×W from 0 to 255, uint8 or float.
+        targets: float N×classes.
+        strength: see `amounts`.
+        generator: on the images' device; None uses torch's global one.
         """
         return self.apply(images, targets, self.amounts(strength), generator)
 
     def amounts(self, strength: Mapping[str, float] | None = None) -> dict[str, float]:
-        """How much of each change is made, without those that are off.
+        """The amount of each change at these strengths; changes that are off are left out.
 
-        strength: for any of STRENGTHS a factor from 0 to 1 of its value; of mixup and cutmix, the
-        share of batches mixed; of crop, how far windows lie from the centre.
+        strength: a number from 0 to 1 for any of STRENGTHS, by which the setting's value is
+        multiplied. Of mixup and cutmix it is the share of batches that are mixed; of crop, how far
+        windows may lie from the centre.
         """
         factors = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
         amounts = {}
         for name, factor in factors.items():
             if name not in STRENGTHS or not 0 <= factor <= 1:
                 raise UserError(
-                    f"strength {name}={factor}: should be 0 to 1, of one of {', '.join(STRENGTHS)}"
+                    f"strength {name}={factor}: should be from 0 to 1, for one of "
+                    f"{', '.join(STRENGTHS)}"
                 )
             value = getattr(self, name) or 0.0
             if name in SHARES and value:
@@ -405,50 +444,83 @@ class Augment:
         generator: torch.Generator | None = None,
         part: slice | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The batch, changed by `amounts`, whose numbers may be tensors on the device. With
-        `crops`, N × crops images and targets, those of one image one after another.
+        """The batch, augmented by `amounts`, whose numbers may be tensors on the device. With
+        `crops`, N × crops images and targets; those of one image are adjacent.
 
-        part: the rows to return, of a batch that several processes share. The random numbers are
-        those of the whole batch, so that all processes together change it as one would; only the
-        rows that are needed are resampled.
+        part: the rows to return, if several processes share the batch. All processes draw the same
+        random numbers for the whole batch, so together they change it as one process would; each
+        resamples only the rows that it needs.
         """
         draws = Draws(len(images), images.device, generator)
         changes = self.draw(images, amounts, draws)
         crop_draws = Draws(self.crops * len(images), images.device, generator)
         erasures = self.draw_erasures(images, amounts, crop_draws)
         mixes = "mixup" in amounts or "cutmix" in amounts
-        perm = crop_draws.permutation() if mixes else None
+        permutation = crop_draws.permutation() if mixes else None
+        batch = Pair(images, targets)
         if part is None:
-            images = self.erase_boxes(self.change(images, changes), erasures)
-            targets = self.repeat(targets)
-            if perm is None:
-                return images, targets
-            others, other_targets = images.index_select(0, perm), targets.index_select(0, perm)
+            changed, partners = self.change_batch(batch, changes, erasures, permutation)
         else:
-            rows = self.crop_rows(torch.arange(len(images), device=images.device)[part])
-            partners = rows.new_empty(0) if perm is None else perm[rows]
-            needed = torch.cat([rows, partners])
-            changed = self.change_some(images, changes, needed)
-            changed = self.erase_boxes(changed, pick(erasures, needed))
-            images, others = changed.split([len(rows), len(partners)])
-            targets, other_targets = targets[rows // self.crops], targets[partners // self.crops]
-            if perm is None:
-                return images, targets
+            changed, partners = self.change_part(batch, changes, erasures, permutation, part)
+        if partners is None:
+            return changed
+        return self.mix(changed, partners, amounts, draws)
+
+    def change_batch(
+        self,
+        batch: Pair,
+        changes: Mapping[str, Tensor],
+        erasures: Mapping[str, Tensor],
+        permutation: Tensor | None,
+    ) -> tuple[Pair, Pair | None]:
+        """The changed batch, and for each row the row that is mixed in, if any."""
+        images = self.erase_boxes(self.change(batch.images, changes), erasures)
+        targets = batch.targets
+        if self.crops > 1:
+            targets = targets.repeat_interleave(self.crops, dim=0)
+        partners = None
+        if permutation is not None:
+            partners = Pair(
+                images.index_select(0, permutation), targets.index_select(0, permutation)
+            )
+        return Pair(images, targets), partners
+
+    def change_part(
+        self,
+        batch: Pair,
+        changes: Mapping[str, Tensor],
+        erasures: Mapping[str, Tensor],
+        permutation: Tensor | None,
+        part: slice,
+    ) -> tuple[Pair, Pair | None]:
+        """The rows of `change_batch` that belong to these images."""
+        sources = torch.arange(len(batch.images), device=batch.images.device)[part]
+        rows = self.crop_rows(sources)
+        others = rows.new_empty(0) if permutation is None else permutation[rows]
+        needed = torch.cat([rows, others])
+        images = self.change_some(batch.images, changes, needed)
+        images = self.erase_boxes(images, pick(erasures, needed))
+        targets = batch.targets[needed // self.crops]
+        count = len(rows)
+        partners = None
+        if permutation is not None:
+            partners = Pair(images[count:], targets[count:])
+        return Pair(images[:count], targets[:count]), partners
+
+    def mix(self, batch: Pair, partners: Pair, amounts: Mapping[str, Number], draws: Draws) -> Pair:
+        """The batch mixed with its partners by mixup or by CutMix, as a coin decides."""
+        images, targets = batch
         coin = draws.one()
         half = 0.5 if self.mixup and self.cutmix else 1
         height, width = images.shape[-2:]
         if "mixup" in amounts:
             lam = torch.where(coin < half * amounts["mixup"], draws.beta(self.mixup), 1)
-            images, targets = mixup(images, targets, lam, others, other_targets)
+            images, targets = mixup(images, targets, lam, *partners)
         if "cutmix" in amounts:
             box = draws.cutmix_box(draws.beta(self.cutmix), height, width)
-            box = box * (1 - coin <= half * amounts["cutmix"])
-            images, targets = cutmix(images, targets, box, others, other_targets)
-        return images, targets
-
-    def repeat(self, targets: Tensor) -> Tensor:
-        """A row for each crop."""
-        return targets.repeat_interleave(self.crops, dim=0) if self.crops > 1 else targets
+            box = box * (1 - coin <= half * amounts["cutmix"])  # an empty box changes nothing
+            images, targets = cutmix(images, targets, box, *partners)
+        return Pair(images, targets)
 
     def crop_rows(self, rows: Tensor) -> Tensor:
         """The rows that the crops of these images have in the batch."""
@@ -467,7 +539,7 @@ class Augment:
     def draw(
         self, images: Tensor, amounts: Mapping[str, Number], draws: Draws
     ) -> dict[str, Tensor]:
-        """What changes each image, by name: a row an image."""
+        """The parameters of every change, by name: a row for each image."""
         height, width = images.shape[-2:]
         changes: dict[str, Tensor] = {}
         if "flip" in amounts:
@@ -478,15 +550,7 @@ class Augment:
             changes["top"] = draws.window(height - self.crop, amounts.get("crop", 0.0))
             changes["left"] = draws.window(width - self.crop, amounts.get("crop", 0.0))
         if "rotate" in amounts or "shift" in amounts or "zoom" in amounts:
-            changes["degrees"] = amounts.get("rotate", 0.0) * draws.spread()
-            if self.rotate_probability < 1:
-                changes["degrees"] = changes["degrees"] * draws.some(self.rotate_probability)
-            shift = amounts.get("shift", 0.0) * draws.spread(2)
-            if self.shift_probability < 1:
-                shift = shift * draws.some(self.shift_probability)[:, None]
-            changes["shift"] = torch.stack([width * shift[:, 0], height * shift[:, 1]], dim=1)
-            axes = 1 if self.zoom_axes == "together" else 2
-            changes["scale"] = (1 + amounts.get("zoom", 0.0) * draws.spread(axes)).expand(-1, 2)
+            changes |= self.draw_affine(amounts, draws, height, width)
         if "brightness" in amounts:
             changes["brightness"] = amounts["brightness"] * 255 * draws.spread()
         if "contrast" in amounts:
@@ -500,10 +564,25 @@ class Augment:
             changes["window"] = draws.resized_crop_boxes(*self.resized_crop, height, width)
         return changes
 
+    def draw_affine(
+        self, amounts: Mapping[str, Number], draws: Draws, height: int, width: int
+    ) -> dict[str, Tensor]:
+        """Rotation in degrees, shift in pixels, scale of each axis."""
+        degrees = amounts.get("rotate", 0.0) * draws.spread()
+        if self.rotate_probability < 1:
+            degrees = degrees * draws.some(self.rotate_probability)
+        shift = amounts.get("shift", 0.0) * draws.spread(2)
+        if self.shift_probability < 1:
+            shift = shift * draws.some(self.shift_probability)[:, None]
+        shift = torch.stack([width * shift[:, 0], height * shift[:, 1]], dim=1)
+        axes = 1 if self.zoom_axes == "together" else 2
+        scale = 1 + amounts.get("zoom", 0.0) * draws.spread(axes)
+        return {"degrees": degrees, "shift": shift, "scale": scale.expand(-1, 2)}
+
     def draw_erasures(
         self, images: Tensor, amounts: Mapping[str, Number], draws: Draws
     ) -> dict[str, Tensor]:
-        """The box of each image or crop, and what is painted into it; nothing if none is erased."""
+        """The box of each image or crop and what fills it; empty if nothing is erased."""
         if "erase" not in amounts:
             return {}
         height, width = images.shape[-2:]
@@ -516,7 +595,7 @@ class Augment:
         return {"value": value, "boxes": boxes}
 
     def change(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
-        """The images, each changed by its row of `changes`; N × crops of them."""
+        """N × crops images, each changed by its row of `changes`."""
         if "bright" in changes:
             images = jitter(
                 images.float(), changes["bright"], changes["factor"], changes["contrast_first"]
@@ -533,7 +612,7 @@ class Augment:
         return images
 
     def erase_boxes(self, images: Tensor, erasures: Mapping[str, Tensor]) -> Tensor:
-        """The images with their boxes erased, if any are."""
+        """The images with their boxes erased, if there are any."""
         if not erasures:
             return images
         return erase(images, erasures["boxes"], erasures["value"])
@@ -541,27 +620,33 @@ class Augment:
     def move(self, images: Tensor, changes: Mapping[str, Tensor]) -> Tensor:
         """Flip, rotation, shift, zoom and crop."""
         height, width = images.shape[-2:]
-        size = self.crop if self.crops == 1 else None
-        flip = changes.get("flip")
-        if "degrees" in changes:
-            shift = changes["shift"]
-            if size:  # a window off the centre is the image shifted the other way
-                offset = [
-                    changes["left"] - (width - size) / 2,
-                    changes["top"] - (height - size) / 2,
-                ]
-                shift = shift - torch.stack(offset, dim=1)
-            to = (size, size) if size else (height, width)
-            return affine(
-                images.float(), flip, changes["degrees"], shift, changes["scale"], to, self.fill
-            )
-        if flip is not None:
-            images = horizontal_flip(images, flip)
-        if size:
-            images = crop(images, changes["top"], changes["left"], size)
-        return images.float()
+        crops_at_random = self.crop is not None and self.crops == 1
+        if "degrees" not in changes:
+            if "flip" in changes:
+                images = horizontal_flip(images, changes["flip"])
+            if self.crop and crops_at_random:
+                images = crop(images, changes["top"], changes["left"], self.crop)
+            return images.float()
+
+        shift = changes["shift"]
+        size = (height, width)
+        if self.crop and crops_at_random:
+            # A window right of the centre shows the image shifted to the left.
+            right = changes["left"] - (width - self.crop) / 2
+            down = changes["top"] - (height - self.crop) / 2
+            shift = shift - torch.stack([right, down], dim=1)
+            size = (self.crop, self.crop)
+        return affine(
+            images.float(),
+            changes.get("flip"),
+            changes["degrees"],
+            shift,
+            changes["scale"],
+            size,
+            self.fill,
+        )
 
 
 def pick(changes: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Those rows of every change."""
-    return {name: drawn[rows] for name, drawn in changes.items()}
+    """These rows of every change."""
+    return {name: parameters[rows] for name, parameters in changes.items()}

@@ -1,13 +1,13 @@
-"""A network's layers, how each output size comes about, and what the whole amounts to.
+"""A network's layers, the formulas of their output sizes, its parameters and its multiply-adds.
 
 Multiply-adds are those of convolutions and dense layers for one face: output elements × kernel
-elements × input channels / groups. Norms, pools, activations, biases and attention count 0.
+elements × input channels / groups. Norms, pools, activations, biases and attention count as 0.
 """
 
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ OUTSIDE = "(outside of these layers)"
 
 @dataclass
 class Layer:
-    """One run of a layer. formula: of its output size, if a window slides over its input."""
+    """A layer as it runs once. formula: its output size, for a convolution or a pool."""
 
     name: str
     kind: str
@@ -36,8 +36,8 @@ class Layer:
 
 
 def build(node: dict) -> nn.Module:
-    """A network of shapes without numbers: it takes milliseconds, no memory, and no file of
-    weights.
+    """The network on the meta device, which holds shapes but no numbers: this takes milliseconds,
+    no memory, and no file of weights.
     """
     checked = config.check_node("model", without_weights(node))
     try:
@@ -48,7 +48,7 @@ def build(node: dict) -> nn.Module:
 
 
 def without_weights(node: dict) -> dict:
-    """A model's node without the file that training starts from."""
+    """A model's config without the pretrained weights."""
     return node | {"weights": None} if "weights" in node else node
 
 
@@ -58,77 +58,106 @@ def count(tensors: Iterable[torch.Tensor]) -> int:
 
 @torch.no_grad()
 def multiply_adds(model: nn.Module, side: int) -> int:
-    """Of one face of side×side pixels, which the model sees on its own device."""
+    """The multiply-adds for one face of side×side pixels; the model runs on its own device."""
     counts: list[int] = []
 
-    def note(module: nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
-            counts.append(out.numel() * module.weight[0].numel())
+            counts.append(output.numel() * module.weight[0].numel())
 
     training = model.training
     model.eval()
-    with register_module_forward_hook(note):
+    with register_module_forward_hook(record):
         model(torch.zeros(1, 1, side, side, device=next(model.parameters()).device))
     model.train(training)
     return sum(counts)
 
 
+class Padded(NamedTuple):
+    """What a padding layer did. size: height and width before it. rows: added above and below;
+    columns: added to the left and right.
+    """
+
+    size: tuple[int, ...]
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
 @torch.no_grad()
 def layers(model: nn.Module) -> list[Layer]:
-    """The layers in the order in which they run on one face. Parameters of a layer that runs twice
-    count once; those of no layer that runs come last.
+    """The layers in the order in which they run on one face. The parameters of a layer that runs
+    twice count once. Those outside the layers that run come last.
     """
     shapes: Any = copy.deepcopy(model).to("meta").eval()
     names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
-    unseen = set(shapes.parameters())
-    # The output of a padding layer: the size it was given, and its sides.
-    padded: dict[torch.Tensor, tuple] = {}
+    uncounted = set(shapes.parameters())
+    padded: dict[torch.Tensor, Padded] = {}  # by the output of the padding layer
 
-    def note(module: Any, given: tuple[torch.Tensor], out: torch.Tensor) -> None:
+    def record(module: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
         if module not in names:
             return
-        new = unseen.intersection(module.parameters())
-        unseen.difference_update(new)
-        row = Layer(names[module], type(module).__name__, count(new), tuple(out.shape[1:]))
+        new_parameters = uncounted.intersection(module.parameters())
+        uncounted.difference_update(new_parameters)
+        row = Layer(
+            names[module], type(module).__name__, count(new_parameters), tuple(output.shape[1:])
+        )
         rows.append(row)
         if isinstance(module, nn.Conv2d | nn.Linear):
-            row.multiply_adds = out.numel() * module.weight[0].numel()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-            sides = [(padding, padding) for padding in pair(module.padding)]
-            row.kernel = by(pair(module.kernel_size))
-            row.stride = by(dict.fromkeys(pair(module.stride)))
-            size, outer = padded.get(given[0], (given[0].shape[-2:], [(0, 0), (0, 0)]))
-            row.formula = formula(module, size, outer, out.shape[-2:])
-        elif isinstance(module, nn.ZeroPad2d):
+            row.multiply_adds = output.numel() * module.weight[0].numel()
+        if isinstance(module, nn.ZeroPad2d):
             left, right, top, bottom = module.padding
-            sides = [(top, bottom), (left, right)]
-            padded[out] = given[0].shape[-2:], sides
-        else:
-            return
-        row.padding = by(dict.fromkeys(f"{a}" if a == b else f"{a}+{b}" for a, b in sides))
+            padded[output] = Padded(inputs[0].shape[-2:], (top, bottom), (left, right))
+            row.padding = padding_text([(top, bottom), (left, right)])
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            no_padding = Padded(inputs[0].shape[-2:], (0, 0), (0, 0))
+            describe_window(row, module, padded.get(inputs[0], no_padding), output.shape[-2:])
 
-    with register_module_forward_hook(note):
+    with register_module_forward_hook(record):
         shapes(torch.zeros(1, 1, shapes.size, shapes.size, device="meta"))
-    if unseen:
-        rows.append(Layer(OUTSIDE, "", count(unseen)))
+    if uncounted:
+        rows.append(Layer(OUTSIDE, "", count(uncounted)))
     return rows
 
 
-def formula(
-    module: Any, size: Iterable[int], outer: list[tuple[int, int]], out: Iterable[int]
-) -> str:
-    """floor((W + 2P − k) / s) + 1 with numbers, for both axes if they differ. outer: padding by a
-    layer before, (before, after) for each axis; it counts as P.
+def describe_window(row: Layer, module: Any, before: Padded, output: Iterable[int]) -> None:
+    """Enter kernel, stride, padding and formula of a convolution or pool into its row.
+
+    before: the padding by a layer before it. output: height and width.
     """
-    options = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
+    row.kernel = by(pair(module.kernel_size))
+    row.stride = by(dict.fromkeys(pair(module.stride)))
+    row.padding = padding_text([(padding, padding) for padding in pair(module.padding)])
+    row.formula = formula(module, before, output)
+
+
+def padding_text(sides: list[tuple[int, int]]) -> str:
+    """The padding before and after each axis: 1, or 0+1 if they differ; once if both axes agree."""
+    texts = [f"{before}" if before == after else f"{before}+{after}" for before, after in sides]
+    return by(dict.fromkeys(texts))
+
+
+def formula(module: Any, padded: Padded, output: Iterable[int]) -> str:
+    """floor((W + 2P − k) / s) + 1 with numbers; for both axes if they differ. P includes padding by
+    the layer before.
+    """
     rounding = "ceil" if getattr(module, "ceil_mode", False) else "floor"
     texts = []
-    for w, (before, after), to, k, s, p, d in zip(
-        size, outer, out, *map(pair, options), strict=True
+    for side, (before, after), kernel, stride, padding, dilation, result in zip(
+        padded.size,
+        (padded.rows, padded.columns),
+        pair(module.kernel_size),
+        pair(module.stride),
+        pair(module.padding),
+        pair(getattr(module, "dilation", 1)),
+        output,
+        strict=True,
     ):
-        total = f"2·{before + p}" if before == after else f"{before + p} + {after + p}"
-        texts.append(f"{rounding}(({w} + {total} − {d * (k - 1) + 1}) / {s}) + 1 = {to}")
+        before += padding
+        after += padding
+        added = f"2·{before}" if before == after else f"{before} + {after}"
+        window = dilation * (kernel - 1) + 1
+        texts.append(f"{rounding}(({side} + {added} − {window}) / {stride}) + 1 = {result}")
     return ", ".join(dict.fromkeys(texts))
 
 
@@ -137,8 +166,8 @@ def pair(value: Any) -> tuple:
 
 
 def totals(model: nn.Module) -> dict[str, int]:
-    """Parameters and multiply-adds. Keras counts BatchNorm's running mean and variance among the
-    parameters, torch does not.
+    """Parameters and multiply-adds. Keras, unlike torch, counts BatchNorm's running mean and
+    variance as parameters; `with running statistics` is its number.
     """
     parameters = count(model.parameters())
     running = 0
@@ -154,8 +183,9 @@ def totals(model: nn.Module) -> dict[str, int]:
 
 
 def table_text(name: str, model: nn.Module) -> str:
-    """The table of layers, the formulas of their output sizes, and the totals, as text."""
-    cells, formulas = [HEADER], []
+    """The table of layers, the formulas of their output sizes and the totals."""
+    cells = [HEADER]
+    formulas = []
     for layer in layers(model):
         short = layer.name if len(layer.name) <= 36 else "…" + layer.name[-35:]
         cells.append(
