@@ -31,16 +31,58 @@ def sweep(folder, *args):
 )
 def test_jobs_run_in_processes_of_a_launcher_and_their_refusals_come_back(fer, tmp_path, launcher):
     code, out, err = sweep(
-        tmp_path, f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "optim=sgd", "optim.lr=-1,0.1"
+        tmp_path,
+        f"hydra/launcher={launcher}",
+        "hydra.sweep.dir=s",
+        "optim=sgd",
+        "optim.lr=-1,0.1,-2",
     )
-    assert (
-        code == 2
-        and err.splitlines()[-1] == "fer: job 0 (optim.lr=-1): optim: Invalid learning rate: -1.0"
-        and "Traceback" not in err
-    )
+    assert code == 2 and err.splitlines() == [
+        "fer: job 0 (optim.lr=-1): optim: Invalid learning rate: -1.0",
+        "fer: job 2 (optim.lr=-2): optim: Invalid learning rate: -2.0",
+    ]
+    assert "all of the sweep, side by side:\n  fer report run=s\n" in out
     assert (tmp_path / "s" / "1" / "best.pt").is_file()
     code, out, err = fer("report", "run=s")
     assert code == 0 and "validation faces" in out, err
+
+
+@pytest.mark.slow
+def test_a_reader_that_goes_away_ends_no_job_in_another_process(tmp_path):
+    words = [*TRAIN, "seed=0,1", "hydra/launcher=joblib", "hydra.sweep.dir=s"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "fer", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as command:
+        command.stdout.close()
+        assert command.wait() == 0, command.stderr.read()
+    assert len([*tmp_path.glob("s/*/best.pt")]) == 2
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_a_refused_trial_does_not_end_a_search(fer, tmp_path, seed):
+    """Seed 0 draws 0.1, -1 and seed 2 -1, -1."""
+    optuna = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1"]
+    more = [
+        "hydra.sweeper.direction=maximize",
+        f"hydra.sweeper.sampler.seed={seed}",
+        "optim=sgd",
+        "optim.lr=choice(-1,0.1)",
+        "hydra.sweep.dir=s",
+    ]
+    code, out, err = fer(*TRAIN, *optuna, *more)
+    numbers = [1] if seed == 0 else [0, 1]
+    assert code == 2 and [line for line in err.splitlines() if line.startswith("fer: ")] == [
+        f"fer: job {number} (optim.lr=-1): optim: Invalid learning rate: -1.0" for number in numbers
+    ]
+    if seed == 0:
+        found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
+        assert [*found["best_params"].values()] == [0.1]
+        assert "fer report run=s" in out
+    else:
+        assert not (tmp_path / "s").exists()
 
 
 def test_optuna_gets_the_validation_accuracy_that_it_maximizes(tmp_path):

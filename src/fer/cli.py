@@ -3,14 +3,13 @@
 Nothing heavy is imported before a command is known to run; then launch.py takes over.
 """
 
-import contextlib
 import os
 import sys
 
 NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
 try:
     from fer import UserError, __version__, in_processes, nearest
-    from fer.streams import Output, open_closed_descriptors
+    from fer.streams import never_failing, open_closed_descriptors
 except ImportError:
     print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
     sys.exit(2)
@@ -49,8 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     open_closed_descriptors()
     sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
-    output, errors = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+    with never_failing() as (output, errors):
         code = guarded(args)
         output.flush()
         if output.lost and code == 0:

@@ -4,7 +4,6 @@ What Hydra refuses is told in our words. Knows Hydra and the names of commands, 
 """
 
 import contextlib
-import math
 import os
 import re
 import shlex
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from hydra import compose, initialize_config_dir, version
@@ -29,6 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fer import UserError, choices, config, config_dir, nearest, signatures, vocabulary
 from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
+from fer.streams import never_failing
 
 
 def launch(command: str, args: list[str]) -> int:
@@ -44,6 +44,7 @@ def launch(command: str, args: list[str]) -> int:
         rewrite(command, groups, override, options) for override in options.overrides
     ]
     jobs = Jobs(command, groups, options.overrides, options.config_dir)
+    JobResult.awaited_by = jobs
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     version.setbase("1.3")
     try:
@@ -61,7 +62,8 @@ def launch(command: str, args: list[str]) -> int:
     if command == "train" and options.multirun:
         jobs.print_next()
     if jobs.failures:
-        raise UserError("\nfer: ".join(lines_of(jobs.failures))) from jobs.failures[0]
+        failures = [failure for _, failure in sorted(jobs.failures.items())]
+        raise UserError("\nfer: ".join(lines_of(failures))) from failures[0]
     return 0
 
 
@@ -69,38 +71,46 @@ def launch(command: str, args: list[str]) -> int:
 class Jobs:
     """Runs the command for each config that Hydra composes: one, or those of a sweep.
 
-    overrides: those of all jobs. failures: what was refused, kept until the other jobs are done.
-    sweeps: folders of sweeps. trust: the override with which their checkpoints can be opened.
-    process: in which it was made; a launcher may run jobs in others.
+    overrides: those of all jobs. failures: job number → why it was refused, kept until the other
+    jobs are done. sweeps: folders of sweeps. trust: the override with which their checkpoints can
+    be opened. process: in which it was made; a launcher may run jobs in others.
     """
 
     command: str
     groups: dict[str, list[str]]
     overrides: list[str]
     user_dir: str | None
-    failures: list[Exception] = field(default_factory=list)
+    failures: dict[int, Exception] = field(default_factory=dict)
     sweeps: set[Path] = field(default_factory=set)
     trust: str = ""
     process: int = field(default_factory=os.getpid)
 
-    def run(self, composed: DictConfig) -> float | None:
-        """One job. Returns what a sweep may optimize, NaN where the job was refused."""
+    def run(self, composed: DictConfig) -> "float | JobResult | None":
+        """One job. Returns what a sweep may optimize: 0, the worst accuracy, if it was refused."""
+        if os.getpid() == self.process:
+            return self.run_here(composed)
+        self.failures, self.sweeps = {}, set()  # of this job alone
+        with never_failing():
+            value = self.run_here(composed)
+        return JobResult(value, self.failures, self.sweeps, self.trust)
+
+    def run_here(self, composed: DictConfig) -> float | None:
         try:
             return self.call_command(composed)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             batch = "train.batch_size" if "train" in composed else "batch_size"
-            refusal: Exception = UserError(
-                f"out of memory; take a smaller {batch} or model, or device=cpu"
-            )
-            self.failures.append(of_job(refusal, self.overrides))
+            self.keep(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
         except (UserError, OmegaConfBaseException, OSError) as error:
-            refusal = worded(better_key(error, self.command, self.user_dir))
-            self.failures.append(of_job(refusal, self.overrides))
-            if os.getpid() != self.process:  # failures of another process reach us only raised
-                raise self.failures[-1] from None
-        return math.nan
+            self.keep(worded(better_key(error, self.command, self.user_dir)))
+        return 0.0
+
+    def keep(self, refusal: Exception) -> None:
+        """Keep a refusal, in a sweep under the number of its job."""
+        settings = HydraConfig.get()
+        number = settings.job.num if settings.mode == RunMode.MULTIRUN else 0
+        self.failures[number] = of_job(refusal, self.overrides)
 
     def call_command(self, composed: DictConfig) -> float | None:
         values, typed = settle(self.command, self.groups, composed)
@@ -118,10 +128,11 @@ class Jobs:
 
     def remove_empty_sweeps(self) -> None:
         """Hydra makes a sweep's folder before the first job is checked; if all were refused, it
-        holds nothing.
+        holds nothing of use.
         """
-        for sweep in self.sweeps:
-            if {entry.name for entry in sweep.iterdir()} <= {"multirun.yaml"}:
+        for sweep in filter(Path.is_dir, self.sweeps):
+            names = {entry.name for entry in sweep.iterdir()}
+            if names <= {"multirun.yaml", "optimization_results.yaml"}:
                 shutil.rmtree(sweep)
                 with contextlib.suppress(OSError):  # runs/ holds other runs
                     sweep.parent.rmdir()
@@ -130,8 +141,39 @@ class Jobs:
         for sweep in filter(Path.is_dir, self.sweeps):
             folder = shlex.quote(str(sweep))
             print(f"all of the sweep, side by side:\n  fer report run={folder}{self.trust}")
-            if any("exists already" in str(failure) for failure in self.failures):
+            if any("exists already" in str(failure) for failure in self.failures.values()):
                 print(f"to resume its runs:\n  fer train resume={folder}{self.trust}")
+
+
+@dataclass
+class JobResult:
+    """What a job in another process came to: the value that a sweep may optimize, and what its Jobs
+    learned.
+
+    Hydra's sweepers drop what jobs return. So a result tells the Jobs that wait for it as soon as
+    it is read in their process.
+    """
+
+    value: float | None
+    failures: dict[int, Exception]
+    sweeps: set[Path]
+    trust: str
+    awaited_by: ClassVar[Jobs]
+
+    def __float__(self) -> float:
+        return float(self.value)  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple:
+        return JobResult.received, (self.value, self.failures, self.sweeps, self.trust)
+
+    @classmethod
+    def received(
+        cls, value: float | None, failures: dict[int, Exception], sweeps: set[Path], trust: str
+    ) -> "JobResult":
+        cls.awaited_by.failures |= failures
+        cls.awaited_by.sweeps |= sweeps
+        cls.awaited_by.trust = trust or cls.awaited_by.trust
+        return cls(value, failures, sweeps, trust)
 
 
 def lines_of(failures: list[Exception]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import sys
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 KEPT = "\n\t\r"  # control characters that are written as they are
@@ -68,3 +70,11 @@ class Output:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def never_failing() -> Iterator[tuple[Output, Output]]:
+    """Within the context, standard output and error are Outputs, which it yields."""
+    output, errors = Output(sys.stdout, clean=True), Output(sys.stderr, clean=False)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):  # type: ignore[type-var]
+        yield output, errors
