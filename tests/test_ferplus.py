@@ -154,7 +154,7 @@ def test_votes_are_read_beside_the_pixels(folder):
         (lambda lines: [lines[0].replace("contempt", "scorn"), *lines[1:]], "no column contempt"),
         (
             lambda lines: [*lines[:5], lines[5].replace("Training", "PublicTest"), *lines[6:]],
-            "line 6: is of another",
+            "line 6: has another Usage than its face",
         ),
         (
             lambda lines: [*lines[:5], lines[5].replace(",0,", ",-1,"), *lines[6:]],

@@ -101,7 +101,7 @@ def test_exact_copies_are_those_equal_in_every_byte(planted):
 def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, monkeypatch):
     monkeypatch.setattr(copies, "BLOCK", block)
     monkeypatch.setattr(copies, "SIMILAR", 0.6)  # so that there are many to look at
-    monkeypatch.setattr(copies, "IN_DISC", -2.0)
+    monkeypatch.setattr(copies, "LOWEST_IN_DISC", -2.0)
     monkeypatch.setattr(copies, "CHANGES", copies.CHANGES[:1])
     images = planted[0][:40]
 
@@ -113,12 +113,12 @@ def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, 
     def cosine(a, b):
         return (a * b).sum() / max(np.sqrt((a * a).sum() * (b * b).sum()), 1e-8)
 
-    outlines = [less_mean(image[0].reshape(8, 6, 8, 6).mean((1, 3)), 5) for image in images]
+    thumbnails = [less_mean(image[0].reshape(8, 6, 8, 6).mean((1, 3)), 5) for image in images]
     details = [less_mean(image[0].astype(float), 7) for image in images]
     expected = set()
     for i, a in enumerate(details):
         for j in range(i + 1, len(details)):
-            if cosine(outlines[i], outlines[j]) > copies.SIMILAR:
+            if cosine(thumbnails[i], thumbnails[j]) > copies.SIMILAR:
                 padded = np.pad(details[j], 2, constant_values=np.nan)
                 moved = [padded[y : y + 48, x : x + 48] for y in range(5) for x in range(5)]
                 over = [np.isfinite(b) for b in moved]

@@ -1,6 +1,6 @@
 """Accuracy, confusion matrix, precision, recall, F1, calibration, intervals and tests.
 
-Per-epoch metrics are computed on the training device; scikit-learn and scipy do the rest.
+What training needs each epoch is computed on its device; scikit-learn and scipy do the rest.
 """
 
 import re

@@ -1,5 +1,5 @@
-"""Copies among faces, exact and near, also mirrored and rotated ones: tensors in, positions out. Of
-splits, labels and reports it knows nothing.
+"""Finds copies among faces: exact and near ones, also mirrored or rotated. Tensors in, positions
+out; this module knows no splits, labels or reports.
 """
 
 import math
@@ -14,43 +14,49 @@ from torch import Tensor
 from fer import FACE_SIZE
 from fer.data.faces import digests
 
-# Cosine of two outlines: 12,081 of FER2013's 500 million pairs pass, 9 of 10 near copies among
-# them.
+# Cosine of two thumbnails above which a pair is compared in detail. 12,081 of the 500 million pairs
+# of FER2013 pass, among them 9 of 10 near copies.
 SIMILAR = 0.85
 SHIFT = 2  # pixels by which near copies may be displaced
 BLOCK = 256  # faces or pairs compared at once: 33 MB of cosines with FER2013
-CELLS = 8  # of an outline, each way
-TURN = 10.0  # degrees
-# Least correlation of turned faces. FER2013 has eleven pairs between 0.70 and 0.76, most of which,
-# looked at, are no copies, and none above.
-TURNED = 0.8
-RIM = 4  # pixels of a disc whose detail depends on what is outside it
-IN_DISC = 0.5  # least correlation of what is not in the corners
+CELLS = 8  # rows and columns of a thumbnail
+ROTATION = 10.0  # degrees
+# Lowest correlation of rotated copies. FER2013 has eleven pairs between 0.70 and 0.76 and none
+# above; most of the eleven, inspected by eye, are not copies.
+LOWEST_ROTATED = 0.8
+RIM = 4  # outermost pixels of a disc, whose detail depends on what is outside
+LOWEST_IN_DISC = 0.5  # lowest correlation without the corners
 
 
 @dataclass(frozen=True)
 class Change:
-    """What may have been done to a copy."""
+    """What may have been done to a copy.
+
+    lowest: the correlation that a copy needs at least, whatever the threshold.
+    """
 
     kind: str
     mirrored: bool = False
     degrees: float = 0.0
-    least: float = 0.0  # correlation, whatever the threshold
+    lowest: float = 0.0
 
 
 CHANGES = (
     Change("near"),
     Change("mirrored", mirrored=True),
-    Change("rotated", degrees=TURN, least=TURNED),
-    Change("rotated", degrees=-TURN, least=TURNED),
-    Change("mirrored and rotated", mirrored=True, degrees=TURN, least=TURNED),
-    Change("mirrored and rotated", mirrored=True, degrees=-TURN, least=TURNED),
+    Change("rotated", degrees=ROTATION, lowest=LOWEST_ROTATED),
+    Change("rotated", degrees=-ROTATION, lowest=LOWEST_ROTATED),
+    Change("mirrored and rotated", mirrored=True, degrees=ROTATION, lowest=LOWEST_ROTATED),
+    Change("mirrored and rotated", mirrored=True, degrees=-ROTATION, lowest=LOWEST_ROTATED),
 )
 
 
 class Pairs(NamedTuple):
-    """positions: int64 P×2, i < j. kinds: what was done to one to make the other, of CHANGES.
-    correlations: float32 P, of their details.
+    """Pairs of copies.
+
+    positions: int64 P×2, i < j.
+    kinds: the kind of change between the two, one of CHANGES.
+    correlations: float32 P, of their fine detail.
     """
 
     positions: np.ndarray
@@ -59,8 +65,8 @@ class Pairs(NamedTuple):
 
 
 def exact_copies(images: Tensor) -> np.ndarray:
-    """int64 N: the position of the first image equal to each of uint8 N×1×H×W, its own where it is
-    the first.
+    """For each image of uint8 N×1×H×W the position of the first image that is equal to it, int64 N.
+    The first one gets its own position.
     """
     first: dict[bytes, int] = {}
     positions = [first.setdefault(digest, i) for i, digest in enumerate(digests(images))]
@@ -68,65 +74,77 @@ def exact_copies(images: Tensor) -> np.ndarray:
 
 
 def near_copies(images: Tensor, threshold: float) -> Pairs:
-    """Pairs of uint8 N×1×H×H that are one photo: cropped, lit, compressed or marked anew, mirrored,
-    or rotated by about 10°.
+    """Pairs of images, uint8 N×1×H×H, that show the same photo: cropped, brightened, compressed,
+    watermarked, mirrored, or rotated by about 10°.
 
-    Faces are alike in outline and differ in detail. So outlines, 8×8, find the pairs that are worth
-    a look, and those are copies whose detail at full size correlates by more than `threshold`. Of
-    turned faces only a disc is compared: what is outside it was not in the picture before.
+    Different faces look alike in thumbnails of 8×8 and differ in fine detail. So thumbnails select
+    the candidates; a candidate is a copy if its fine detail at full size correlates by more than
+    `threshold`. Of rotated faces only a disc is compared, since a rotation fills the corners anew.
     """
     if images.shape[-1] != FACE_SIZE:
-        parts = [
-            F.interpolate(part.float(), (FACE_SIZE, FACE_SIZE), mode="bilinear", antialias=True)
-            for part in images.split(BLOCK)
-        ]
-        images = torch.cat(parts).round().to(torch.uint8)
-    found: dict[tuple[int, int], tuple[float, str]] = {}
+        images = at_face_size(images)
+    best: dict[tuple[int, int], tuple[float, str]] = {}  # correlation and kind of each pair
     for change in CHANGES:
-        pairs = alike_in_outline(images, change)
-        for start in range(0, len(pairs), BLOCK):
-            part = pairs[start : start + BLOCK]
-            correlations = compare(images[part[:, 0]], images[part[:, 1]], change)
-            for (i, j), value in zip(part.tolist(), correlations.tolist(), strict=True):
-                if value > max(threshold, change.least) and value > found.get((i, j), (0.0, ""))[0]:
-                    found[i, j] = (value, change.kind)
-    order = sorted(found)
+        candidates = similar_thumbnails(images, change)
+        for start in range(0, len(candidates), BLOCK):
+            pairs = candidates[start : start + BLOCK]
+            correlations = compare(images[pairs[:, 0]], images[pairs[:, 1]], change)
+            for (i, j), correlation_of_pair in zip(
+                pairs.tolist(), correlations.tolist(), strict=True
+            ):
+                best_so_far, _ = best.get((i, j), (0.0, ""))
+                if correlation_of_pair > max(threshold, change.lowest, best_so_far):
+                    best[i, j] = (correlation_of_pair, change.kind)
+    positions = sorted(best)
     return Pairs(
-        np.array(order, dtype=np.int64).reshape(-1, 2),
-        np.array([found[pair][1] for pair in order], dtype=np.str_),
-        np.array([found[pair][0] for pair in order], dtype=np.float32),
+        np.array(positions, dtype=np.int64).reshape(-1, 2),
+        np.array([best[pair][1] for pair in positions], dtype=np.str_),
+        np.array([best[pair][0] for pair in positions], dtype=np.float32),
     )
 
 
-def alike_in_outline(images: Tensor, change: Change) -> np.ndarray:
-    """Pairs, int64 P×2, i < j, of which the outline of j is like that of i after the change."""
-    plain, changed = [], []
+def at_face_size(images: Tensor) -> Tensor:
+    """uint8 images resized to FACE_SIZE."""
+    size = (FACE_SIZE, FACE_SIZE)
+    parts = []
     for part in images.split(BLOCK):
-        plain.append(outline(in_disc(part.float()) if change.degrees else part.float()))
-        changed.append(outline(changed_as(part.float(), change)))
-    others, close = torch.cat(plain), []
+        parts.append(F.interpolate(part.float(), size, mode="bilinear", antialias=True))
+    return torch.cat(parts).round().to(torch.uint8)
+
+
+def similar_thumbnails(images: Tensor, change: Change) -> np.ndarray:
+    """Pairs (i, j), i < j, int64 P×2: the thumbnail of j is like that of i after the change."""
+    unchanged = []
+    changed = []
+    for part in images.split(BLOCK):
+        compared = in_disc(part.float()) if change.degrees else part.float()
+        unchanged.append(thumbnail(compared))
+        changed.append(thumbnail(apply(change, part.float())))
+    thumbnails = torch.cat(unchanged)
+    pairs = [np.empty((0, 2), np.int64)]
     for start, part in zip(range(0, len(images), BLOCK), changed, strict=True):
-        similar = (part @ others[start:].T > SIMILAR).numpy()
+        similar = (part @ thumbnails[start:].T > SIMILAR).numpy()
         # 1.4 times as fast as torch's nonzero.
         rows, columns = np.divmod(np.flatnonzero(similar), similar.shape[1])
-        close.append(start + np.stack([rows, columns], 1)[rows < columns])
-    return np.concatenate(close) if close else np.empty((0, 2), np.int64)
+        pairs.append(start + np.stack([rows, columns], 1)[rows < columns])
+    return np.concatenate(pairs)
 
 
-def changed_as(images: Tensor, change: Change) -> Tensor:
-    """float N×1×H×H, mirrored and turned about their centres."""
+def apply(change: Change, images: Tensor) -> Tensor:
+    """Float images N×1×H×H, mirrored and rotated about their centres as the change says."""
     if change.mirrored:
         images = images.flip(-1)
     if change.degrees:
-        cos, sin = math.cos(math.radians(change.degrees)), math.sin(math.radians(change.degrees))
-        turn = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(images), 2, 3)
-        grid = F.affine_grid(turn, list(images.shape), align_corners=False)
+        radians = math.radians(change.degrees)
+        cos, sin = math.cos(radians), math.sin(radians)
+        rotation = torch.tensor([[cos, -sin, 0.0], [sin, cos, 0.0]]).expand(len(images), 2, 3)
+        grid = F.affine_grid(rotation, list(images.shape), align_corners=False)
         images = in_disc(F.grid_sample(images, grid, align_corners=False))
     return images
 
 
 def in_disc(images: Tensor) -> Tensor:
-    """Images N×1×H×H whose corners, which a turn replaces, have the mean of what is in the disc."""
+    """Images N×1×H×H whose corners are filled with the mean of the disc."""
     inside = disc(images.shape[-1])
     mean = (images * inside).sum((2, 3), keepdim=True) / inside.sum()
     return images * inside + mean * (1 - inside)
@@ -134,29 +152,29 @@ def in_disc(images: Tensor) -> Tensor:
 
 def disc(side: int) -> Tensor:
     """float side×side: 1 inside the largest circle, 0 outside."""
-    places = (torch.arange(side) + 0.5) / side * 2 - 1
-    return (places[:, None] ** 2 + places**2 <= 1).float()
+    coordinates = (torch.arange(side) + 0.5) / side * 2 - 1  # -1 to 1
+    return (coordinates[:, None] ** 2 + coordinates**2 <= 1).float()
 
 
-def outline(images: Tensor) -> Tensor:
-    """Unit vectors N×64: the means of cells less those around them."""
+def thumbnail(images: Tensor) -> Tensor:
+    """Thumbnails of 8×8 as unit vectors N×64; each cell less the mean of those around it."""
     return F.normalize(detail(F.avg_pool2d(images, FACE_SIZE // CELLS), 5).flatten(1))
 
 
 def compare(a: Tensor, b: Tensor, change: Change) -> Tensor:
-    """float N: how far the details of a, after the change, and of b correlate. They must do so in
-    the disc too, if less: corners that are alike do not make a copy.
+    """The correlation, float N, of the fine detail of a, after the change, and b; 0 if the discs do
+    not correlate as well, because equal corners do not make a copy.
     """
-    a, b = changed_as(a.float(), change), b.float()
-    discs = correlation(inner_detail(a), inner_detail(b))
+    a, b = apply(change, a.float()), b.float()
+    in_discs = correlation(detail_in_disc(a), detail_in_disc(b))
     if change.degrees:
-        return discs
+        return in_discs
     whole = correlation(detail(a, 7)[:, 0], detail(b, 7)[:, 0])
-    return torch.where(discs > IN_DISC, whole, torch.zeros_like(whole))
+    return torch.where(in_discs > LOWEST_IN_DISC, whole, torch.zeros_like(whole))
 
 
-def inner_detail(images: Tensor) -> Tensor:
-    """The detail, N×H×W, of what is in the disc, without its rim."""
+def detail_in_disc(images: Tensor) -> Tensor:
+    """The fine detail inside the disc without its rim, N×H×W."""
     side = images.shape[-1]
     inner = F.pad(disc(side - 2 * RIM), (RIM,) * 4)
     return detail(in_disc(images), 7)[:, 0] * inner
@@ -164,16 +182,17 @@ def inner_detail(images: Tensor) -> Tensor:
 
 def detail(images: Tensor, window: int) -> Tensor:
     """Images N×1×H×W less the mean of the window around each pixel."""
-    return images - F.avg_pool2d(F.pad(images, (window // 2,) * 4, mode="replicate"), window, 1)
+    padded = F.pad(images, (window // 2,) * 4, mode="replicate")
+    return images - F.avg_pool2d(padded, window, stride=1)
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine, N, of a and b, N×H×W, where they overlap, at the best of the displacements up to
-    SHIFT each way.
+    """The cosine of a and b, N×H×W, over their overlap: float N, the highest over all displacements
+    by up to SHIFT pixels in each direction.
     """
 
     def sums(moved: Tensor, still: Tensor) -> Tensor:
-        """N×displacements: the sum of the products where the two overlap."""
+        """The sum of the products over the overlap, N×displacements."""
         padded = F.pad(moved, (SHIFT,) * 4)
         return F.conv2d(padded[None], still[:, None], groups=len(still)).flatten(2)[0]
 
@@ -183,14 +202,13 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def merge(count: int, pairs: np.ndarray) -> np.ndarray:
-    """int64 N: the lowest of the positions 0 … count-1 that each is joined to by `pairs`, P×2,
-    directly or not.
+    """Groups of the positions 0 … count-1 that `pairs`, P×2, connect, directly or through others:
+    for each position the lowest one of its group, int64 N.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(count, count))
-    _, lowest, group = np.unique(
-        connected_components(graph, directed=False)[1], return_index=True, return_inverse=True
-    )
+    _, group_of_position = connected_components(graph, directed=False)
+    _, lowest, group = np.unique(group_of_position, return_index=True, return_inverse=True)
     return lowest[group]

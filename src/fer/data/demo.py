@@ -1,4 +1,6 @@
-"""Demo data: drawn faces, for trying everything without FER2013. No real person is depicted."""
+"""Demo data: drawn faces, so that every command can be tried without FER2013. They depict no real
+person.
+"""
 
 from types import SimpleNamespace
 from typing import Annotated
@@ -38,7 +40,7 @@ MISLABELLED = 0.06
 CHUNK = 32  # faces drawn at once: 32×48×48 floats fit a core's cache, 1.5× as fast as 256
 
 # What varies besides the expression, with the range of its uniform distribution. Lengths: the head
-# extends from -1 to 1, y downward. Tones: 0 (black) to 255 (white). fmt: off
+# extends from -1 to 1, and y points down. Tones: 0 (black) to 255 (white).
 TRAITS = {
     # pose: tilt is the tangent of half the in-plane rotation (±11°), yaw moves the features
     # across the head
@@ -88,7 +90,6 @@ TRAITS = {
     "cover_turn": (-1, 1),
     "cover_tone": (0, 255),
 }
-# fmt: on
 
 
 def demo(
@@ -97,8 +98,8 @@ def demo(
     seed: Annotated[int, Ge(0)],
     normalize: Normalization,
 ) -> Data:
-    """`images` training faces, and a sixth of that number each for validation and, without labels,
-    for the test split.
+    """A training split of `images` faces, and a validation and a test split of a sixth as many. The
+    test split has no labels.
     """
     splits = {}
     sizes = {"train": images, "validation": images // 6, "test": images // 6}
@@ -115,64 +116,66 @@ def demo(
 
 
 def class_mix(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Classes of `count` faces: one of each class, the others by MIX, shuffled. int64 N."""
+    """Classes of `count` faces, int64 N: one face of each class, the others by MIX, shuffled."""
     rest = count - len(CLASSES)
     by_mix = np.searchsorted(np.cumsum(MIX)[:-1], (np.arange(rest) + 0.5) / rest)
-    return np.concatenate([np.arange(len(CLASSES)), by_mix])[
-        np.argsort(rng.random(count), kind="stable")
-    ]
+    classes = np.concatenate([np.arange(len(CLASSES)), by_mix])
+    order = np.argsort(rng.random(count), kind="stable")
+    return classes[order]
 
 
 def mislabel(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels with errors: some are exchanged among the faces, which preserves the class mix."""
-    labels, swapped = shown.copy(), np.flatnonzero(rng.random(len(shown)) < MISLABELLED)
-    labels[swapped] = shown[np.roll(swapped, 1)]
+    """Labels with errors: a few faces pass their labels on to one another, which preserves the mix
+    of classes.
+    """
+    labels = shown.copy()
+    exchanged = np.flatnonzero(rng.random(len(shown)) < MISLABELLED)
+    labels[exchanged] = shown[np.roll(exchanged, 1)]
     return labels
 
 
 def intensities(shown: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The strength of each of AUS in each face, N×AUs, from 0 to 1."""
-    moved = [EXPRESSIONS[name] for name in CLASSES]
-    chance = np.array(
-        [[0.95 * (au in always) + 0.35 * (au in some) for au in AUS] for always, some in moved]
-    )
-    # At least 4 %: an AU that is unrelated to the emotion.
-    shows = rng.random((len(shown), len(AUS))) < np.maximum(chance, 0.04)[shown]
-    strength = 0.45 + 0.55 * np.sqrt(rng.random((len(shown), 1)))
-    return (
-        shows
-        * strength
-        * (0.6 + 0.4 * rng.random(shows.shape))
-        * np.where(chance[shown] > 0, 1, 0.5)
-    )
+    chance = np.zeros((len(CLASSES), len(AUS)))  # that a face of the class shows the AU
+    for row, name in enumerate(CLASSES):
+        always, sometimes = EXPRESSIONS[name]
+        for column, au in enumerate(AUS):
+            if au in always:
+                chance[row, column] = 0.95
+            elif au in sometimes:
+                chance[row, column] = 0.35
+    belongs = chance[shown] > 0
+    # Other AUs may be seen too: each in 4 % of the faces, at half strength.
+    shows = rng.random(belongs.shape) < np.maximum(chance, 0.04)[shown]
+    strength_of_face = 0.45 + 0.55 * np.sqrt(rng.random((len(shown), 1)))
+    strength_of_au = 0.6 + 0.4 * rng.random(belongs.shape)
+    return shows * strength_of_face * strength_of_au * np.where(belongs, 1, 0.5)
 
 
 def draw(shown: np.ndarray, rng: np.random.Generator, keep: int) -> np.ndarray:
     """The first `keep` faces of the classes `shown`, uint8 keep×1×48×48.
 
-    Uses only + - * / and sqrt, which IEEE 754 rounds identically everywhere. exp, sin and
-    sum differ between libraries.
+    Uses only + - * / and sqrt, which IEEE 754 rounds identically everywhere. exp, sin and sum
+    differ between libraries.
     """
     low, high = np.array(list(TRAITS.values())).T
-    columns = np.concatenate(
-        [low + (high - low) * rng.random((len(shown), len(low))), intensities(shown, rng)], axis=1
-    )
-    columns = columns[:keep].astype(np.float32)[:, :, None, None]
+    traits = low + (high - low) * rng.random((len(shown), len(low)))
+    parameters = np.concatenate([traits, intensities(shown, rng)], axis=1)
+    parameters = parameters[:keep].astype(np.float32)[:, :, None, None]
     pictures = []
     for start in range(0, keep, CHUNK):
-        values = list(columns[start : start + CHUNK].swapaxes(0, 1))
-        face = SimpleNamespace(**dict(zip(TRAITS, values, strict=False)))
-        au = dict(zip(AUS, values[len(TRAITS) :], strict=True))
+        columns = list(parameters[start : start + CHUNK].swapaxes(0, 1))
+        face = SimpleNamespace(**dict(zip(TRAITS, columns[: len(TRAITS)], strict=True)))
+        au = dict(zip(AUS, columns[len(TRAITS) :], strict=True))
         pictures.append(picture(face, au, rng))
     return np.concatenate(pictures)[:, None]
 
 
 def turned(x, y, tangent):
     """Coordinates rotated by twice the angle that has this tangent."""
-    cos, sin = (
-        (1 - tangent * tangent) / (1 + tangent * tangent),
-        2 * tangent / (1 + tangent * tangent),
-    )
+    square = tangent * tangent
+    cos = (1 - square) / (1 + square)
+    sin = 2 * tangent / (1 + square)
     return x * cos + y * sin, y * cos - x * sin
 
 
@@ -191,10 +194,11 @@ def glow(x, y, width, height):
 
 def stroke(x, y, start, end, width):
     """1 along a segment, decreasing smoothly to 0 at the distance `width`."""
-    (ax, ay), (bx, by) = start, end
-    dx, dy, px, py = bx - ax, by - ay, x - ax, y - ay
-    along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
-    return glow(px - along * dx, py - along * dy, width, width)
+    (start_x, start_y), (end_x, end_y) = start, end
+    dx, dy = end_x - start_x, end_y - start_y
+    x, y = x - start_x, y - start_y
+    along = np.clip((x * dx + y * dy) / (dx * dx + dy * dy), 0, 1)
+    return glow(x - along * dx, y - along * dy, width, width)
 
 
 def ripples(y, period):
@@ -219,10 +223,15 @@ class Drawing:
 
 
 def picture(face, au, rng):
+    """A chunk of faces, uint8 N×48×48.
+
+    face: the traits. au: the strength of each action unit, by its number. x, y: coordinates of the
+    picture; u, v: of the head; m: |u| after the yaw.
+    """
     y, x = (np.mgrid[:FACE_SIZE, :FACE_SIZE].astype(np.float32) + 0.5) * (2 / FACE_SIZE) - 1
     u, v = turned((x - face.shift_x) / face.size, (y - face.shift_y) / face.size, face.tilt)
     across = u - face.yaw * (1 - u * u)
-    m = np.abs(across)  # draws both halves of a face at once: features are at m >= 0
+    m = np.abs(across)  # one side is drawn, and the other is its mirror image
     side = np.where(u > face.yaw, np.float32(1), np.float32(-1))
     pen = Drawing(face.backdrop * (1 + 0.2 * x), 2 / FACE_SIZE / face.size)
     draw_head(pen, face, au, u, v)
@@ -231,10 +240,14 @@ def picture(face, au, rng):
     draw_eyes(pen, face, au, m, v, side)
     draw_brows(pen, face, au, m, v)
     draw_mouth(pen, face, au, across, v)
+    draw_glasses(pen, face, m, v)
+    return photographed(pen.image, face, x, y, rng)
+
+
+def draw_glasses(pen, face, m, v):
     frame = np.abs(oval(m - face.eye_x, v - face.eye_y - 0.02, 0.24, 0.2)) - 0.018
     bridge = np.maximum(m - 0.1, np.abs(v - face.eye_y + 0.03) - 0.02)
     pen.fill(np.minimum(frame, bridge), 35, face.glasses > 0.88)
-    return photographed(pen.image, face, x, y, rng)
 
 
 def draw_head(pen, face, au, u, v):
@@ -264,13 +277,8 @@ def draw_cheeks(pen, face, au, m, v):
     corner = (face.mouth_width + 0.1 + 0.08 * au[12], face.mouth_y - 0.1 * au[12] + 0.05 * au[15])
     fold = 0.08 + 0.32 * au[12] + 0.35 * au[9] + 0.3 * au[10]
     pen.shade(np.minimum(fold, 0.45) * stroke(m, v, wing, corner, 0.075))
-    pen.shade(
-        0.3
-        * au[6]
-        * stroke(
-            m, v, (face.eye_x + 0.21, face.eye_y), (face.eye_x + 0.31, face.eye_y + 0.04), 0.06
-        )
-    )
+    crow_foot = (face.eye_x + 0.21, face.eye_y), (face.eye_x + 0.31, face.eye_y + 0.04)
+    pen.shade(0.3 * au[6] * stroke(m, v, *crow_foot, 0.06))
 
 
 def draw_nose(pen, face, au, m, v):
@@ -298,29 +306,24 @@ def draw_eyes(pen, face, au, m, v, side):
     pen.fill(inside, 60 + 0.75 * face.skin)
     iris = np.sqrt(np.square(x - side * face.gaze) + np.square(y + 0.01))
     pen.fill(np.maximum(inside, iris - 0.078), 25)
-    pen.fill(
-        np.maximum(upper - 0.02 - 0.04 * bow - y, y - upper - 0.006), face.skin * 0.22
-    )  # lashes
+    lashes = np.maximum(upper - 0.02 - 0.04 * bow - y, y - upper - 0.006)
+    pen.fill(lashes, face.skin * 0.22)
     pen.fill(np.maximum(lower - y, y - lower - 0.01 - 0.015 * bow), face.skin * 0.5, 0.6)
 
 
 def draw_brows(pen, face, au, m, v):
     x = m - face.eye_x - 0.01 + 0.05 * np.maximum(au[4], au[9])
     t = np.minimum(x / face.brow_width, 2)
-    inner, outer = np.clip(0.5 - 0.5 * t, 0, 1.2), np.clip(0.5 + 0.5 * t, 0, 1.2)
+    inner = np.clip(0.5 - 0.5 * t, 0, 1.2)
+    outer = np.clip(0.5 + 0.5 * t, 0, 1.2)
     lowered = np.maximum(au[4], au[9])  # the nose wrinkler also lowers the brows
     raised = np.maximum(au[1], au[2]) * glow(m, v - face.eye_y + 0.47, 0.4, 0.16)
     pen.shade(0.3 * raised * ripples(v, 0.13))  # forehead wrinkles
-    pen.shade(
-        0.4 * lowered * stroke(m, v, (0.05, face.eye_y - 0.28), (0.06, face.eye_y - 0.1), 0.055)
-    )  # frown lines
+    frown_line = stroke(m, v, (0.05, face.eye_y - 0.28), (0.06, face.eye_y - 0.1), 0.055)
+    pen.shade(0.4 * lowered * frown_line)
     y = face.eye_y - face.brow_gap + face.brow_arch * (t * t - 0.5)
-    y = (
-        y
-        - 0.16 * au[1] * inner * inner
-        - 0.13 * au[2] * outer
-        + lowered * (0.05 + 0.11 * inner * (1 - 0.8 * au[1]))
-    )
+    y = y - 0.16 * au[1] * inner * inner - 0.13 * au[2] * outer
+    y = y + lowered * (0.05 + 0.11 * inner * (1 - 0.8 * au[1]))
     half = face.brow_thick * (1.1 - 0.3 * t) * (1 - t * t * t * t)
     pen.fill(np.abs(v - y) - half, np.minimum(face.hair, 0.4 * face.skin))
 
@@ -339,16 +342,12 @@ def draw_mouth(pen, face, au, x, v):
     lip = face.lip * (1 - 0.6 * au[23] - 0.2 * au[12])
     opened = 0.012 + 0.12 * au[25] * (1 - 0.5 * au[23])
     jaw = au[26] * (1 - 0.45 * au[20])
-    top = (
-        line
-        - (opened * 0.4 + 0.06 * au[10] + 0.05 * au[20]) * square
-        - 0.11 * jaw * (1 - au[12]) * bow
-    )
+    top = line - (opened * 0.4 + 0.06 * au[10] + 0.05 * au[20]) * square
+    top = top - 0.11 * jaw * (1 - au[12]) * bow
     bottom = line + (opened * 0.6 + 0.09 * au[16] + 0.05 * au[20]) * square + 0.24 * jaw * bow
     pen.shade(0.25 * au[15] * glow(np.abs(x) - width - 0.02, v - face.mouth_y - 0.12, 0.09, 0.12))
-    pen.shade(
-        0.25 * (1 + au[23]) * glow(x, v - bottom - lip - 0.08, 0.24, 0.08)
-    )  # below the lower lip
+    below_lip = glow(x, v - bottom - lip - 0.08, 0.24, 0.08)
+    pen.shade(0.25 * (1 + au[23]) * below_lip)
     cupid = top - lip * (0.9 - 0.25 * glow(x, 0, 0.08, 1)) * bow
     pen.fill(np.maximum(cupid - v, v - bottom - 1.15 * lip * bow), face.skin * 0.58)
     pen.shade(-0.2 * glow(x, v - bottom - 0.6 * lip, 0.15, 0.05))
@@ -361,17 +360,19 @@ def draw_mouth(pen, face, au, x, v):
 
 
 def photographed(image, face, x, y, rng):
-    """Add occlusion by a bar or a hand, light from one side, blur and noise."""
+    """The picture, uint8, with light from one side, blur, noise, and a bar or hand before some
+    faces.
+    """
     a, b = turned(x - face.cover_x, y - face.cover_y, face.cover_turn)
     bar = np.maximum(np.abs(b) - 0.13, 0)
     hand = np.maximum(oval(a - 0.5, b, 0.55, 0.3), 0)
     fingers = face.skin * (0.9 - 0.35 * np.square(np.square(ripples(b, 0.16))))
     is_bar = face.occluded > 0.94
-    hidden, tone = np.where(is_bar, bar, hand), np.where(is_bar, face.cover_tone, fingers)
-    image += np.clip(1 - hidden * 24, 0, 1) * (face.occluded > 0.88) * (tone - image)
-    image = (
-        image * (1 + face.light_x * x + face.light_y * y) - 120
-    ) * face.contrast + face.brightness
+    distance = np.where(is_bar, bar, hand)
+    tone = np.where(is_bar, face.cover_tone, fingers)
+    image += np.clip(1 - distance * 24, 0, 1) * (face.occluded > 0.88) * (tone - image)
+    light = 1 + face.light_x * x + face.light_y * y
+    image = (image * light - 120) * face.contrast + face.brightness
     image[:, 1:-1] += face.blur * (image[:, 2:] + image[:, :-2] - 2 * image[:, 1:-1])
     image[:, :, 1:-1] += face.blur * (image[:, :, 2:] + image[:, :, :-2] - 2 * image[:, :, 1:-1])
     grain = rng.random((len(image), 3, FACE_SIZE, FACE_SIZE), dtype=np.float32)

@@ -1,6 +1,7 @@
-"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): FER2013's faces with the votes of ten people each,
-which stand in fer2013new.csv, row by row as the pixels. The pixels are the readers' matter, what is
-learned from the votes train's.
+"""FER+ (Barsoum et al. 2016, arXiv:1608.01041): ten people voted on each face of FER2013.
+
+The votes are in fer2013new.csv, whose rows correspond to those of fer2013.csv. This module turns
+them into targets; fer.data.readers reads the pixels.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ EMOTIONS = (
     "surprise",
     "neutral",
     "contempt",
-)  # as class_names(8)
+)  # FER+'s names of class_names(8), in the same order
 SOURCE = "github.com/microsoft/FERPlus"
 Mode = Literal["majority", "probability", "crossentropy", "multi"]
 
@@ -44,60 +45,72 @@ def ferplus(
     limit: Annotated[int, Ge(1)] | None,
     normalize: Normalization,
 ) -> Data:
-    """The pixels at `path` with the votes in the file `votes`; configs/data/ferplus.yaml explains
+    """The faces at `path` with the votes in the file `votes`. configs/data/ferplus.yaml explains
     the arguments.
     """
     source = find(path, Wanted(FACE_SIZE))
     table = source.parts.get("train")
     if table is None or (table.usage < 0).any():
         raise UserError(
-            f"data.path={path}: FER+ goes with fer2013.csv and its column Usage; name that file, "
-            "or take data=fer2013"
+            f"data.path={path}: FER+ needs fer2013.csv with its column Usage; name that file, or "
+            "use data=fer2013"
         )
     wishes = Wishes(classes=class_names(classes))
     labels = class_rules.resolve([table], wishes, source.known_numbers).labels(table)
     if score == "original" and (labels < 0).any():
         raise UserError(
-            f"data.score=original: {path} has faces without a label of their own; take "
+            f"data.score=original: {path} has faces without a label of their own; use "
             "data.score=majority"
         )
-    place = Path(path).expanduser()
-    file = (
-        Path(votes).expanduser()
-        if votes
-        else (place.parent if place.is_file() else place) / "fer2013new.csv"
-    )
+    file = votes_file(path, votes)
     counts = read_votes(file, table.usage)
-    to_train = shares(counts, mode, classes)
-    scored = shares(counts, "majority", classes) if score == "majority" else np.eye(classes)[labels]
-    part, splits = Part(table, labels, None, spread=False), {}
-    for number, name, targets in (
-        (0, "train", to_train),
-        (1, "validation", scored),
-        (2, "private", scored),
-    ):
-        rows = np.flatnonzero((table.usage == number) & (targets.sum(1) > 0))[:limit]
+    training_targets = shares(counts, mode, classes)
+    if score == "majority":
+        scored_targets = shares(counts, "majority", classes)
+    else:
+        scored_targets = np.eye(classes)[labels]
+    # The likeliest class of a target; of equally likely ones, the one with more votes.
+    weight_of_votes = 1 + counts[:, :classes]
+    part = Part(table, labels, None, spread=False)
+    splits = {}
+    for usage, name in enumerate(("train", "validation", "private")):
+        targets = training_targets if name == "train" else scored_targets
+        rows = np.flatnonzero((table.usage == usage) & (targets.sum(1) > 0))[:limit]
         if rows.size:
-            likeliest = (targets * (1 + counts[:, :classes]))[rows].argmax(
-                1
-            )  # of equal targets by the votes
-            own = torch.from_numpy(targets[rows]).float()
-            splits[name] = replace(part.cut(rows), labels=torch.from_numpy(likeliest), targets=own)
+            split_labels = (targets * weight_of_votes)[rows].argmax(1)
+            splits[name] = replace(
+                part.cut(rows),
+                labels=torch.from_numpy(split_labels),
+                targets=torch.from_numpy(targets[rows]).float(),
+            )
         elif name != "private":
             raise UserError(
-                f"data.path={path}: FER+ keeps none of its {USAGES[number]} rows, and some are "
+                f"data.path={path}: FER+ keeps none of its {USAGES[usage]} rows, but some are "
                 "needed"
             )
     splits["public"] = splits["validation"]
-    content = hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest()
     return Data(
-        splits, normalize, frozenset({"private"} & {*splits}), content, class_names(classes), mode
+        splits,
+        normalize,
+        shut=frozenset({"private"} & splits.keys()),
+        hash=hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest(),
+        classes=class_names(classes),
+        mode=mode,
     )
 
 
+def votes_file(path: str, votes: str | None) -> Path:
+    """The file of votes; by default fer2013new.csv in the folder of the pixels."""
+    if votes:
+        return Path(votes).expanduser()
+    place = Path(path).expanduser()
+    folder = place.parent if place.is_file() else place
+    return folder / "fer2013new.csv"
+
+
 def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
-    """Votes, float64 N×10: EMOTIONS, unknown, no face; none at all for images without a name, which
-    FER+ removed.
+    """Votes, float64 N×10: the columns EMOTIONS, unknown and NF (no face). Images without a name,
+    which FER+ removed, have none.
     """
     try:
         table = pd.read_csv(path)
@@ -107,50 +120,78 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
             f"{path}: cannot be read ({reason}); get fer2013new.csv from {SOURCE}"
         ) from None
     columns = [*EMOTIONS, "unknown", "NF"]
-    if missing := [name for name in ("Usage", "Image name", *columns) if name not in table]:
-        raise UserError(f"{path}: has no column {missing[0]}; get it again from {SOURCE}")
+    for name in ("Usage", "Image name", *columns):
+        if name not in table:
+            raise UserError(f"{path}: has no column {name}; get it again from {SOURCE}")
     if len(table) != len(usage):
         raise UserError(
             f"{path}: has {len(table)} rows for {len(usage)} faces; both files must be of one data "
             "set"
         )
-    if (other := np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])).size:
+    other_usage = np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])
+    if other_usage.size:
         raise UserError(
-            f"{path}, line {other[0] + 2}: is of another Usage than its face; use both files whole"
+            f"{path}, line {line_of(other_usage[0])}: has another Usage than its face; use both "
+            "files whole"
         )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    if (bad := np.flatnonzero(~((counts >= 0) & (counts <= 1000) & (counts % 1 == 0)).all(1))).size:
+    is_count = (counts >= 0) & (counts <= 1000) & (counts % 1 == 0)
+    bad_rows = np.flatnonzero(~is_count.all(1))
+    if bad_rows.size:
         raise UserError(
-            f"{path}, line {bad[0] + 2}: its votes are no counts; mend or remove the line in both "
-            "files"
+            f"{path}, line {line_of(bad_rows[0])}: its votes are not counts; correct the line, or "
+            "remove it from both files"
         )
-    return counts * table["Image name"].notna().to_numpy()[:, None]
+    has_name = table["Image name"].notna().to_numpy()
+    return counts * has_name[:, None]
+
+
+def line_of(row: int) -> int:
+    """The line in the file: rows start at 0, lines at 1 with the header."""
+    return row + 2
 
 
 def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
-    """Targets, float64 N×classes that sum to 1, or 0 where the mode keeps no such face, by FER+'s
-    rules.
+    """Targets by FER+'s rules, float64 N×classes. A row sums to 1, or to 0 if the mode leaves the
+    face out.
 
-    A single vote for anything counts as none. majority: the emotion with over half of the votes.
-    probability and crossentropy: the largest ones until there are three or they have three
-    quarters, none with fewer votes than `unknown` or `no face`; together over half. multi: those
-    with 30 % each, together over half, `unknown` and `no face` counted. Faces that are first of all
-    neither of the classes, such as contempt of 7, are left out.
+    A single vote for an emotion counts as none. The modes keep these emotions of a face:
+
+    majority: the one with over half of the votes.
+    probability, crossentropy: those with the most votes, until there are three of them or they
+    have three quarters of the votes, and none with fewer votes than `unknown` or `no face`.
+    multi: those with at least 30 % of the votes each, all with the same share.
+
+    A face is left out if what is kept does not have over half of the votes; in `multi`, `unknown`
+    and `no face` may be kept too. It is also left out if the most votes go to something that is not
+    among the classes, such as contempt with 7 classes.
     """
     votes = np.where(votes > 1, votes, 0)
     total = votes.sum(1, keepdims=True)
     if mode == "majority":
-        taken = votes > total / 2
+        kept = votes > total / 2
     elif mode == "multi":
-        taken = votes >= 0.3 * total
+        kept = votes >= 0.3 * total
     else:
-        ahead = votes[:, None, :] > votes[:, :, None]  # [face, emotion, one with more votes]
-        taken = ((ahead * votes[:, None, :]).sum(2) < 0.75 * total) & (ahead.sum(2) < 3)
-        taken[:, :8] &= votes[:, :8] >= votes[:, 8:].max(1, keepdims=True)
-        taken[:, 8:] &= ~taken[:, :8].any(1, keepdims=True)
-    taken = votes * taken
-    kept = (taken.sum(1) > total[:, 0] / 2) & (taken.argmax(1) < classes)
-    own = taken[:, :classes] * kept[:, None]
+        kept = most_voted(votes, total)
+    kept_votes = votes * kept
+    has_majority = kept_votes.sum(1) > total[:, 0] / 2
+    is_a_class = kept_votes.argmax(1) < classes
+    target = kept_votes[:, :classes] * (has_majority & is_a_class)[:, None]
     if mode == "multi":
-        own = np.sign(own)
-    return own / own.sum(1, keepdims=True).clip(min=1)
+        target = np.sign(target)
+    return target / target.sum(1, keepdims=True).clip(min=1)
+
+
+def most_voted(votes: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """What `probability` and `crossentropy` keep, bool N×10: `unknown` and `no face` only if no
+    emotion is kept.
+    """
+    # [face, emotion, other]: the other has more votes.
+    ahead = votes[:, None, :] > votes[:, :, None]
+    votes_ahead = (ahead * votes[:, None, :]).sum(2)
+    kept = (votes_ahead < 0.75 * total) & (ahead.sum(2) < 3)
+    unknown_or_no_face = votes[:, 8:].max(1, keepdims=True)
+    kept[:, :8] &= votes[:, :8] >= unknown_or_no_face
+    kept[:, 8:] &= ~kept[:, :8].any(1, keepdims=True)
+    return kept
