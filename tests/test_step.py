@@ -283,11 +283,11 @@ def test_steps_are_captured_on_one_gpu_only(device, world, computed_in, expected
 def test_no_step_reads_a_value_back(trainer):
     for recipe in RECIPES.values():
         t = trainer(*recipe)
-        batches, moments = t.batches(0), t.plan.moments(0, [])
-        with t.step_function.epoch(moments, 0):
-            t.step_function(batches[0], moments[0])
+        batches, settings = t.batches(0), t.plan.settings(0, [])
+        with t.step_function.epoch(settings, 0):
+            t.step_function(batches[0], settings[0])
             with Recorder():
-                t.step_function(batches[1], moments[1])
+                t.step_function(batches[1], settings[1])
 
 
 def test_only_whole_batches_go_through_a_compiled_network(trainer, monkeypatch):
@@ -330,21 +330,21 @@ def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer,
         "train.ema=0.5",
         "train.clip=1",
     )
-    batches, moments = t.batches(0), t.plan.moments(0, [])
+    batches, settings = t.batches(0), t.plan.settings(0, [])
     scale = 2.0**120  # with which every gradient is infinite
-    with t.step_function.epoch(moments, 0):
-        t.step_function(batches[0], moments[0])
+    with t.step_function.epoch(settings, 0):
+        t.step_function(batches[0], settings[0])
         before = [p.clone() for p in t.network.parameters()]
         average = [p.clone() for p in t.average.parameters()]
         t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": scale})
-        t.step_function(batches[1], moments[1])
+        t.step_function(batches[1], settings[1])
         assert all(map(torch.equal, before, t.network.parameters()))
         assert all(map(torch.equal, average, t.average.parameters()))
         assert t.scaler.get_scale() < scale
         t.step = 2
-        assert t.read_record().isfinite().all()  # a skipped step is no NaN
+        assert t.checked_record().isfinite().all()  # a skipped step is no NaN
         t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": 1024.0})
-        t.step_function(batches[2], moments[2])
+        t.step_function(batches[2], settings[2])
         assert not all(map(torch.equal, before, t.network.parameters()))
         assert t.optimizer.param_groups[0]["lr"] == pytest.approx(t.learning_rate(2))
 

@@ -415,7 +415,8 @@ def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeyp
     t.step_function.prepare = spoiled
     monkeypatch.setattr("fer.training.trainer.SAVE_PAUSE", 0)
     with pytest.raises(
-        UserError, match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\); try a lower optim\.lr"
+        UserError,
+        match=r"epoch 2, step 4 of 7: .* \(learning rate 0\.01\), and last\.pt is from before",
     ):
         t.fit()
     last = torch.load(tmp_path / "last.pt", weights_only=True)
@@ -440,7 +441,7 @@ def test_weights_that_are_not_finite_are_never_saved_or_called_best(
     t.recorder = Recorder(tmp_path, t.cfg)
     with pytest.raises(
         UserError,
-        match=r"epoch 1, step \d of \d: .* became NaN or infinite \(learning rate 1e\+30\)",
+        match=r"epoch 1, step \d of \d: .* became NaN or infinite.* \(learning rate 1e\+30\)",
     ):
         t.fit()
     assert not (tmp_path / "best.pt").exists() and "best" not in capsys.readouterr().out
@@ -454,9 +455,25 @@ def test_weights_that_validation_does_not_show_are_checked_too(trainer, tmp_path
     t = trainer("train.epochs=1")
     t.recorder = Recorder(tmp_path, t.cfg)
     t.network.model.register_parameter("unused", torch.nn.Parameter(torch.tensor([float("inf")])))
-    with pytest.raises(UserError, match="weights became NaN or infinite"):
+    with pytest.raises(UserError, match="NaN or infinite before the first step"):
         t.fit()
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_diverge_in_an_epoch_are_told_by_its_last_step(trainer):
+    t = trainer("train.epochs=3", "train.patience=null", "schedule=cosine", "train.precision=fp32")
+    train_epoch = t.train_epoch
+
+    def diverging(signals):
+        train_epoch(signals)
+        if t.epoch == 1:
+            t.network.model.register_buffer("unused", torch.tensor([torch.inf]))
+
+    t.train_epoch = diverging
+    rate = t.plan.values(1, t.steps - 1, [])["lr"]
+    with pytest.raises(UserError, match=f"epoch 2, step {t.steps} of {t.steps}: weights") as error:
+        t.fit()
+    assert f"learning rate {rate:.3g})" in str(error.value)
 
 
 def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path):
@@ -483,8 +500,8 @@ def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
     t = trainer("seed=7")
     seeds = [
         seed
-        for moment in t.plan.moments(0, [])
-        for seed in (moment.augmentation_seed, moment.network_seed)
+        for settings in t.plan.settings(0, [])
+        for seed in (settings.augmentation_seed, settings.network_seed)
     ]
     seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, 0))
     seeds.append(runtime.seed_of(runtime.Stream.WEIGHTS, 7))
@@ -497,7 +514,7 @@ def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
 def test_no_step_has_a_rate_of_zero(trainer, warmup):
     knots = ["schedule=knots", "schedule.values=[0,1]"] if "epochs" in warmup[0] else []
     t = trainer("train.epochs=2", *knots, *warmup)
-    rates = [moment.rate for moment in t.plan.moments(0, [])]
+    rates = [settings.lr_factor for settings in t.plan.settings(0, [])]
     assert rates[0] > 0 and rates == sorted(rates)
 
 

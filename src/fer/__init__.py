@@ -18,7 +18,7 @@ Format = Literal["fp32", "bf16", "fp16"]  # of numbers in forward passes
 Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see runtime.choose_format
 FilePath = Annotated[
     str, "path"
-]  # of a file or folder: the value of a key may hold any character; see config.path_keys
+]  # of a file or folder: the value of a key may hold any character; see signatures.path_keys
 FACE_SIZE = 48  # pixels of a side of FER2013's faces
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 

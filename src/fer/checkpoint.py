@@ -115,8 +115,8 @@ def settings_in_force(
     path: Path, contents: dict, own: config.TrainConfig, trust: Sequence[str]
 ) -> config.TrainConfig:
     """The settings of the run of which the checkpoint at `path` is part. A resume may have changed
-    some since it was written; the config.yaml beside it has them. Elsewhere, or beside another
-    run's config.yaml, its `own` hold.
+    some since it was written; the config.yaml beside it has them. If there is none, or it differs
+    in more than a resume may change, the checkpoint's `own` settings are used.
     """
     try:
         text = (path.parent / "config.yaml").read_text(encoding="utf-8")

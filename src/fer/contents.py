@@ -65,12 +65,14 @@ class OptimizerPart(Part):
 
 
 class TrainingPart(Part):
-    """What a resume needs besides weights. Earlier versions saved no faces, scaler and format, and
-    sums in place of a record.
+    """What a resume needs besides weights. steps: of an epoch. faces: SHA-256 of the training and
+    validation faces. Earlier versions saved no faces, steps, scaler and format, and sums in place
+    of a record.
     """
 
     epoch: Whole
     step: Whole
+    steps: Whole | None = None
     seconds: Annotated[Finite, Field(ge=0)]
     history: list[HistoryRow]
     optimizer: OptimizerPart

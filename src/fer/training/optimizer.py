@@ -83,13 +83,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], node
     if saved_sizes != [len(group["params"]) for group in present]:
         raise ValueError("the saved state is one of other parameters")
     if node["_target_"].startswith(("torch.optim.", "fer.optim.")):  # others may keep anything
-        check_moments(optimizer, saved["state"])
+        check_state(optimizer, saved["state"])
     optimizer.load_state_dict({"state": saved["state"], "param_groups": present})
 
 
-def check_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Any]]) -> None:
-    """Raises ValueError for moments that no step of this optimizer leaves: others than it keeps,
-    text, or tensors of another shape.
+def check_state(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
+    """Raises ValueError for a state that no step of this optimizer leaves: other moments than it
+    keeps, text, or tensors of another shape.
     """
     trial = copy.deepcopy(optimizer)
     for group in trial.param_groups:
@@ -97,7 +97,7 @@ def check_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str,
             parameter.grad = torch.zeros_like(parameter)
     trial.step()
     kept = trial.state_dict()["state"]
-    for index, state in moments.items():
+    for index, state in saved.items():
         expected = kept.get(index, {})
         if set(state) != set(expected):
             raise ValueError("the saved moments are others than this optimizer keeps")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fer.augment import Augment
 from fer.runtime import Stream, seed_of
 from fer.training.curves import Driven
-from fer.training.step import Moment
+from fer.training.step import StepSettings
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,22 @@ class Plan:
         factors = self.factors(epoch, step, accuracies)
         return {name: self.curves[name].full * factor for name, factor in factors.items()}
 
-    def moments(self, epoch: int, accuracies: Sequence[float]) -> list[Moment]:
+    def settings(self, epoch: int, accuracies: Sequence[float]) -> list[StepSettings]:
         """What is particular to each step of an epoch."""
-        return [self.moment(epoch, step, accuracies) for step in range(self.steps)]
+        return [self.settings_of_step(epoch, step, accuracies) for step in range(self.steps)]
 
-    def moment(self, epoch: int, step: int, accuracies: Sequence[float]) -> Moment:
-        strengths = self.factors(epoch, step, accuracies)
-        learning_rate = strengths.pop("lr")
-        dropout = strengths.pop("dropout", 1.0)
-        size = strengths.pop("size", 1.0)
+    def settings_of_step(self, epoch: int, step: int, accuracies: Sequence[float]) -> StepSettings:
+        factors = self.factors(epoch, step, accuracies)
+        lr_factor = factors.pop("lr")
+        dropout_factor = factors.pop("dropout", 1.0)
+        size_factor = factors.pop("size", 1.0)
         place = (self.seed, epoch, step)
-        return Moment(
+        return StepSettings(
             step=step,
-            rate=learning_rate,
-            dropout=dropout,
-            side=self.shrunk(size),
-            amounts=self.augment.amounts(strengths),
+            lr_factor=lr_factor,
+            dropout_factor=dropout_factor,
+            side=self.shrunk(size_factor),
+            amounts=self.augment.amounts(factors),
             # All processes draw alike for the whole batch.
             augmentation_seed=seed_of(Stream.AUGMENTATION, *place),
             network_seed=seed_of(Stream.NETWORK, *place, self.rank),

@@ -59,7 +59,7 @@ class Recorder:
             "validation": {
                 "logits": logits.cpu(),
                 "labels": labels.cpu(),
-                "images": images,
+                "images": images,  # SHA-256
             },
         }
         self.waiting_best = (network, contents)

@@ -23,9 +23,7 @@ def collect(trainer: "Trainer", record: torch.Tensor) -> dict[str, Any]:
         "seconds": trainer.watch.seconds,
         "record": record,
         "history": trainer.history,
-        "best": trainer.best["val_accuracy"],
-        "best_epoch": trainer.best["epoch"],
-        "faces": trainer.faces.fingerprint,
+        "faces": trainer.faces.fingerprint,  # SHA-256
         "computed_in": trainer.computed_in,
         "optimizer": optimizer_state(trainer.optimizer),
         "scaler": trainer.scaler.state_dict(),
@@ -44,7 +42,8 @@ def restore(trainer: "Trainer", contents: dict[str, Any], path: Path) -> None:
         restore_state(trainer, contents["training"], path)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError):
         raise UserError(
-            f"{path}: its training state does not fit its config; the file was changed"
+            f"{path}: its training state does not fit its config; the file is damaged or was "
+            "changed, so start a new run"
         ) from None
 
 

@@ -5,7 +5,7 @@ launches some 300 kernels a step.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,16 +23,17 @@ from fer.training.objective import Objective
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepSettings:
     """What is particular to one step of an epoch.
 
-    step: its number in the epoch, from 0. rate, dropout: factors of the learning rates and of the
-    dropout rates. side: of the images, in pixels. amounts: of augmentation, see Augment.amounts.
+    step: its number in the epoch, from 0. lr_factor, dropout_factor: of the learning rates and of
+    the dropout rates. side: of the images, in pixels. amounts: of augmentation, see
+    Augment.amounts.
     """
 
     step: int
-    rate: float
-    dropout: float
+    lr_factor: float
+    dropout_factor: float
     side: int
     amounts: dict[str, float]
     augmentation_seed: int
@@ -86,21 +87,35 @@ class Step:
         self.initial_rates = [group["lr"] for group in parts.optimizer.param_groups]
 
     @contextlib.contextmanager
-    def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
-        """The context of an epoch's steps, from step `start` on."""
+    def epoch(self, settings: Sequence[StepSettings], start: int) -> Iterator[None]:
+        """The context of an epoch's steps, from step `start` on. settings: of all its steps."""
         self.position.fill_(start)
         yield
 
-    def __call__(self, batch: Tensor, moment: Moment) -> None:
+    def __call__(self, batch: Tensor, settings: StepSettings) -> None:
         """Learn from the faces at the positions `batch`, int64, where the images are."""
-        for group, rate in zip(self.parts.optimizer.param_groups, self.initial_rates, strict=True):
-            group["lr"] = rate * moment.rate
-        for dropout in self.parts.dropouts:
-            dropout.rate = dropout.p * moment.dropout
-        self.generator.manual_seed(moment.augmentation_seed)
-        inputs, targets = self.prepare(batch, moment.amounts, moment.side)
-        seed_device(self.parts.device, moment.network_seed)
+        self.set_rates(self.learning_rates(settings), self.dropout_rates(settings))
+        self.generator.manual_seed(settings.augmentation_seed)
+        inputs, targets = self.prepare(batch, settings.amounts, settings.side)
+        seed_device(self.parts.device, settings.network_seed)
         self.learn(inputs, targets, len(batch))
+
+    def learning_rates(self, settings: StepSettings) -> list[float]:
+        """Of each of the optimizer's groups."""
+        return [rate * settings.lr_factor for rate in self.initial_rates]
+
+    def dropout_rates(self, settings: StepSettings) -> list[float]:
+        """Of each layer whose rate a curve drives."""
+        return [dropout.p * settings.dropout_factor for dropout in self.parts.dropouts]
+
+    def set_rates(
+        self, learning_rates: Iterable[float | Tensor], dropout_rates: Iterable[float | Tensor]
+    ) -> None:
+        groups = self.parts.optimizer.param_groups
+        for group, learning_rate in zip(groups, learning_rates, strict=True):
+            group["lr"] = learning_rate
+        for dropout, dropout_rate in zip(self.parts.dropouts, dropout_rates, strict=True):
+            dropout.rate = dropout_rate
 
     def prepare(
         self, batch: Tensor, amounts: Mapping[str, Number], side: int
@@ -172,28 +187,20 @@ class CapturedStep(Step):
         self.prepared, self.taken = torch.cuda.Event(), torch.cuda.Event()
         self.batch = torch.zeros(parts.batch_size, dtype=torch.int64, device=device)
         self.amounts = torch.zeros(len(STRENGTHS), device=device)
-        self.numbers = torch.zeros(len(self.initial_rates) + len(parts.dropouts), device=device)
+        self.rates = torch.zeros(len(self.initial_rates) + len(parts.dropouts), device=device)
         # By image side: the inputs and targets that the captured graph learns from.
         self.inputs: dict[int, tuple[Tensor, Tensor]] = {}
         self.fed: tuple[Tensor, Tensor] | None = None  # the prepared batch
 
     @contextlib.contextmanager
-    def epoch(self, moments: Sequence[Moment], start: int) -> Iterator[None]:
-        amounts = [[moment.amounts.get(name, 0.0) for name in STRENGTHS] for moment in moments]
-        numbers = [
-            [rate * moment.rate for rate in self.initial_rates]
-            + [dropout.p * moment.dropout for dropout in self.parts.dropouts]
-            for moment in moments
-        ]
+    def epoch(self, settings: Sequence[StepSettings], start: int) -> Iterator[None]:
+        amounts = [[step.amounts.get(name, 0.0) for name in STRENGTHS] for step in settings]
+        rates = [self.learning_rates(step) + self.dropout_rates(step) for step in settings]
         # Copies from pinned memory do not wait.
         self.amount_rows = torch.tensor(amounts).pin_memory()
-        self.number_rows = torch.tensor(numbers).pin_memory()
-        learning_rates = self.numbers[: len(self.initial_rates)]
-        for group, rate in zip(self.parts.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate
-        dropout_rates = self.numbers[len(self.initial_rates) :]
-        for dropout, rate in zip(self.parts.dropouts, dropout_rates, strict=True):
-            dropout.rate = rate
+        self.rate_rows = torch.tensor(rates).pin_memory()
+        groups = len(self.initial_rates)
+        self.set_rates(self.rates[:groups], self.rates[groups:])
         self.position.fill_(start)
         outside = torch.cuda.current_stream(self.parts.device)
         self.main.wait_stream(outside)
@@ -206,43 +213,45 @@ class CapturedStep(Step):
             outside.wait_stream(self.main)
             outside.wait_stream(self.feeder)
 
-    def __call__(self, batch: Tensor, moment: Moment) -> None:
+    def __call__(self, batch: Tensor, settings: StepSettings) -> None:
         captured = len(batch) == self.parts.batch_size
         with torch.cuda.stream(self.feeder):
             self.feeder.wait_event(self.taken)
-            self.feed(batch, moment, captured)
+            self.feed(batch, settings, captured)
             self.prepared.record(self.feeder)
         self.main.wait_event(self.prepared)
-        self.numbers.copy_(self.number_rows[moment.step], non_blocking=True)
-        seed_device(self.parts.device, moment.network_seed)
+        self.rates.copy_(self.rate_rows[settings.step], non_blocking=True)
+        seed_device(self.parts.device, settings.network_seed)
         assert self.fed is not None
         if not captured:
             self.learn(*self.fed, len(batch))
             self.taken.record(self.main)
             return
-        if moment.side not in self.inputs:
-            self.inputs[moment.side] = (
+        if settings.side not in self.inputs:
+            self.inputs[settings.side] = (
                 torch.empty_like(self.fed[0]),
                 torch.empty_like(self.fed[1]),
             )
-        inputs, targets = self.inputs[moment.side]
+        inputs, targets = self.inputs[settings.side]
         inputs.copy_(self.fed[0])
         targets.copy_(self.fed[1])
         self.taken.record(self.main)
-        key = ("learn", moment.side, self.frozen)
+        key = ("learn", settings.side, self.frozen)
         self.graphs.run(key, partial(self.learn, inputs, targets, len(batch)))
 
-    def feed(self, batch: Tensor, moment: Moment, captured: bool) -> None:
+    def feed(self, batch: Tensor, settings: StepSettings, captured: bool) -> None:
         """Prepare the batch into self.fed."""
-        self.amounts.copy_(self.amount_rows[moment.step], non_blocking=True)
-        amounts = {name: self.amounts[STRENGTHS.index(name)] for name in moment.amounts}
-        self.generator.manual_seed(moment.augmentation_seed)
+        self.amounts.copy_(self.amount_rows[settings.step], non_blocking=True)
+        amounts = {name: self.amounts[STRENGTHS.index(name)] for name in settings.amounts}
+        self.generator.manual_seed(settings.augmentation_seed)
         if captured:
             self.batch.copy_(batch)
-            key = ("prepare", moment.side, *moment.amounts)
-            self.fed = self.graphs.run(key, partial(self.prepare, self.batch, amounts, moment.side))
+            key = ("prepare", settings.side, *settings.amounts)
+            self.fed = self.graphs.run(
+                key, partial(self.prepare, self.batch, amounts, settings.side)
+            )
         else:
-            self.fed = self.prepare(batch, amounts, moment.side)
+            self.fed = self.prepare(batch, amounts, settings.side)
 
 
 class Graphs:

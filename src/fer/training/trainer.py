@@ -1,6 +1,7 @@
 """The training loop: epochs of steps, a validation after each, and saves in between.
 
-A step is step.py's, what a resume needs state.py's, the run folder recorder.py's.
+step.py runs one step, state.py saves and restores what a resume needs, recorder.py writes the run
+folder.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -67,72 +68,48 @@ class Trainer:
                 f"train.batch_size={cfg.train.batch_size}: too small for {self.world} processes; "
                 f"each needs two faces of a batch, so set at least {2 * self.world}"
             )
-        self.computed_in = runtime.choose_format(device, cfg.train.precision)
-
         if cfg.train.freeze and self.world > 1:
             raise UserError(
                 f"train.freeze={cfg.train.freeze}: not possible with several processes; leave it "
                 "out, or train with one"
             )
-        model, augment, curves = self.build_parts()
-        # Last: what is quick to refuse has been checked by now.
+        self.computed_in = runtime.choose_format(device, cfg.train.precision)
+        built = self.build()
+        # After what is quick to refuse.
         data = data or config.build("data", cfg.data)
         if fit_outputs(cfg, data.classes) or cfg.start:
-            model, augment, curves = self.build_parts(data.classes)
-        dropouts = schedule_dropout(model) if "dropout" in curves else []
-        self.faces = TrainingFaces.load(data, device, cfg.train.copies == "drop", augment.crop)
-        self.network = self.faces.network(model)
-        self.average = Average(model, cfg.train.ema) if cfg.train.ema else None
+            built = self.build(data.classes)
+        drop_copies = cfg.train.copies == "drop"
+        self.faces = TrainingFaces.load(data, device, drop_copies, built.augment.crop)
+        self.network = self.faces.network(built.model)
+        self.average = Average(built.model, cfg.train.ema) if cfg.train.ema else None
         self.eval_network = self.network
         if self.average:
             self.eval_network = self.faces.network(self.average.module)
+        self.optimizer = built.optimizer
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
         self.steps = len(self.batches(0))
         self.plan = Plan(
-            curves=curves,
-            augment=augment,
+            curves=built.curves,
+            augment=built.augment,
             seed=cfg.seed,
             epochs=cfg.train.epochs,
             steps=self.steps,
-            side=model.size,
+            side=built.model.size,
             rank=self.rank,
         )
-        parts = Parts(
-            device=device,
-            images=self.faces.images,
-            targets=self.faces.targets,
-            augment=augment,
-            network=self.network,
-            model=DistributedDataParallel(model) if self.world > 1 else model,
-            objective=build_objective(cfg.train, self.faces, device),
-            optimizer=self.optimizer,
-            scaler=self.scaler,
-            computed_in=self.computed_in,
-            batch_size=cfg.train.batch_size,
-            compiled=torch.compile(model) if cfg.train.compile else None,
-            average=self.average,
-            clip=cfg.train.clip,
-            dropouts=dropouts,
-            rank=self.rank,
-            world=self.world,
-        )
-        capture = can_capture(self.faces.images, self.world, self.computed_in, self.optimizer)
-        step_class = CapturedStep if capture and cfg.train.cuda_graphs else Step
-        self.step_function = step_class(parts, self.steps)
-        self.throughput = Throughput(augment.crops)
+        self.step_function = self.make_step(built)
+        self.throughput = Throughput(built.augment.crops)
         self.saved_at = time.perf_counter()
         self.begin_epoch()
         if cfg.resume:
             path = Path(cfg.resume) / "last.pt"
             state.restore(self, saved or load_checkpoint(path), path)
 
-    def build_parts(
-        self, classes: Sequence[str] | None = None
-    ) -> tuple[Any, Augment, dict[str, Driven]]:
-        """The model, its augmentation and the curves, and the optimizer of the model. classes: of
-        the data, None before it is read.
-        """
+    def build(self, classes: Sequence[str] | None = None) -> "Built":
+        """What the config names, besides the data. classes: of the data, None before it is read."""
         cfg = self.cfg
         torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
         # A resumed training has its weights; the file that it started from may be gone.
@@ -143,9 +120,35 @@ class Trainer:
         if cfg.train.channels_last:
             model.to(memory_format=torch.channels_last)
         augment = config.build("augment", cfg.augment)
-        self.optimizer = build_optimizer(cfg.optim, model, self.device, cfg.train.backbone_lr)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.computed_in == "fp16")
-        return model, augment, build_curves(cfg, augment, model)
+        optimizer = build_optimizer(cfg.optim, model, self.device, cfg.train.backbone_lr)
+        return Built(model, augment, optimizer, build_curves(cfg, augment, model))
+
+    def make_step(self, built: "Built") -> Step:
+        """The function that learns from a batch: from CUDA graphs if they are possible."""
+        settings, faces, model = self.cfg.train, self.faces, built.model
+        parts = Parts(
+            device=self.device,
+            images=faces.images,
+            targets=faces.targets,
+            augment=built.augment,
+            network=self.network,
+            model=DistributedDataParallel(model) if self.world > 1 else model,
+            objective=build_objective(settings, faces, self.device),
+            optimizer=self.optimizer,
+            scaler=self.scaler,
+            computed_in=self.computed_in,
+            batch_size=settings.batch_size,
+            compiled=torch.compile(model) if settings.compile else None,
+            average=self.average,
+            clip=settings.clip,
+            dropouts=schedule_dropout(model) if "dropout" in built.curves else [],
+            rank=self.rank,
+            world=self.world,
+        )
+        capture = can_capture(faces.images, self.world, self.computed_in, self.optimizer)
+        if capture and settings.cuda_graphs:
+            return CapturedStep(parts, self.steps)
+        return Step(parts, self.steps)
 
     @property
     def epoch(self) -> int:
@@ -190,20 +193,21 @@ class Trainer:
 
     def train_epoch(self, signals: Signals) -> None:
         batches = self.batches(self.epoch)
-        moments = self.plan.moments(self.epoch, self.accuracies)
+        settings = self.plan.settings(self.epoch, self.accuracies)
         self.network.train()
         if self.cfg.train.freeze:
             self.freeze_backbone(self.epoch < self.cfg.train.freeze)
         self.watch.start()
         with (
             self.progress_bar() as bar,
-            self.step_function.epoch(moments, self.step),
+            self.step_function.epoch(settings, self.step),
             self.tracer() as trace,
         ):
-            for batch, moment in zip(batches[self.step :], moments[self.step :], strict=True):
-                self.step_function(batch, moment)
+            to_do = zip(batches[self.step :], settings[self.step :], strict=True)
+            for batch, step_settings in to_do:
+                self.step_function(batch, step_settings)
                 self.step += 1
-                self.throughput.faces[moment.side] += len(batch)
+                self.throughput.faces[step_settings.side] += len(batch)
                 bar.note(len(batch), self.means)
                 trace()
                 self.after_step(signals)
@@ -260,8 +264,9 @@ class Trainer:
         """
         if self.recorder and self.epoch == 0 and self.step == min(20, self.steps):
             self.means()  # waits until the steps are done
-            rate = self.faces_done / self.watch.seconds
-            warn_if_long(len(self.faces) * self.cfg.train.epochs, rate, self.device)
+            faces_per_second = self.faces_done / self.watch.seconds
+            faces_in_all = len(self.faces) * self.cfg.train.epochs
+            warn_if_long(faces_in_all, faces_per_second, self.device)
         if self.world > 1 and self.step % AGREE_EVERY:
             return
         due = time.perf_counter() - self.saved_at > SAVE_EVERY
@@ -285,9 +290,11 @@ class Trainer:
         """End an epoch: measure, add the row to the history, keep the weights if they are best."""
         row, logits = self.measure()
         self.check_weights()
+        if not math.isfinite(row["val_loss"]):
+            self.stop_diverged("validation loss became NaN or infinite, with finite weights")
         self.history.append(row)
         if self.recorder:
-            is_best = self.best is row
+            is_best = self.best["epoch"] == row["epoch"]
             if is_best:
                 self.recorder.keep_best(
                     row, self.eval_network, logits, self.faces.val_labels, self.faces.val_hash
@@ -298,11 +305,11 @@ class Trainer:
             )
 
     def measure(self) -> tuple[dict[str, Any], Tensor]:
-        """The epoch's row of the history, and the logits of the validation faces. What the curves
-        drive is told as it was at the last step.
+        """The epoch's row of the history, and the logits of the validation faces. Learning rate and
+        other scheduled values are those of the last step.
         """
         # Reading the record waits for the device, so the clock counts its work.
-        loss, right = self.read_record().sum(0).tolist()
+        loss, right = self.checked_record().sum(0).tolist()
         training_seconds = self.watch.seconds
         self.throughput.seconds += training_seconds - self.watch.before
         logits = self.validation_logits()
@@ -326,8 +333,6 @@ class Trainer:
         recalls = metrics.per_class(matrix)[1].tolist()
         for name, recall in zip(self.faces.classes, recalls, strict=True):
             row[f"val_recall_{name}"] = recall
-        if not math.isfinite(row["val_loss"]):
-            self.refuse_weights()
         return row, logits
 
     def validation_logits(self) -> Tensor:
@@ -344,44 +349,48 @@ class Trainer:
         mean = probabilities(self.eval_network, images, EVAL_BATCH, "tencrop", self.computed_in)
         return (mean.argmax(1) == labels).double().mean().item()
 
-    def read_record(self) -> Tensor:
+    def checked_record(self) -> Tensor:
         """Losses and right answers of the epoch's steps so far, float64 on the CPU, over all
         processes. Waits for the device. Raises UserError for a loss that is not finite.
         """
         record = over_processes(self.step_function.record.cpu(), "sum")[: self.step]
         diverged = (~record[:, 0].isfinite()).nonzero()
         if len(diverged):
-            step = int(diverged[0])
-            raise UserError(
-                f"epoch {self.epoch + 1}, step {step + 1} of {self.steps}: "
-                f"loss became NaN or infinite (learning rate {self.learning_rate(step):.3g}); "
-                "try a lower optim.lr, train.clip=1, schedule.warmup=1 or train.precision=fp32"
-            )
+            self.stop_diverged("loss became NaN or infinite", int(diverged[0]) + 1)
         return record.double()
-
-    def learning_rate(self, step: int) -> float:
-        return self.plan.values(self.epoch, step, self.accuracies)["lr"]
 
     def check_weights(self) -> None:
         """Refuse weights that are not finite: neither last.pt nor best.pt ever holds any."""
         tensors = [*self.network.state_dict().values(), *self.eval_network.state_dict().values()]
         floats = [tensor for tensor in tensors if tensor.is_floating_point()]
         if not nn.utils.get_total_norm(floats, norm_type=math.inf).isfinite():
-            self.refuse_weights()
+            self.stop_diverged("weights became NaN or infinite")
 
-    def refuse_weights(self) -> None:
-        epoch, step = self.epoch + 1, self.step
+    def stop_diverged(self, what: str, step: int | None = None) -> NoReturn:
+        """Raise UserError for `what` was found after a step of this epoch, counted from 1; None:
+        after the last one that was run.
+        """
+        if step is None:
+            step = self.step
+        if not self.history and not step:
+            raise UserError(
+                "the model's weights are NaN or infinite before the first step; change how it "
+                "initializes them"
+            )
+        epoch = self.epoch
         if step == 0:  # the epoch before has just ended
-            epoch, step = self.epoch, self.steps
+            epoch, step = self.epoch - 1, self.steps
+        learning_rate = self.plan.values(epoch, step - 1, self.accuracies[:epoch])["lr"]
+        saved = ", and last.pt is from before that" if self.recorder else ""
         raise UserError(
-            f"epoch {epoch}, step {step} of {self.steps}: weights became NaN or infinite "
-            f"(learning rate {self.learning_rate(step - 1):.3g}); nothing was saved since; "
-            "try a lower optim.lr, train.clip=1 or schedule.warmup=1"
+            f"epoch {epoch + 1}, step {step} of {self.steps}: {what} "
+            f"(learning rate {learning_rate:.3g}){saved}; start a new run with a lower optim.lr, "
+            "train.clip=1, schedule.warmup=1 or train.precision=fp32"
         )
 
     def save(self) -> None:
         """Write best.pt, if better weights are waiting, and last.pt."""
-        record = self.read_record()
+        record = self.checked_record()
         self.check_weights()
         self.saved_at = time.perf_counter()
         if self.recorder:
@@ -393,6 +402,15 @@ class Trainer:
         if self.recorder:
             with contextlib.suppress(UserError):  # the disk may be full; the failure matters more
                 self.recorder.write_best()
+
+
+class Built(NamedTuple):
+    """What a config names besides the data, made. model: an nn.Module with a `size`."""
+
+    model: Any  # a module and its own numbers, which mypy takes for modules too
+    augment: Augment
+    optimizer: torch.optim.Optimizer
+    curves: dict[str, Driven]
 
 
 def build_objective(
