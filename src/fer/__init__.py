@@ -20,6 +20,12 @@ FilePath = Annotated[
     str, "path"
 ]  # of a file or folder: the value of a key may hold any character; see signatures.path_keys
 FACE_SIZE = 48  # pixels of a side of FER2013's faces
+# What opencv-python takes from the system, and the Debian package that has it.
+SYSTEM_LIBRARIES = {
+    "libGL.so.1": "libgl1",
+    "libgthread-2.0.so.0": "libglib2.0-0",
+    "libxcb.so.1": "libxcb1",
+}
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
@@ -41,10 +47,16 @@ def extra(name: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except ImportError:
+    except ModuleNotFoundError:
         raise UserError(
             f"{what}: a package is missing; pip install 'fer-trainer[{name}]'"
         ) from None
+    except ImportError as error:  # a package is there, and something that it needs is not
+        library = str(error).partition(":")[0]
+        remedy = "install what is missing"
+        if library in SYSTEM_LIBRARIES:
+            remedy = f"on Debian and Ubuntu: apt-get install {SYSTEM_LIBRARIES[library]}"
+        raise UserError(f"{what}: {error}; {remedy}") from None
 
 
 def in_processes() -> bool:

@@ -52,8 +52,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What messages and tables call it: its path, or `builtin`."""
-        return BUILTIN if self.path == BUILTIN_FILE else str(self.path)
+        return name_of(self.path)
 
     @property
     def classes(self) -> list[str]:
@@ -102,6 +101,11 @@ class Checkpoint:
             if data.only == "all":  # else its column Usage splits it
                 return data.seen_as(self.classes)
         return config.build("data", node).seen_as(self.classes)
+
+
+def name_of(path: Path) -> str:
+    """What messages and tables call a checkpoint: its path, or `builtin`."""
+    return BUILTIN if path == BUILTIN_FILE else str(path)
 
 
 def is_file(place: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 from fer import UserError, config, extra, photos
-from fer.checkpoint import BUILTIN, BUILTIN_FILE, Checkpoint, find_checkpoints
+from fer.checkpoint import BUILTIN_FILE, Checkpoint, find_checkpoints, name_of
 from fer.explain import saliency
 from fer.inference import probabilities
 from fer.models.network import Network
@@ -19,29 +20,30 @@ from fer.photos.pictures import beside, draw
 from fer.run import runs
 from fer.runtime import pick_device
 
-ADDRESS = "127.0.0.1"
-
 
 def run(cfg: config.AppConfig, typed: list[str]) -> None:
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
+    uploads = tempfile.TemporaryDirectory(prefix="fer_app_")  # deleted when the program ends
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
     with extra("app", "fer app"):
         import gradio
     detector = photos.FaceDetector()
-    device = pick_device(cfg.device)
     paths = checkpoints(cfg.ckpt)
 
     @functools.cache
-    def load(name: str) -> tuple[Network, list[str]]:
-        checkpoint = Checkpoint.open(paths[name], cfg.trust)
-        return checkpoint.network(device), checkpoint.classes
+    def load(name: str) -> Network:
+        return Checkpoint.open(paths[name], cfg.trust).network(pick_device(cfg.device))
 
     load(next(iter(paths)))  # refused before the page opens, if it cannot be read
 
-    def label(picture: np.ndarray | None, ckpt: str) -> tuple[Any, Any, pd.DataFrame]:
+    def label(pixels: np.ndarray | None, ckpt: str) -> tuple[Any, Any, pd.DataFrame]:
         """The photo with boxes, each face with its saliency map, and the probabilities."""
-        if picture is None:
+        if pixels is None:
             raise gradio.Error("Choose a photo first.")
-        return label_photo(Image.fromarray(picture), detector, cfg.smallest, *load(ckpt))
+        result = label_photo(Image.fromarray(pixels), detector, cfg.smallest, load(ckpt))
+        if result[1] is None:
+            gradio.Info(f"No face of {cfg.smallest:.0%} of the photo's longer side or more.")
+        return result
 
     with gradio.Blocks(title="fer", analytics_enabled=False) as page:
         gradio.Markdown("# Facial expressions\nDrop a photo, or take one with the camera.")
@@ -54,7 +56,7 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
         button.click(label, [photo, ckpt], [drawing, maps, table])
     try:
         page.launch(
-            server_name=ADDRESS,
+            server_name="127.0.0.1",
             server_port=cfg.port,
             share=False,
             theme=gradio.themes.Default(font=["sans-serif"], font_mono=["monospace"]),
@@ -62,31 +64,28 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
             quiet=True,
             prevent_thread_lock=True,
         )
-    except OSError as error:
-        raise UserError(f"port={cfg.port}: {error}; choose another") from None
-    print(f"open http://{ADDRESS}:{cfg.port} in a browser; end with Ctrl-C", flush=True)
+    except OSError:  # its message is about Gradio's own settings
+        raise UserError(f"port={cfg.port}: another program uses it; choose another") from None
+    print(f"open {page.local_url} in a browser; end with Ctrl-C", flush=True)
     page.block_thread()
 
 
 def checkpoints(named: str | list[str] | None) -> dict[str, Path]:
     """By name; without `ckpt=` all runs, newest first, and the built-in network."""
-    if named is not None:
-        return {str(path): path for path in find_checkpoints(named)}
     newest_first = sorted(runs(), key=lambda path: path.stat().st_mtime, reverse=True)
-    return {str(path): path for path in newest_first} | {BUILTIN: BUILTIN_FILE}
+    found = [*newest_first, BUILTIN_FILE] if named is None else find_checkpoints(named)
+    return {name_of(path): path for path in found}
 
 
 def label_photo(
-    photo: Image.Image,
-    detector: photos.FaceDetector,
-    smallest: float,
-    network: Network,
-    classes: list[str],
+    photo: Image.Image, detector: photos.FaceDetector, smallest: float, network: Network
 ) -> tuple[Image.Image, np.ndarray | None, pd.DataFrame]:
     """The photo with boxes, each face beside its saliency map, and a table row per face."""
+    classes = list(network.classes or ())  # never none: it is a checkpoint's
+    header = ["face", *classes]
     faces = photos.find_faces(photo, detector, smallest, network.face_size)
     if not faces:
-        return photo, None, pd.DataFrame(columns=["face", *classes])
+        return photo, None, pd.DataFrame(columns=header)
     images = torch.stack([pixels for _, pixels in faces])
     rows = probabilities(network, images, 512, "none")
     device = next(network.parameters()).device
@@ -97,5 +96,4 @@ def label_photo(
         boxes.append(((x, y, side, side), text))
         pictures.append(np.asarray(beside(pixels[0].numpy(), heat[0].abs().numpy())))
         table.append([text, *(round(value, 3) for value in row.tolist())])
-    probabilities_table = pd.DataFrame(table, columns=["face", *classes])
-    return draw(photo, boxes), np.concatenate(pictures), probabilities_table
+    return draw(photo, boxes), np.concatenate(pictures), pd.DataFrame(table, columns=header)
