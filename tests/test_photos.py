@@ -3,6 +3,7 @@
 import importlib.abc
 import io
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from fer import CLASSES, UserError, api
 from fer.checkpoint import Checkpoint
 from fer.photos import FaceDetector, find_faces, video
 from fer.photos.detection import crop
-from fer.photos.pictures import draw
+from fer.photos.pictures import draw, label_places, meet
 
 FACE = (169, 62, 113)
 
@@ -191,6 +192,19 @@ def test_labels_are_as_wide_as_their_faces():
     orange = (drawn == (230, 159, 0)).all(2)
     small, large = orange[300:399, :500].any(1).sum(), orange[200:399, 800:].any(1).sum()
     assert 12 < small < 20 and 120 < large < 140  # heights of the labels
+
+
+def test_labels_of_a_crowd_cover_no_face_and_no_other_label():
+    boxes = [(x, 60, x + 20, 80) for x in range(0, 200, 30)]
+    places = label_places(boxes, [(70, 16)] * len(boxes), (210, 200))
+    assert places[0] == (0, 44, 70, 60) and places[-1][2] <= 210
+    pairs = combinations([*places, *boxes], 2)
+    assert not [pair for pair in pairs if meet(*pair)]
+
+
+def test_the_label_of_a_face_at_the_border_is_inside_the_picture():
+    assert label_places([(80, 5, 100, 25)], [(50, 16)], (100, 100)) == [(50, 25, 100, 41)]
+    assert label_places([(0, 0, 100, 100)], [(50, 16)], (100, 100)) == [(0, 0, 50, 16)]
 
 
 def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
