@@ -7,6 +7,7 @@ import hashlib
 import io
 import lzma
 import pickle
+import re
 import shutil
 import tarfile
 import zipfile
@@ -425,6 +426,18 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
             data.open("train")
 
 
+@pytest.mark.parametrize("name", ["unknown", "test"])
+def test_one_folder_in_test_that_is_no_class_holds_the_pictures_to_label(folders, name):
+    shutil.rmtree(folders / "test")
+    (folders / "test" / name).mkdir(parents=True)
+    Image.fromarray(FACES[0]).save(folders / "test" / name / "a.png")
+    data = load(folders)
+    assert data.unlabelled == "test" and data.classes == CLASSES
+    assert data.splits["test"].ids == [f"test/{name}/a.png"]
+    (folders / "test" / name).rename(folders / "test" / "Happy")
+    assert load(folders).shut == {"test"}
+
+
 def test_a_single_file_can_be_one_split(challenge, archive):
     data = load(challenge / "train.csv", split="none")
     assert [*data.splits] == ["all"] and data.shut == {"all"} and data.only == "all"
@@ -442,6 +455,16 @@ def test_classes_without_a_face_to_train_on_are_known(folders):
         for file in (folders / "train" / name).iterdir():
             file.unlink()
     assert load(folders).absent == ["fear", "sad"]
+
+
+def test_labels_from_1_are_asked_for_where_eight_classes_would_fit_too(tmp_path):
+    rows = [(1 + y, pixels(x), "Training") for y, x in zip(LABELS, FACES, strict=True)]
+    write(tmp_path / "faces.csv", ["emotion", "pixels", "Usage"], rows)
+    with pytest.raises(
+        UserError, match="1, 2, 3, 4, 5, 6, 7, where FER2013 begins with 0, angry; "
+    ):
+        load(tmp_path)
+    assert load(tmp_path, names=[*CLASSES]).classes == CLASSES
 
 
 @pytest.mark.parametrize("label", ["7", "-1", "12"])
@@ -473,22 +496,61 @@ def packed(kind):
     return out.getvalue()
 
 
+ARRAYS = "save its faces as .npz with the arrays images and labels, or as CSV"
 NO_TEXT = {
-    "zip": (packed("zip"), "is a zip archive; unpack it"),
-    "tar": (packed("tar"), "is a tar archive; unpack it"),
-    "npz": (packed("npz"), "is a NumPy archive (.npz); write its faces to a CSV"),
-    "npy": (packed("npy"), "is a NumPy array; write its faces to a CSV"),
+    "zip": (packed("zip"), "is a zip archive; rename it to train.zip"),
+    "tar": (packed("tar"), "is a tar archive; rename it to train.tar"),
+    "tar.gz": (gzip.compress(packed("tar")), "is compressed by gzip; rename it to train.tar.gz"),
+    "npz": (packed("npz"), "is a NumPy archive; rename it to train.npz"),
+    "npy": (packed("npy"), f"is a NumPy array; {ARRAYS}"),
     "png": (packed("png"), "is a picture; put pictures into folders"),
-    "gzip": (gzip.compress(b"emotion,pixels"), "is compressed by gzip; unpack it"),
+    "gzip": (
+        gzip.compress(b"emotion,pixels"),
+        "is compressed by gzip; rename it to train.csv.gz",
+    ),
     "bzip2": (bz2.compress(b"emotion,pixels"), "is compressed by bzip2; unpack it"),
     "xz": (lzma.compress(b"emotion,pixels"), "is compressed by xz; unpack it"),
-    "pickle": (pickle.dumps([1]), "is a Python pickle; write its faces to a CSV"),
-    "hdf5": (b"\x89HDF\r\n\x1a\n\0\0", "is an HDF5 file; write its faces to a CSV"),
-    "parquet": (b"PAR1\x15\x04", "is a parquet file; write its faces to a CSV"),
+    "pickle": (pickle.dumps([1]), f"is a Python pickle; {ARRAYS}"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n\0\0", f"is an HDF5 file; {ARRAYS}"),
+    "matlab": (b"MATLAB 5.0 MAT-file, Platform", f"is a MATLAB file; {ARRAYS}"),
+    "parquet": (b"PAR1\x15\x04", "is a parquet file; rename it to train.parquet"),
+    "bmp": (b"BM\x36\0\0\0\0\0\0\0\x36\0", "is a picture; put pictures into folders"),
+    "webp": (b"RIFF\x24\0\0\0WEBPVP8 ", "is a picture; put pictures into folders"),
+    "heic": (b"\0\0\0\x18ftypheic", "is a video or a HEIC picture; put pictures"),
+    "pdf": (b"%PDF-1.7\n%\xe2\xe3", "is a PDF document; name a CSV file"),
+    "xlsx": (
+        b"PK\x03\x04\x14\0_rels/.rels\0xl/workbook.xml",
+        "is an Excel workbook; save it as CSV",
+    ),
     "html": (b"<!DOCTYPE html><html>", "is a web page; get the file again"),
+    "blank html": (b"\n\n <html>", "is a web page; get the file again"),
+    "json": (b'{"error": "403"}', "is JSON; name a CSV file of faces"),
     "control characters": (b"\x1b[31m\x07,pixels\n", "is no text in UTF-8"),
     "latin-1": (b"\xff\xfa\x80,pixels\n", "is no text in UTF-8"),
+    "semicolons": (b"emotion;pixels;Usage\n", "its columns are separated by semicolons"),
+    "no header": (b"0," + b"17 " * 2304, "holds a face where the names of the columns should be"),
 }
+MISNAMED = {
+    "a.zip": (b"emotion,pixels\n", "is text, not an archive; if it is CSV, rename it to a.csv"),
+    "a.tar.gz": (b"<html>", "is a web page; get the file again"),
+    "a.csv.gz": (b"emotion,pixels\n", "is text, not compressed by gzip; if it is CSV, rename it"),
+    "b.csv.gz": (gzip.compress(packed("tar")), "is a tar archive; rename it to b.tar.gz"),
+    "a.npz": (packed("npy"), f"is a NumPy array; {ARRAYS}"),
+    "b.npz": (packed("zip"), "is a zip archive without arrays; rename it to b.zip"),
+    "c.npz": (b"", "is empty; get the file again"),
+    "a.parquet": (b"\x89\xff\0", "is damaged, or not a parquet file; get the file again"),
+}
+
+
+@pytest.mark.parametrize("name", MISNAMED)
+def test_a_file_that_is_not_what_its_name_says_is_told_as_what_it_is(tmp_path, name):
+    content, words = MISNAMED[name]
+    (tmp_path / name).write_bytes(content)
+    if name == "a.parquet":
+        pytest.importorskip("pyarrow")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / name)
+    assert f"{name}: {words}" in str(error.value) and str(error.value).isprintable()
 
 
 # Named by their kinds: gzip's bytes hold the time, and each process of pytest must collect the same
@@ -544,6 +606,33 @@ def test_nothing_there_says_what_was_looked_for(tmp_path):
         assert words in str(error.value)
         for word in ("fer2013.csv", "icml_face_data.csv", "train/", "kaggle.com", "data=demo"):
             assert word in str(error.value)
+
+
+def test_what_lies_deeper_or_beside_or_in_another_form_is_named(challenge, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    beside = (
+        f"beside it there is data.path={tmp_path}/a.zip, data.path={tmp_path}/test.csv, "
+        f"data.path={tmp_path}/train.csv; looked"
+    )
+    (tmp_path / "a.zip").write_bytes(packed("zip"))
+    for path, words in ((place, "is an empty folder"), (tmp_path / "x", "no such folder or file")):
+        with pytest.raises(UserError, match=re.escape(f"{words}; {beside}")):
+            load(path)
+    for name, content, words in (
+        ("faces.h5", b"\x89HDF\r\n\x1a\n", f"is an HDF5 file; {ARRAYS}"),
+        ("faces.csv.txt", b"emotion,pixels\n", "is a CSV file; rename it to faces.csv"),
+        ("faces.zip.part", b"PK", "is an unfinished download"),
+    ):
+        (place / name).write_bytes(content)
+        with pytest.raises(UserError, match=re.escape(f"{name}; {name} {words}; looked for")):
+            load(place)
+        (place / name).unlink()
+    deep = place / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    shutil.move(challenge / "train.csv", deep)
+    with pytest.raises(UserError, match=re.escape(f"only a/; did you mean data.path={deep}? look")):
+        load(place)
 
 
 def test_what_a_layout_cannot_do_is_refused(challenge):

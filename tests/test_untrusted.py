@@ -206,7 +206,7 @@ def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
     ("raw", "words"),
     [
         (GOOD.encode("utf-16"), "is UTF-16; save it as UTF-8"),
-        (GOOD.encode("utf-32"), "is UTF-16; save it as UTF-8"),
+        (GOOD.encode("utf-32"), "is UTF-32; save it as UTF-8"),
         (GOOD.encode("utf-16-le"), "line 1: is no text in UTF-8"),
         (GOOD.replace("\n", "\r").encode(), "line 1: "),
         (b"\0" * 70_000, "line 1: is over 65536 bytes long"),
@@ -219,8 +219,8 @@ def test_a_csv_reads_the_same_in_any_dress(tmp_path, raw):
         (GOOD.replace("pixels", "pixels\0").encode(), "line 1: is no text in UTF-8"),
         (b'"' * 1000, "line 1: "),
         (b"," * 1000, "line 1: no column pixels"),
-        (b"PK\3\4" + bytes(range(256)), "is a zip archive; unpack it"),
-        (b"\x1f\x8b" + bytes(range(256)), "is compressed by gzip; unpack it"),
+        (b"PK\3\4" + bytes(range(256)), "is a zip archive; rename it to x.zip"),
+        (b"\x1f\x8b" + bytes(range(256)), "is compressed by gzip; rename it to x.csv.gz"),
     ],
 )
 def test_a_csv_that_lies_is_refused_with_its_line(tmp_path, raw, words):

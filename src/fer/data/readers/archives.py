@@ -17,6 +17,7 @@ from fer import UserError
 from fer.data.readers.cache import cache_folders, clear_abandoned, key_of, name_of, writable
 from fer.data.readers.names import is_junk
 from fer.data.readers.pictures import is_picture
+from fer.data.readers.signatures import mistaken
 
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -24,6 +25,7 @@ EXPANSION = 100  # bytes out for a byte in: a CSV of faces expands 4 times
 ALLOWED = 256 << 20  # bytes that any archive may expand to
 MOST_MEMBERS = 3_000_000
 CHUNK = 1 << 20
+PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # first bytes of zip, gzip, bzip2 and xz
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError)
 
 
@@ -95,10 +97,10 @@ def unpack(path: Path, folder: Path) -> None:
 def members(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Names and contents of the plain files in an archive; links and devices are passed over."""
     with path.open("rb") as file:
-        is_zip = (
-            file.read(2) == b"PK"
-        )  # a tar may hold a zip, which zipfile.is_zipfile() would find
-    if is_zip:
+        head = file.read(512)
+    if not head.startswith(PACKED) and head[257:262] != b"ustar":
+        raise UserError(mistaken(path, "an archive"))
+    if head.startswith(b"PK"):  # a tar may hold a zip, which zipfile.is_zipfile() would find
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 if not member.is_dir() and wanted(member.filename):

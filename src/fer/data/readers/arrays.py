@@ -12,6 +12,7 @@ import numpy as np
 from fer import FACE_SIZE, UserError, extra
 from fer.data.readers.cache import available_memory
 from fer.data.readers.pictures import read_all, read_image, resized
+from fer.data.readers.signatures import mistaken, named
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
 IMAGES = ("images", "image", "x", "faces", "data", "pixels")
@@ -23,9 +24,13 @@ BATCH = 256  # rows of a parquet file read at once
 def read_npz(path: Path, side: int | None = None) -> dict[str, Table]:
     """The splits of an .npz file: `images` and `labels`, or `x_train`, `y_train`, `x_val`, …"""
     content = path.read_bytes()
+    if not content.startswith(b"PK"):
+        raise UserError(mistaken(path, "a NumPy archive"))
     digest = hashlib.sha256(content).hexdigest()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            if not any(name.endswith(".npy") for name in archive.zip.namelist()):
+                raise UserError(f"{path}: is a zip archive without arrays; {named(path, '.zip')}")
             members = {name.lower(): name for name in archive.files}
             if sum(info.file_size for info in archive.zip.infolist()) > available_memory() // 2:
                 raise UserError(f"{path}: would not fit into memory; take a part of it")
@@ -105,6 +110,9 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
     encoded: list[bytes] = []
     labels: list[str] = []
     for path in paths:
+        with path.open("rb") as stream:
+            if stream.read(4) != b"PAR1":
+                raise UserError(mistaken(path, "a parquet file"))
         try:
             file = parquet.ParquetFile(path)
             picture, label, names = columns_of(path, file.schema_arrow)

@@ -15,9 +15,11 @@ from fer.data.readers.table import MAX_LABELS, Table
 MAX_NAME = 100  # characters
 RAFDB = "[surprise,fear,disgust,happy,sad,angry,neutral]"
 AFFECTNET = "[neutral,happy,sad,surprise,fear,disgust,angry]"
+FER2013 = f"[{','.join(CLASSES)}]"
 QUESTION = (
     "what do these numbers mean? Name them in their order with data.names=, such as "
-    f"data.names={RAFDB} for RAF-DB's 1 to 7 or data.names={AFFECTNET} for AffectNet's 0 to 6"
+    f"data.names={RAFDB} for RAF-DB's 1 to 7, data.names={AFFECTNET} for AffectNet's 0 to 6 or "
+    f"data.names={FER2013} for FER2013's"
 )
 MEANINGS = ", ".join(f"{label} {name}" for label, name in enumerate(CLASSES))
 
@@ -120,6 +122,11 @@ def name_numbers(
         if strange:
             raise UserError(
                 f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}; {QUESTION}"
+            )
+        if len(numbers) > 1 and [*map(int, numbers)] == [*range(1, len(numbers) + 1)]:
+            raise UserError(
+                f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}, where FER2013 "
+                f"begins with 0, angry; {QUESTION}"
             )
         labels |= {number: known_numbers[int(number)] for number in numbers}
     spelled = {label: emotion(name) for label, name in labels.items()}

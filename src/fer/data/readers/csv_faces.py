@@ -22,7 +22,7 @@ from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import available_memory
 from fer.data.readers.names import split_named
 from fer.data.readers.pictures import resized
-from fer.data.readers.signatures import foreign
+from fer.data.readers.signatures import foreign, mistaken
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -113,7 +113,7 @@ def first_lines(path: Path, count: int, longest: int = MAX_LINE) -> list[bytes]:
     try:
         with open_csv(path) as file:
             head = file.peek()
-            if foreign(head):
+            if foreign(head, path):
                 return []
             if head.startswith(codecs.BOM_UTF8):
                 file.read(len(codecs.BOM_UTF8))
@@ -157,8 +157,10 @@ def filled_lines(file: BufferedReader, path: Path, digest, longest: int) -> Iter
     try:
         head = file.peek()
     except (EOFError, OSError, zlib.error) as error:
+        if "Not a gzipped file" in str(error):
+            raise UserError(mistaken(path, "compressed by gzip")) from None
         raise UserError(f"{path}: is damaged ({error}); get the file again") from None
-    if said := foreign(head):
+    if said := foreign(head, path):
         raise UserError(f"{path}: {said}")
     if head.startswith(codecs.BOM_UTF8):
         digest.update(file.read(len(codecs.BOM_UTF8)))
@@ -206,11 +208,24 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
             raise UserError(
                 f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one"
             )
+    if "pixels" not in roles and len(names) == 1 and re.search(r"pixels|feature", names[0]):
+        raise UserError(f"{place}: its columns are {separated(names[0])}; separate them by commas")
+    if "pixels" not in roles and any(re.fullmatch(r"[0-9 ]{100,}", name) for name in names):
+        raise UserError(
+            f"{place}: holds a face where the names of the columns should be; put a line such as "
+            "emotion,pixels before it"
+        )
     if "pixels" not in roles:
         raise UserError(
             f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so"
         )
     return roles
+
+
+def separated(header: str) -> str:
+    """How the columns of a header without commas are separated, in words."""
+    kinds = {";": "separated by semicolons", "\t": "separated by tabs", "|": "separated by |"}
+    return next((words for sign, words in kinds.items() if sign in header), "not separated")
 
 
 Rows = tuple[np.ndarray, list[str], np.ndarray, np.ndarray, np.ndarray, dict[str, str]]

@@ -1,7 +1,8 @@
 """What lies at a data.path: which files and folders are which split, in which form."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,7 +16,7 @@ from fer.data.readers.archives import is_archive, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
 from fer.data.readers.csv_faces import COLUMNS, has_usage, header_names, read_csv
-from fer.data.readers.folders import cached_folder, listing
+from fer.data.readers.folders import cached_folder, class_of, listing
 from fer.data.readers.names import (
     EMOTIONS,
     SPLITS,
@@ -26,12 +27,15 @@ from fer.data.readers.names import (
     subfolders,
 )
 from fer.data.readers.pictures import image_files
+from fer.data.readers.signatures import HEAD, foreign
 from fer.data.readers.table import Table
 from fer.data.readers.tables import Columns, cached_listed, table_columns
 
 OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
 TEST_CSV = "test.csv"
 DEEPER = 2  # folders below data.path in which data is looked for
+MOST_BELOW = 200  # folders looked into for data that lies deeper
+UNFINISHED = {".crdownload", ".part", ".partial", ".download"}
 MAX_LISTED = 1000  # entries of a folder that are looked through
 LOOKED_FOR = (
     "fer2013.csv, icml_face_data.csv, train.csv with test.csv, another CSV, folders "
@@ -97,16 +101,72 @@ def find(path: str, wanted: Wanted = Wanted()) -> Source:
             reader = folder_reader(place, DEEPER)
         if reader is not None:
             return reader(wanted).seen_from(place)
-        if not place.exists():
-            raise UserError(f"data.path={path}: no such folder or file; looked for {LOOKED_FOR}")
-        there = listing(list(islice(entries(place), MAX_LISTED))) or "nothing"
+        if place.exists() and not place.is_dir():  # a pipe, a device
+            raise UserError(f"data.path={path}: is neither a file nor a folder; check data.path")
+        problem = "no such folder or file"
+        if place.is_dir():
+            there = listing(list(islice(entries(place), MAX_LISTED)))
+            problem = f"no data set there, only {there}" if there else "is an empty folder"
+        hint = instead(place)
     except RuntimeError:  # ~ of nobody
         raise UserError(f"data.path={path}: no such user's folder; check data.path") from None
     except OSError as error:  # permissions, a path too long, a link to nowhere, a failing disk
         raise UserError(
             f"{error.filename or path}: cannot be read ({error.strerror}); check data.path"
         ) from None
-    raise UserError(f"data.path={path}: no data set there, only {there}; looked for {LOOKED_FOR}")
+    raise UserError(f"data.path={path}: {problem}; {hint}looked for {LOOKED_FOR}")
+
+
+def instead(place: Path) -> str:
+    """What else may be meant where a path holds no data set: files there that are data in another
+    form, else a data set deeper in it, else one beside it; nothing if there is none.
+    """
+    if place.is_dir():
+        deeper = next(data_below(place), None)
+        if deeper:
+            return f"did you mean data.path={deeper}? "
+        for file in islice(entries(place), MAX_LISTED):
+            if file.is_file() and (said := in_other_form(file)):
+                return f"{printable(file.name)} {said}; "
+    beside = []
+    if place.parent.is_dir():
+        files = islice(entries(place.parent), MAX_LISTED)
+        beside = [f"data.path={file}" for file in files if is_data_file(file)]
+    return f"beside it there is {', '.join(beside[:3])}; " if beside else ""
+
+
+def in_other_form(file: Path) -> str:
+    """What a file is that by its name is no data, and what to do; nothing if it holds no faces."""
+    if file.suffix.lower() in UNFINISHED:
+        return "is an unfinished download"
+    if has_pixels(file):
+        return f"is a CSV file; rename it to {stem_of(file)}.csv"
+    with file.open("rb") as stream:
+        said = foreign(stream.read(HEAD), file)
+    return "" if "picture" in said or "JSON" in said else said
+
+
+def data_below(place: Path) -> Iterator[Path]:
+    """Folders with data sets far below `place`, the nearest first."""
+    folders, looked_at = subfolders(place), 0
+    while folders and looked_at < MOST_BELOW:
+        below = []
+        for folder in folders[: MOST_BELOW - looked_at]:
+            with contextlib.suppress(OSError, UserError):
+                if folder_reader(folder, 0):
+                    yield folder
+                if not folder.is_symlink():  # which may lead in a circle
+                    below += subfolders(folder)
+            looked_at += 1
+        folders = below
+
+
+def is_data_file(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    if is_csv(file):
+        return has_pixels(file)
+    return is_archive(file) or file.suffix.lower() in (".npz", ".parquet")
 
 
 def file_reader(path: Path) -> Reader:
@@ -330,7 +390,10 @@ def folders_source(
     labels.
     """
     parts = {}
-    for split, folder in folders.items():
+    for split, outer in folders.items():
+        folder = outer
+        if split == "test" and (inner := only_unlabelled(folder, folders.get("train"))):
+            folder = inner
         listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
         if listed:
             path, columns = listed
@@ -338,9 +401,21 @@ def folders_source(
         else:
             parts[split] = cached_folder(folder, wanted.size or FACE_SIZE, root)
         if folder != root:
-            parts[split].ids = np.char.add(f"{printable(folder.name)}/", parts[split].ids)
+            prefix = printable(folder.relative_to(root).as_posix())
+            parts[split].ids = np.char.add(f"{prefix}/", parts[split].ids)
     places = {split: f"{printable(folder.name)}/" for split, folder in folders.items()}
     return Source(parts, places, pictures=True, root=root)
+
+
+def only_unlabelled(test: Path, train: Path | None) -> Path | None:
+    """The folder that holds all pictures of a test folder, as test/unknown/ or test/test/, if it is
+    none of the classes to train on.
+    """
+    inner = subfolders(test)
+    if train is None or len(inner) != 1 or image_files(test) or not image_files(inner[0]):
+        return None
+    classes = {class_of(folder) for folder in subfolders(train)}
+    return inner[0] if classes and class_of(inner[0]) not in classes else None
 
 
 def table_for(
