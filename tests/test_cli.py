@@ -232,6 +232,11 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "curves.rotate=0.5: should be a mapping, such as {_target_: …}" in refused(
         "train", "curves.rotate=0.5"
     )
+    assert "data.names=5: should be a list, such as [a,b] or a mapping" in refused(
+        "train", "data.names=5"
+    )
+    assert "run=['3', '4']: should be one value, not a list" in refused("report", "run=['3','4']")
+    assert "optim=a: no such choice; name one, without brackets" in refused("train", "optim=[a]")
     assert "curves.rotate._target_=Knots: should be the dotted path" in refused(
         "train", "curves.rotate={_target_: Knots}"
     )

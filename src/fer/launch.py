@@ -436,8 +436,10 @@ def worded(error: Exception, user_dir: str | None = None) -> Exception:
     line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-        near = nearest(choice, error.options or [])
-        return UserError(f"{group}={choice}: no such choice; {near}")
+        remedy = "name one, without brackets"
+        if error.options:
+            remedy = nearest(choice, error.options)
+        return UserError(f"{group}={choice}: no such choice; {remedy}")
     if isinstance(error, OverrideParseException):
         return UserError(f"{error.override.lstrip('+')}: not a value ({line}); quote it")
     if ambiguous := re.match(r"Ambiguous value for argument '\+*([^']+)'", line):

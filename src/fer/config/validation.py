@@ -21,7 +21,8 @@ WORDS = {  # pydantic's → ours
     "List should have": "should have",
     " or should be ": " or ",
     " after validation": "",
-    "a valid dictionary": "a mapping, such as {_target_: …}",
+    "a valid dictionary": "a mapping",
+    "a valid list": "a list, such as [a,b]",
     "Extra inputs are not permitted": "a mapping of other keys",
 }
 
@@ -95,8 +96,12 @@ def first_error(
     # No typed value can be an instance of a class, such as Tensor.
     possible = [words for words in said if "an instance of" not in words]
     line = " or ".join(dict.fromkeys(possible or said))
+    if isinstance(value, list):
+        line = line.replace("a valid string", "one value, not a list")
     for theirs, ours in WORDS.items():
         line = line.replace(theirs, ours)
+    if where.startswith("curves."):
+        line = line.replace("a mapping", "a mapping, such as {_target_: …}")
     return UserError(f"{prefix}{where}={value}: {line}"[:LONGEST_MESSAGE])
 
 
