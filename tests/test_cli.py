@@ -235,7 +235,12 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "data.names=5: should be a list, such as [a,b] or a mapping" in refused(
         "train", "data.names=5"
     )
-    assert "run=['3', '4']: should be one value, not a list" in refused("report", "run=['3','4']")
+    assert "data.groups=['a']: should be one value, not a list" in refused(
+        "train", "data.groups=[a]"
+    )
+    # Runs of a sweep are called 0, 1, 2, …
+    assert "3: no such checkpoint" in refused("predict", "ckpt=[3,4]")
+    assert "a=b: no such checkpoint" in refused("predict", "ckpt=[ a=b , 4]")
     assert "optim=a: no such choice; name one, without brackets" in refused("train", "optim=[a]")
     assert "curves.rotate._target_=Knots: should be the dotted path" in refused(
         "train", "curves.rotate={_target_: Knots}"

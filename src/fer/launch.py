@@ -360,8 +360,10 @@ def rewrite(command: str, groups: dict[str, list[str]], override: str, options: 
         return f"++{key}={value}"
     if not value:
         raise UserError(f"{override}: needs a path; give one, or leave {key} out")
-    if value == "null" or (path.listed and value.startswith("[") and value.endswith("]")):
+    if value == "null":
         return f"++{key}={value}"
+    if path.listed and value.startswith("[") and value.endswith("]"):
+        return f"++{key}={quoted_list(value)}"
     return f"++{key}={','.join(map(quoted, values))}"
 
 
@@ -393,6 +395,16 @@ def quoted(path: str) -> str:
         return path
     text = path.replace("${", "\\${").replace("'", "\\'")
     return f"'{text}\\'" if text.endswith("\\") else f"'{text}'"
+
+
+def quoted_list(paths: str) -> str:
+    """A list of paths, `[a,b]`, each quoted: a run may be called 3. A list with quotes in it stays
+    as it is typed.
+    """
+    if re.search("['\"]", paths):
+        return paths
+    items = [item.strip() for item in paths[1:-1].split(",")]
+    return f"[{','.join(quoted(item) for item in items if item)}]"
 
 
 def settle(
