@@ -122,7 +122,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     )
     assert fer("train", *SHORT, "run=all", "name=all")[0] == 0
     code, out, err = fer("report", "run=[s,all]", "out=c")
-    assert code == 0 and "Not all runs have the same validation faces and labels" in out, err
+    assert code == 0 and "not all runs have the same validation faces and labels" in out, err
     code, out, err = fer("report", "run=s", "out=c")
     assert code == 0 and list(pd.read_csv("c/comparison.csv")["run"]) == [
         "model.head=[4]",
@@ -216,7 +216,7 @@ def test_settings_that_differ_late_in_a_long_value_tell_runs_apart(fer, tmp_path
     names = list(pd.read_csv("c/comparison.csv")["run"])
     assert [name[-3:] for name in names] == [",3]", ",4]"]
     labels = list(pd.read_csv("c/recalls.csv")["run"])
-    assert labels[0] != labels[1] and all(len(label) <= comparison.NAME for label in labels)
+    assert labels[0] != labels[1] and all(len(label) <= comparison.LABEL_LENGTH for label in labels)
     assert all(label in out for label in labels)
 
 
@@ -224,9 +224,9 @@ def test_long_names_are_shortened_to_different_ones_and_a_long_word_keeps_its_en
     middle = [f"optim.lr={'1' * 50} model.width={i} train.epochs={'2' * 50}" for i in range(12)]
     names = ["x" * 200, "vgg13 optim=adam", *middle]
     labels = comparison.shortened(names)
-    assert len(set(labels)) == len(names) and max(map(len, labels)) <= comparison.NAME
+    assert len(set(labels)) == len(names) and max(map(len, labels)) <= comparison.LABEL_LENGTH
     assert labels[1] == names[1] and labels[0].startswith("xxx") and labels[0].endswith("xxx")
-    assert comparison.cut("y" * 200) == "y" * (comparison.NAME - 1) + "…"
+    assert comparison.cut("y" * 200) == "y" * (comparison.LABEL_LENGTH - 1) + "…"
 
 
 def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, tmp_path):

@@ -1,5 +1,7 @@
-"""fer report of several runs: a row and a curve for each recipe, over its seeds, and the settings
-in which the recipes differ. A run is called by what was typed: `optim=adam`, or `vgg13`.
+"""The report of several runs: for each recipe a row and a curve over its seeds, and the settings in
+which the recipes differ.
+
+A recipe is named by the words that the user typed, such as `optim=adam`, or by the run's name.
 """
 
 from collections import Counter
@@ -21,8 +23,8 @@ from fer.page import Part, write_page
 from fer.run import read_history, tell_if_replaced, typed_words
 from fer.text import aligned
 
-NAME = 60  # characters of a name or a value that tables and pictures have room for
-TERMINAL_COLUMNS = 5  # of the table, that a terminal has room for
+LABEL_LENGTH = 60  # characters of a name or a value that fit into tables and pictures
+TERMINAL_COLUMNS = 5  # columns of the table that fit into a terminal
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Run:
     folder: Path
     checkpoint: Checkpoint
     history: pd.DataFrame
-    typed: list[str] | None  # KEY=VALUE; None if it is not known
+    typed: list[str] | None  # KEY=VALUE as typed for the run; None if unknown
 
     @classmethod
     def open(cls, folder: Path, trust: list[str]) -> "Run":
@@ -44,12 +46,12 @@ class Run:
 
     @cached_property
     def best(self) -> pd.Series:
-        """The row of the most accurate epoch."""
+        """The row of the epoch with the highest validation accuracy."""
         return self.history.loc[self.history["val_accuracy"].idxmax()]
 
     @cached_property
     def validated_on(self) -> tuple:
-        """The validation faces and labels: accuracies are comparable if these are equal."""
+        """The validation faces and labels. Accuracies are comparable only if these are equal."""
         validation = self.checkpoint.contents.get("validation", {})
         labels = validation.get("labels", torch.empty(0))
         return validation.get("images"), str(labels.tolist())
@@ -66,10 +68,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
-    name: what it is called in full. label: the same in NAME characters at most; no two recipes have
-    the same.
+    label: the name, shortened to LABEL_LENGTH characters; no two recipes have the same label.
     """
 
     name: str
@@ -77,12 +78,12 @@ class Recipe:
     runs: list[Run]
 
     def over_seeds(self, column: str) -> list[float]:
-        """The value of a column of the history at the best epoch of each run."""
+        """The value of a history column at the best epoch of each run."""
         return [float(run.best[column]) for run in self.runs]
 
     @cached_property
     def confusion(self) -> torch.Tensor | None:
-        """The sum over the runs; None if a run has none."""
+        """The sum of the runs' confusion matrices; None if a run has none."""
         matrices = [run.confusion for run in self.runs]
         known = [matrix for matrix in matrices if matrix is not None]
         if len(known) < len(matrices) or len({matrix.shape for matrix in known}) > 1:
@@ -122,33 +123,35 @@ def compare(folders: list[Path], out: Path, kind: str, trust: list[str]) -> None
 
 
 def incomparable(runs: list[Run]) -> tuple[str, ...]:
-    """A sentence if not all runs were validated on the same faces and labels."""
+    """A warning if not all runs were validated on the same faces and labels."""
     if len({run.validated_on for run in runs}) == 1:
         return ()
     return (
-        "Not all runs have the same validation faces and labels: their accuracies are not "
-        "comparable.",
+        "Accuracies are not comparable: not all runs have the same validation faces and labels.",
     )
 
 
 def group(runs: list[Run]) -> list[Recipe]:
-    """The runs by recipe, in the order of each recipe's first run. A run that has the seed of
-    another run of its recipe is a recipe of its own.
+    """The recipes of the runs, in the order of their first runs. A run with the same seed as
+    another one of its recipe becomes a recipe of its own.
     """
-    grouped = []
+    groups = []
     for positions in config.over_seeds([run.settings for run in runs]):
-        grouped.append([runs[i] for i in positions])
-    in_a_group = {id(run) for group in grouped for run in group}
-    grouped += [[run] for run in runs if id(run) not in in_a_group]
-    grouped.sort(key=lambda group: runs.index(group[0]))
-    names = recipe_names([group[0] for group in grouped])
+        groups.append([runs[i] for i in positions])
+    grouped_runs = {id(run) for group in groups for run in group}
+    groups += [[run] for run in runs if id(run) not in grouped_runs]
+    groups.sort(key=lambda group: runs.index(group[0]))
+    names = recipe_names([group[0] for group in groups])
     labels = shortened(names)
-    return [Recipe(*parts) for parts in zip(names, labels, grouped, strict=True)]
+    recipes = []
+    for name, label, runs_of_recipe in zip(names, labels, groups, strict=True):
+        recipes.append(Recipe(name, label, runs_of_recipe))
+    return recipes
 
 
 def summary_table(recipes: list[Recipe]) -> pd.DataFrame:
-    """A row for each recipe: means over its seeds, and the standard deviation of the accuracy if
-    there are several.
+    """A row for each recipe: means over its seeds, and with several seeds the standard deviation of
+    the accuracy.
     """
     rows = []
     for recipe in recipes:
@@ -174,7 +177,7 @@ def summary_table(recipes: list[Recipe]) -> pd.DataFrame:
 
 
 def displayed_rows(recipes: list[Recipe], table: pd.DataFrame) -> list[list[str]]:
-    """The table as text, its header first, recipes by their labels."""
+    """The table as text, header first; recipes have their labels."""
     columns = list(table.columns[1:])
     rows = [["run", *columns]]
     for recipe, values in zip(recipes, table[columns].itertuples(index=False), strict=True):
@@ -213,7 +216,7 @@ def run_table(recipes: list[Recipe]) -> pd.DataFrame:
 
 
 def seed_lines(recipes: list[Recipe]) -> list[str]:
-    """Mean and standard deviation of each recipe with several seeds."""
+    """A line for each recipe with several seeds: mean and standard deviation."""
     lines = []
     for recipe in recipes:
         accuracies = recipe.over_seeds("val_accuracy")
@@ -224,17 +227,17 @@ def seed_lines(recipes: list[Recipe]) -> list[str]:
 
 
 def curves_part(recipes: list[Recipe]) -> Part:
-    """Loss and accuracy of every recipe."""
+    """Loss and accuracy of all recipes over epochs."""
     histories = {recipe.label: [run.history for run in recipe.runs] for recipe in recipes}
     lines: tuple[str, ...] = ()
     if any(len(recipe.runs) > 1 for recipe in recipes):
-        lines = ("Lines are means over the seeds, bands reach from the lowest to the highest.",)
+        lines = ("Lines are means over the seeds; bands extend from the lowest to the highest.",)
     return Part("Loss and accuracy", lines, "curves", partial(plots.compare, histories))
 
 
 def confusion_parts(recipes: list[Recipe]) -> list[Part]:
-    """Confusion matrices and recalls of all recipes side by side; none if a recipe has no
-    predictions, or if classes differ.
+    """Confusion matrices and recalls of all recipes side by side; nothing if a recipe has no
+    predictions or if the classes differ.
     """
     matrices = {}
     for recipe in recipes:
@@ -253,7 +256,7 @@ def confusion_parts(recipes: list[Recipe]) -> list[Part]:
     confusion = Part("Confusion", (), "confusions", partial(plots.confusions, counts, classes))
     recall = Part(
         "Recall of each class",
-        ("The share of a class's validation faces that was labelled right, at the best epoch.",),
+        ("The share of each class's validation faces that are predicted correctly, best epoch.",),
         "recalls",
         partial(plots.recall_dots, recalls, classes),
         data.round(4).reset_index(),
@@ -263,84 +266,88 @@ def confusion_parts(recipes: list[Recipe]) -> list[Part]:
 
 
 def differences(recipes: list[Recipe]) -> dict[str, list[str]]:
-    """Key → its value in each recipe, for the settings in which recipes differ.
+    """The settings in which recipes differ, {key: its value in each recipe}.
 
-    Where the choice of a group differs, such as the optimizer, the choice is listed; keys that only
-    one of the choices has are not.
+    If the choice of a group differs, such as the optimizer, the choice is listed, but not the keys
+    that only one of the choices has.
     """
     settings = [recipe_settings(recipe.runs[0]) for recipe in recipes]
     keys = list(dict.fromkeys(key for values in settings for key in values))
-    differing = {}
+    differing: dict[str, list[str]] = {}
     for key in keys:
-        column = [values.get(key, "–") for values in settings]
+        values_of_key = [values.get(key, "–") for values in settings]
+        if len(set(values_of_key)) == 1:
+            continue
         group = key.partition(".")[0]
         choice_differs = group in differing and group != key
-        everywhere = all(key in values for values in settings)
-        if len(set(column)) > 1 and (everywhere or not choice_differs):
-            differing[key] = column
+        every_recipe_has_it = all(key in values for values in settings)
+        if every_recipe_has_it or not choice_differs:
+            differing[key] = values_of_key
     return differing
 
 
 def displayed_differences(
     recipes: list[Recipe], differing: dict[str, list[str]]
 ) -> list[list[str]]:
-    """The differences as a table, its header first, long values cut."""
+    """The differences as a table, header first; long values are cut."""
     rows = [["run", *differing]]
     for position, recipe in enumerate(recipes):
-        rows.append([recipe.label, *(cut(column[position]) for column in differing.values())])
+        cells = [cut(values_of_key[position]) for values_of_key in differing.values()]
+        rows.append([recipe.label, *cells])
     return rows
 
 
 def recipe_settings(run: Run) -> dict[str, str]:
-    """Dotted key → value, as text, of all that makes the recipe; for each group also its choice, as
-    it was typed, or else what it instantiates.
+    """The settings that make the recipe, as text, {dotted key: value}. A group's own key has its
+    choice as typed, or else the class that it instantiates.
     """
     typed = dict(word.split("=", 1) for word in run.typed or [])
     skipped = config.not_of_the_recipe(run.settings.data) | {"name"}
     values: dict[str, str] = {}
 
-    def walk(key: str, value: Any) -> None:
+    def collect(key: str, value: Any) -> None:
         if key in config.GROUPS:
-            values[key] = typed.get(key, str(value["_target_"]).rpartition(".")[2])
+            class_name = str(value["_target_"]).rpartition(".")[2]
+            values[key] = typed.get(key, class_name)
         if isinstance(value, dict) and not key.startswith("curves."):
             for name, inner in value.items():
                 if name != "_target_":
-                    walk(f"{key}.{name}" if key else name, inner)
+                    collect(f"{key}.{name}" if key else name, inner)
         elif key not in skipped:
             values[key] = str(value)
 
-    walk("", run.settings.model_dump())
+    collect("", run.settings.model_dump())
     return values
 
 
 def recipe_names(runs: list[Run]) -> list[str]:
-    """What to call the recipe of each run: the words that were typed for it and not for all, or
-    else the run's name; longer where these do not tell recipes apart.
+    """A name for the recipe of each run: the words that were typed for it but not for all runs, or
+    else the run's name. Settings and folders are added where names would be equal.
     """
     typed = [recipe_words(run) for run in runs]
     known = [set(words) for words in typed if words is not None]
     common = set.intersection(*known) if known else set()
     names = []
     for run, words in zip(runs, typed, strict=True):
-        telling = [word for word in words or [] if word not in common]
-        others = [word for word in telling if not says_the_name(word, run.settings)]
-        if len(others) < len(telling) or not others:
-            others = [run.settings.name, *others]
-        names.append(" ".join(others))
+        distinctive = [word for word in words or [] if word not in common]
+        parts = [word for word in distinctive if not repeats_the_name(word, run.settings)]
+        if len(parts) < len(distinctive) or not parts:
+            parts = [run.settings.name, *parts]
+        names.append(" ".join(parts))
     names = with_settings(names, runs)
     return with_folders(names, runs)
 
 
 def recipe_words(run: Run) -> list[str] | None:
-    """KEY=VALUE, as typed for the recipe."""
+    """The words KEY=VALUE that were typed and belong to the recipe; None if unknown."""
     if run.typed is None:
         return None
     skipped = config.not_of_the_recipe(run.settings.data)
     return [word for word in run.typed if word.partition("=")[0] not in skipped]
 
 
-def says_the_name(word: str, settings: config.TrainConfig) -> bool:
-    """Whether the run's name already says what the word does."""
+def repeats_the_name(word: str, settings: config.TrainConfig) -> bool:
+    """Whether the word KEY=VALUE says only what the run's name says."""
     key, _, value = word.partition("=")
     if key == "model" and settings.model.get("name") == settings.name:
         return True
@@ -348,56 +355,57 @@ def says_the_name(word: str, settings: config.TrainConfig) -> bool:
 
 
 def with_settings(names: list[str], runs: list[Run]) -> list[str]:
-    """The names, and behind those that occur more than once the settings in which their recipes
-    differ.
+    """The names; those that occur more than once are followed by the settings in which their
+    recipes differ.
     """
     settings = [recipe_settings(run) for run in runs]
     longer = []
     for position, name in enumerate(names):
-        namesakes = [
-            settings[other]
-            for other in range(len(names))
-            if other != position and names[other] == name
-        ]
-        telling = {}
+        namesakes = []
+        for other, other_name in enumerate(names):
+            if other != position and other_name == name:
+                namesakes.append(settings[other])
+        differing = {}
         for key, value in settings[position].items():
             if any(namesake.get(key) != value for namesake in namesakes):
-                telling[key] = value
-        if len(telling) > 3:  # another network or curve: its many keys tell less than the others
-            rest = {key: value for key, value in telling.items() if not key.startswith("model.")}
-            telling = rest or telling
-        longer.append(" ".join([name, *(f"{key}={value}" for key, value in telling.items())]))
+                differing[key] = value
+        if len(differing) > 3:  # another network: its many keys say less than the other ones
+            without_model = {
+                key: value for key, value in differing.items() if not key.startswith("model.")
+            }
+            differing = without_model or differing
+        longer.append(" ".join([name, *(f"{key}={value}" for key, value in differing.items())]))
     return longer
 
 
 def with_folders(names: list[str], runs: list[Run]) -> list[str]:
-    """The names, and behind those that occur more than once the run's folder."""
-    times = Counter(names)
+    """The names; those that occur more than once are followed by the run's folder."""
+    counts = Counter(names)
     longer = []
     for name, run in zip(names, runs, strict=True):
-        longer.append(f"{name} ({run.folder})" if times[name] > 1 else name)
+        longer.append(f"{name} ({run.folder})" if counts[name] > 1 else name)
     return longer
 
 
 def shortened(names: list[str]) -> list[str]:
-    """The names in NAME characters at most, all different: of a long one its beginning and its end
-    and, where that is not enough, a number.
+    """The names in LABEL_LENGTH characters at most, all different. Of a long name the beginning and
+    the end remain; if that makes two equal, a number is added.
     """
-    times: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     labels = []
     for name in names:
         label = name
-        if len(name) > NAME:
-            half = (NAME - 3) // 2
+        if len(name) > LABEL_LENGTH:
+            half = (LABEL_LENGTH - 3) // 2
             label = f"{name[:half].rstrip()} … {name[-half:].lstrip()}"
-        times[label] += 1
-        if times[label] > 1:
-            number = f" #{times[label]}"
-            label = label[: NAME - len(number)] + number
+        counts[label] += 1
+        if counts[label] > 1:
+            number = f" #{counts[label]}"
+            label = label[: LABEL_LENGTH - len(number)] + number
         labels.append(label)
     return labels
 
 
 def cut(text: str) -> str:
-    """The text in NAME characters at most."""
-    return text if len(text) <= NAME else f"{text[: NAME - 1]}…"
+    """The text in LABEL_LENGTH characters at most."""
+    return text if len(text) <= LABEL_LENGTH else f"{text[: LABEL_LENGTH - 1]}…"

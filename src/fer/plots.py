@@ -1,6 +1,8 @@
-"""Every figure: data in, file out (.png, .svg or .pdf by the path's suffix, 150 dpi); each function
-returns the path. Knows no config, run or tensor, and imports neither pyplot, torch nor pandas. Text
-is drawn as it is (`$` and `_` mean nothing), and nothing is told by colour alone.
+"""All figures: data in, file out; each function returns the path, whose suffix (.png, .svg, .pdf)
+chooses the format.
+
+This module knows no config, run or tensor, and imports neither pyplot, torch nor pandas. Text is
+drawn literally: `$` and `_` have no meaning. No information is in the colour alone.
 """
 
 import math
@@ -27,7 +29,7 @@ from fer.files import write
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart.
+# Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
 GRAY = "#555555"
@@ -35,22 +37,22 @@ GRID_GRAY = "#e6e6e6"
 COLORMAPS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
 MASKED = "#cfe3f5"
 WRONG = "✗ "
-MARKS = {True: "✓ ", False: WRONG, None: ""}  # of a prediction; None: the truth is unknown
+MARKS = {True: "✓ ", False: WRONG, None: ""}  # is the prediction right? None: unknown
 MARKERS = (None, "o", "s", "^", "D", "v")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), "-")
-FEW = 7  # curves that colours alone tell apart: as many as there are colours without the light gray
-# Of more curves, those that share a colour differ in marker and dashes.
-MANY: list[dict[str, Any]] = [
+FEW = 7  # curves need no markers up to this number: it is the number of colours without light gray
+# With more curves, those of the same colour differ in marker and dashes.
+LOOKS_OF_MANY: list[dict[str, Any]] = [
     {"color": colour, "marker": marker, "linestyle": dashes}
     for marker, dashes in zip(MARKERS[1:], DASHES, strict=True)
     for colour in COLOURS[:FEW]
 ]
-LETTERS = 100  # of a legend on a figure 7 inches wide
-LEGEND_ROWS = 16  # beside a figure 2.8 inches high
+LEGEND_LETTERS = 100  # letters that a legend fits into a row of 7 inches
+LEGEND_ROWS = 16  # that fit beside a figure 2.8 inches high
 FACE_GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
-PLAIN = 3.0  # gray levels of standard deviation below which an image has no texture to show
-FACE = 1.2  # inches of a face beside a mosaic
-# Of mosaics: images at most, columns, inches of an image.
+TEXTURE = 3.0  # images whose gray levels have a lower standard deviation are plain
+FACE_WIDTH = 1.2  # inches, of the face beside a mosaic
+# Grids of mosaics: largest number of images, columns, width of an image in inches.
 GRIDS = (
     (7, 7, 0.9),
     (64, 8, 0.75),
@@ -77,12 +79,12 @@ STYLE: dict[Any, Any] = {
 
 
 def curves(history: "pd.DataFrame", path: Path) -> Path:
-    """Loss and accuracy of both splits over epochs, with the best epoch marked.
+    """Training and validation loss and accuracy over epochs, with the best epoch marked.
 
-    history: history.csv, a row an epoch: epoch, train_loss, train_accuracy, val_loss, val_accuracy
-    (accuracies 0 to 1). Values that are not finite are left out.
+    history: history.csv, a row for each epoch, with the columns epoch, train_loss, train_accuracy,
+    val_loss, val_accuracy (accuracies from 0 to 1). Values that are not finite are left out.
     """
-    # The first of equal epochs, as in training.
+    # Of equally good epochs the first, as in training.
     best = history.dropna(subset="val_accuracy").nlargest(1, "val_accuracy")
     ring: dict[str, Any] = {
         "marker": "o",
@@ -95,7 +97,7 @@ def curves(history: "pd.DataFrame", path: Path) -> Path:
             _line(axes, history, f"train_{what}", color=VERMILION, linestyle="--", label="train")
             _line(axes, history, f"val_{what}", color=BLUE, label="validation")
             _line(axes, best, f"val_{what}", color=BLUE, label="best epoch", **ring)
-            points = np.asarray(axes.lines[-1].get_xydata())  # none where it is not finite
+            points = np.asarray(axes.lines[-1].get_xydata())  # empty if it is not finite
             for epoch, value in points:
                 number = f"{value:.3f}" if what == "loss" else f"{value:.2f} %"
                 axes.set_title(f"epoch {epoch:.0f}: {number}", loc="right", color=BLUE, fontsize=8)
@@ -106,50 +108,67 @@ def curves(history: "pd.DataFrame", path: Path) -> Path:
 def compare(histories: "Mapping[str, Sequence[pd.DataFrame]]", path: Path) -> Path:
     """The panels of `curves` for several recipes, {name: a history for each seed}.
 
-    Validation is solid and, of a few recipes, train dashed. Over seeds the line is the mean, and a
-    band reaches from the lowest to the highest.
+    Validation is solid; training is dashed, and shown only for a few recipes. With several seeds
+    the line is the mean, and a band extends from the lowest to the highest.
     """
     labels = []
     for name, runs in histories.items():
         short = name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}"
         labels.append(f"{short}, {_best(runs)}")
     few = len(labels) <= FEW
-    looks = [{"color": colour} for colour in COLOURS[:FEW]] if few else MANY
+    looks = LOOKS_OF_MANY
+    if few:
+        looks = [{"color": colour} for colour in COLOURS[:FEW]]
     recipes = list(zip(histories.values(), cycle(looks), strict=False))
     longest = max(map(len, labels), default=0)
-    outside = len(labels) > 4 or longest > 36
-    columns = _legend_columns(longest) if outside else 1
-    rows = math.ceil(len(labels) / columns) if outside else 0
-    everything = [history for runs in histories.values() for history in runs]
-    with _figure(path, 7, 2.7 + 0.17 * rows, 1, 2) as (figure, panels):
-        for axes, what in _loss_and_accuracy(panels, *everything):
+    legend_below = len(labels) > 4 or longest > 36
+    columns = _legend_columns(longest) if legend_below else 1
+    legend_rows = math.ceil(len(labels) / columns) if legend_below else 0
+    all_histories = [history for runs in histories.values() for history in runs]
+    with _figure(path, 7, 2.7 + 0.17 * legend_rows, 1, 2) as (figure, panels):
+        for axes, what in _loss_and_accuracy(panels, *all_histories):
             for runs, look in recipes:
-                if few:  # of more, the training curves would be a tangle
-                    dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.8}
-                    _line(axes, _mean(runs, f"train_{what}"), f"train_{what}", **look, **dashed)
-                if len(runs) > 1:
-                    _band(axes, runs, f"val_{what}", look["color"])
-                _line(axes, _mean(runs, f"val_{what}"), f"val_{what}", **look)
-        splits = [Line2D([], [], color=GRAY, label="validation")]
-        if few:
-            train = Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")
-            splits = [train, *splits]
-        panels[0].legend(handles=splits)
+                # The training curves of many recipes would be a tangle.
+                _recipe_curves(axes, runs, what, look, training=few)
+        _split_legend(panels[0], training=few)
         lines = [Line2D([], [], **look) for _, look in recipes]
-        handles: dict[str, Any] = {"ncols": columns, "handlelength": None if few else 3}
-        if outside:
-            figure.legend(lines, labels, loc="outside lower center", **handles)
+        options: dict[str, Any] = {"ncols": columns, "handlelength": None if few else 3}
+        if legend_below:
+            figure.legend(lines, labels, loc="outside lower center", **options)
         else:
-            panels[1].legend(lines, labels, **handles)
+            panels[1].legend(lines, labels, **options)
     return path
 
 
+def _recipe_curves(
+    axes: Axes, runs: "Sequence[pd.DataFrame]", what: str, look: dict[str, Any], training: bool
+) -> None:
+    """The curves of one recipe: the validation loss or accuracy, and with `training` that of the
+    training faces too.
+    """
+    if training:
+        dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.8}
+        _line(axes, _mean(runs, f"train_{what}"), f"train_{what}", **look, **dashed)
+    if len(runs) > 1:
+        _band(axes, runs, f"val_{what}", look["color"])
+    _line(axes, _mean(runs, f"val_{what}"), f"val_{what}", **look)
+
+
+def _split_legend(axes: Axes, training: bool) -> None:
+    """A legend that says which line is validation and which is training."""
+    handles = [Line2D([], [], color=GRAY, label="validation")]
+    if training:
+        train = Line2D([], [], color=GRAY, linestyle="--", linewidth=0.8, label="train")
+        handles = [train, *handles]
+    axes.legend(handles=handles)
+
+
 def _best(runs: "Sequence[pd.DataFrame]") -> str:
-    """The best validation accuracy in words, over several seeds mean and deviation."""
-    tops = [100 * history["val_accuracy"].max() for history in runs]
-    if len(tops) == 1:
-        return f"best {tops[0]:.2f} %"
-    return f"best {np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f} % ({len(tops)} seeds)"
+    """The best validation accuracy as text; with several seeds, mean and standard deviation."""
+    best = [100 * history["val_accuracy"].max() for history in runs]
+    if len(best) == 1:
+        return f"best {best[0]:.2f} %"
+    return f"best {np.mean(best):.2f} ± {np.std(best, ddof=1):.2f} % ({len(best)} seeds)"
 
 
 def _mean(runs: "Sequence[pd.DataFrame]", column: str) -> "pd.DataFrame":
@@ -159,14 +178,14 @@ def _mean(runs: "Sequence[pd.DataFrame]", column: str) -> "pd.DataFrame":
 
 def _over_seeds(runs: "Sequence[pd.DataFrame]", column: str) -> Any:
     """The column of all runs, grouped by epoch."""
-    whole = runs[0][["epoch", column]]
+    merged = runs[0][["epoch", column]]
     for history in runs[1:]:
-        whole = whole.merge(history[["epoch", column]], how="outer")
-    return whole.groupby("epoch")[[column]]
+        merged = merged.merge(history[["epoch", column]], how="outer")
+    return merged.groupby("epoch")[[column]]
 
 
 def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, colour: str) -> None:
-    """From the lowest to the highest of several seeds."""
+    """A band from the lowest to the highest seed."""
     scale = 100 if "accuracy" in column else 1
     groups = _over_seeds(runs, column)
     low, high = scale * groups.min()[column], scale * groups.max()[column]
@@ -174,14 +193,14 @@ def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, colour: str) 
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None = None) -> Path:
-    """Counts C×C, rows truth, columns prediction. Colours and % are shares of the row; a row
-    without faces is blank.
+    """A confusion matrix of counts, C×C: rows are the truth, columns the prediction. Colours and
+    percentages are shares of the row. A row without faces is blank.
     """
     matrix = np.asarray(matrix)
     shares = _row_shares(matrix)
     side = 0.44 * max(len(classes), 4)
     margin = 0.5 + 0.065 * max(map(len, classes))
-    lines = textwrap.wrap(title or "", int(14 * side))  # letters as wide as the matrix
+    lines = textwrap.wrap(title or "", int(14 * side))  # as many letters as fit above the matrix
     title_height = 0.2 + 0.15 * (len(lines) - 1) if lines else 0
     with _figure(path, side + margin, side + margin + title_height) as (_, axes):
         texts = {}
@@ -194,8 +213,8 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
 
 
 def confusions(matrices: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
-    """The matrices of several recipes side by side, {name: C×C as for `confusion`}: shares of the
-    true class in %.
+    """The confusion matrices of several recipes side by side, {name: counts as for `confusion`}, as
+    percentages of the true class.
     """
     columns = min(3, max(1, len(matrices)))
     rows = math.ceil(len(matrices) / columns)
@@ -220,7 +239,7 @@ def confusions(matrices: Mapping[str, Any], classes: Sequence[str], path: Path) 
 
 
 def _row_shares(matrix: np.ndarray) -> np.ndarray:
-    """Each count as a share of its row, 0 to 1; NaN in rows without faces."""
+    """Each count as a share of its row, from 0 to 1; NaN in rows without faces."""
     total = matrix.sum(1, keepdims=True)
     return matrix / np.where(total > 0, total, np.nan)
 
@@ -243,8 +262,8 @@ def _matrix(
 
 
 def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) -> Path:
-    """The recall of each class (0 to 1) of several recipes, {name: C}: a marker for each recipe,
-    beside one another.
+    """The recall of each class for several recipes, {name: C values from 0 to 1}: a marker for each
+    recipe, side by side.
     """
     columns = _legend_columns(max(map(len, recalls)))
     rows = math.ceil(len(recalls) / columns)
@@ -276,8 +295,10 @@ def faces(
     columns: int = 8,
     ok: Sequence[bool | None] | None = None,
 ) -> Path:
-    """A grid of faces, uint8 N×1×H×H, each with its caption. ok: whether each prediction is right;
-    right ones are marked ✓, wrong ones ✗ in bold, with a frame.
+    """A grid of faces, uint8 N×1×H×H, each with its caption.
+
+    ok: whether each prediction is right. Right ones are marked ✓; wrong ones ✗, in bold and with a
+    frame.
     """
     ok = [None] * len(captions) if ok is None else ok
     texts = []
@@ -286,7 +307,7 @@ def faces(
         texts.append("\n".join(textwrap.fill(line, 17) for line in lines))
     columns = max(1, min(columns, len(texts)))
     step, side, gap = 1.05, 0.93, 0.06  # inches
-    tops = [0.04]  # inches, of each row, then of the end
+    tops = [0.04]  # inches, of each row, and last of the end
     for first in range(0, len(texts), columns):
         lines_of_text = max(text.count("\n") + 1 for text in texts[first : first + columns])
         tops.append(tops[-1] + (1.09 + 0.125 * lines_of_text))
@@ -306,8 +327,9 @@ def faces(
 
 
 def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
-    """Precision, recall and F1 (0 to 1) of each class with its support, from
-    metrics.classification_report.
+    """Precision, recall and F1 of each class with its support.
+
+    report: as from metrics.classification_report, with scores from 0 to 1.
     """
     averages = ("accuracy", "macro avg", "weighted avg")
     rows = {name: row for name, row in report.items() if name not in averages}
@@ -332,8 +354,8 @@ def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
 
 
 def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> Path:
-    """Any `columns` of the history over epochs, each in a small panel. A learning rate (lr…) that
-    is never 0 and spans more than 30× has a logarithmic axis.
+    """These columns of the history over epochs, each in a small panel. A learning rate (lr…) that
+    is never 0 and varies by more than a factor of 30 has a logarithmic axis.
     """
     height = 0.35 + 0.95 * len(columns)
     with _figure(path, 3.5, height, len(columns), sharex=True, squeeze=False) as (_, panels):
@@ -362,9 +384,11 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
 
 
 def reliability(curves: Sequence[tuple], path: Path) -> Path:
-    """Accuracy against confidence (Guo et al. 2017), as trained and after scaling: two of (title,
-    confidence, accuracy, count), with a value for each bin, from metrics.reliability. Below, the
-    number of faces in each bin.
+    """Reliability diagrams (Guo et al. 2017): accuracy over confidence; below, the number of faces
+    in each bin.
+
+    curves: two of (title, confidence, accuracy, count), before and after temperature scaling, with
+    a value for each bin as from metrics.reliability.
     """
     shape: dict[str, Any] = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
     with _figure(path, 7, 3.4, 2, 2, **shape) as (_, panels):
@@ -389,12 +413,13 @@ def reliability(curves: Sequence[tuple], path: Path) -> Path:
 def explanations(
     columns: Mapping[str, tuple], captions: Sequence[tuple], title: str, path: Path
 ) -> Path:
-    """A row for each face, a column for each map of it, {title: (look, N×H×W)}. Wrong predictions
-    are marked as in `faces`.
+    """Maps of faces: a row for each face, a column for each kind of map, {title: (look, N×H×W)}.
+    Wrong predictions are marked as in `faces`.
 
-    look: `gray` is 0 to 255, NaN masked; `positive` and `signed` are scaled by each map's largest
-    magnitude; `overlay` is a positive map over the first column. captions: for each face its name,
-    its truth ("" if unknown), its prediction and the probability of that.
+    look: `gray` is from 0 to 255, and NaN is masked; `positive` and `signed` are scaled by the
+    largest magnitude of each map; `overlay` is a positive map over the face in the first column.
+    captions: for each face its name, truth ("" if unknown), prediction and the prediction's
+    probability.
     """
     left, top, step, side = 1.7, 0.66, 0.66, 0.62  # inches
     width, height = left + step * len(columns), top + step * len(captions) + 0.24
@@ -422,11 +447,11 @@ def explanations(
 
 
 def _map(axes: Axes, image: np.ndarray, look: str, face: np.ndarray, box: tuple) -> None:
-    """One map H×W in `box`: left, right, bottom, top."""
+    """A map H×W in the box (left, right, bottom, top)."""
     largest = np.nanmax(np.abs(image)) or 1
     low, high = 0, largest
     if look == "gray":
-        low, high = 0, 255
+        high = 255
     elif look == "signed":
         low = -largest
     alpha = None
@@ -463,12 +488,11 @@ def mosaic(
     names: Sequence[str] | None = None,
     face: Any = None,
 ) -> Path:
-    """All of N×h×w images, each with its name or numbered from 0; on the left the `face`, H×W, that
-    they are of.
+    """A mosaic of N×h×w images, each with its name, or numbered from 0.
 
-    texture: the images are 0 to 255, and each is spread over the grays by its own mean and standard
-    deviation; a plain one stays as bright as it is. Otherwise all share one scale of colours, which
-    the largest percent of values may leave.
+    texture: the images are gray, from 0 to 255, and are standardized one by one, except plain ones.
+    Otherwise they share one colour scale, which the largest percent of the values may exceed.
+    face: the face H×W that the images belong to, shown to their left.
     """
     images = np.asarray(images, dtype=float)
     count = len(images)
@@ -477,20 +501,19 @@ def mosaic(
         columns = min(columns, count)
     rows = math.ceil(count / columns)
     if texture:
+        images = _standardized(images, -2.5, 2.5)
         look, low, high = "gray", -2.5, 2.5
-        images = _spread(images, low, high)
     else:
-        high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
-        look, low = ("signed", -high) if images.min() < 0 else ("positive", 0)
+        look, low, high = _colour_scale(images)
     sheet, cell_height, cell_width = _tiled(images, rows, columns)
     width = columns * side + (0.4 if texture else 1)
     height = rows * side * cell_height / cell_width + 0.55
-    beside: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
     ratios: dict[str, Any] = {}
     if face is not None:
-        beside, ratios = (1, 2), {"width_ratios": (FACE, width)}
-        width += FACE
-    with _figure(path, width, height, *beside, **ratios) as (figure, panels):
+        shape, ratios = (1, 2), {"width_ratios": (FACE_WIDTH, width)}
+        width += FACE_WIDTH
+    with _figure(path, width, height, *shape, **ratios) as (figure, panels):
         axes = panels
         if face is not None:
             face_axes, axes = panels
@@ -515,22 +538,30 @@ def mosaic(
     return path
 
 
-def _spread(images: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Images N×h×w, 0 to 255, each minus its mean and divided by its standard deviation. Plain ones
-    are scaled from 0..255 to low..high instead.
+def _colour_scale(images: np.ndarray) -> tuple[str, float, float]:
+    """The look of images that share a scale, and its lowest and highest value."""
+    high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
+    if images.min() < 0:
+        return "signed", -high, high
+    return "positive", 0, high
+
+
+def _standardized(images: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Images N×h×w from 0 to 255, each minus its mean and divided by its standard deviation. Plain
+    images are scaled from 0..255 to low..high instead.
     """
-    rim = images.shape[-1] // 12  # where padding, too, excites
+    rim = images.shape[-1] // 12  # left out, since padding shows there even in a plain image
     inner = images[:, rim : images.shape[1] - rim, rim : images.shape[2] - rim]
-    plain = inner.std((1, 2), keepdims=True) < PLAIN
+    plain = inner.std((1, 2), keepdims=True) < TEXTURE
     mean = images.mean((1, 2), keepdims=True)
     deviation = images.std((1, 2), keepdims=True)
-    spread = (images - mean) / np.where(deviation > 0, deviation, 1)
-    return np.where(plain, low + (high - low) * images / 255, spread)
+    standardized = (images - mean) / np.where(deviation > 0, deviation, 1)
+    return np.where(plain, low + (high - low) * images / 255, standardized)
 
 
 def _tiled(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int, int]:
-    """Images N×h×w side by side on one sheet, NaN in the gaps; then height and width of a cell."""
-    # Small images are enlarged, so that gaps look as wide for all layers.
+    """Images N×h×w side by side on one sheet, with NaN in the gaps; height and width of a cell."""
+    # Small images are enlarged, so that the gaps of all layers look equally wide.
     enlargement = max(1, 48 // images.shape[-1])
     images = images.repeat(enlargement, 1).repeat(enlargement, 2)
     missing = rows * columns - len(images)
@@ -541,7 +572,7 @@ def _tiled(images: np.ndarray, rows: int, columns: int) -> tuple[np.ndarray, int
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], path: Path) -> Path:
-    """{split: C counts} as bars, a panel for each split: heights are shares of the split, numbers
+    """Bars of {split: C counts}, a panel for each split. Heights are shares of the split, numbers
     are counts.
     """
     width = max(7, 0.29 * len(classes) * len(counts))
@@ -560,8 +591,10 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], pa
 
 
 def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: Path) -> Path:
-    """Distributions of gray values: of all pixels of {split: uint8 N×1×H×W}, and of the mean and
-    the standard deviation of each of `faces`, a DataFrame with columns split, mean, deviation.
+    """Distributions of gray values: those of all pixels, and the mean and standard deviation of
+    each face.
+
+    images: {split: uint8 N×1×H×W}. faces: columns split, mean, deviation.
     """
     dashes = ("-", "--", ":", "-.")
     with _figure(path, 7, 2.3, 1, 3) as (figure, panels):
@@ -586,12 +619,13 @@ def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: P
 
 
 def shares(table: "pd.DataFrame", path: Path) -> Path:
-    """Accuracy with its 95 % interval against the share of labels, a line for each method: columns
-    share, method, accuracy, low, high.
+    """Accuracy with its 95 % interval over the share of labels, a line for each method.
+
+    table: columns share, method, accuracy, low, high.
     """
     with _figure(path, 4.5, 3) as (_, axes):
         for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
-            x = 100 * rows["share"] * 1.02**i  # beside one another, not on top
+            x = 100 * rows["share"] * 1.02**i  # side by side, so that intervals do not overlap
             y = 100 * rows["accuracy"]
             spread = abs(100 * rows[["low", "high"]].T.to_numpy() - y.to_numpy())
             look: dict[str, Any] = {"color": COLOURS[i % FEW], "marker": MARKERS[1 + i % 5]}
@@ -607,16 +641,16 @@ def shares(table: "pd.DataFrame", path: Path) -> Path:
 def _figure(
     path: Path, width: float, height: float, *shape: int, **how: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """A styled Figure of so many inches and its Axes, as from pyplot's subplots(*shape, **how).
-    When the block ends it is written to `path`, whole or not at all.
+    """A styled Figure of this size in inches and its Axes, as from pyplot's subplots(*shape,
+    **how). At the end of the block it is written to `path` atomically.
     """
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
-        raise UserError(f"{path}: a picture's name ends in .png, .svg or .pdf; choose one of them")
+        raise UserError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # A class may be named in a script that the font lacks: boxes are drawn then.
+        # A class name may be in a script that the font lacks; matplotlib then draws boxes.
         warnings.filterwarnings("ignore", "Glyph")
-        # Not pyplot, which would keep the figure open and choose a backend.
+        # pyplot would keep the figure open and choose a backend.
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(*shape, **how)
         write(path, lambda file: figure.savefig(file, format=kind, dpi=150))
@@ -624,8 +658,8 @@ def _figure(
 
 @contextmanager
 def _sheet(path: Path, width: float, height: float) -> Iterator[Axes]:
-    """A figure that is one Axes, in inches from its upper left corner: Axes for 40 pictures would
-    take seconds.
+    """A figure of one Axes whose coordinates are inches from the upper left corner. 40 Axes, one
+    for each picture, would take seconds.
     """
     with _figure(path, width, height) as (figure, axes):
         figure.set_layout_engine("none")
@@ -638,7 +672,7 @@ def _sheet(path: Path, width: float, height: float) -> Iterator[Axes]:
 def _loss_and_accuracy(
     panels: Sequence[Axes], *histories: "pd.DataFrame"
 ) -> Iterator[tuple[Axes, str]]:
-    """The two panels, each with what the names of its columns end in."""
+    """The panel of the loss and that of the accuracy, each with the end of its columns' names."""
     for axes, what, label in (
         (panels[0], "loss", "loss"),
         (panels[1], "accuracy", "accuracy, %"),
@@ -649,8 +683,8 @@ def _loss_and_accuracy(
 
 
 def _legend_columns(longest: int) -> int:
-    """How many columns a legend has whose longest label has so many letters."""
-    return max(1, LETTERS // (longest + 8))  # 8 for the line
+    """The number of columns of a legend whose longest label has this many letters."""
+    return max(1, LEGEND_LETTERS // (longest + 8))  # 8 for the line
 
 
 def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
@@ -659,35 +693,38 @@ def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
 
 
 def _frame(axes: Axes, x: float, y: float, side: float, linewidth: float) -> None:
-    """A frame around a face that was labelled wrong."""
+    """A frame around a wrongly labelled face."""
     look: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": linewidth}
     axes.add_patch(Rectangle((x, y), side, side, **look))
 
 
 def _bars(axes: Axes, places: Any, heights: Any, numbers: Sequence[str], **look: Any) -> None:
-    """Bars with numbers above them; below are names, which need no tick marks."""
-    axes.bar_label(axes.bar(places, heights, **look), numbers, fontsize=6.5, padding=1)
+    """Bars with numbers above them, without tick marks below."""
+    bars = axes.bar(places, heights, **look)
+    axes.bar_label(bars, numbers, fontsize=6.5, padding=1)
     axes.tick_params(axis="x", length=0)
     axes.grid(False, axis="x")
 
 
 def _bare(axes: Axes) -> None:
-    """Names beside a picture, and nothing around it."""
+    """Remove everything around a picture but the names of its rows and columns."""
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.grid(False)
 
 
 def _plain(axis: Axis) -> None:
-    """Numbers as they are; a logarithmic axis would have mathtext."""
+    """Plain numbers; a logarithmic axis would use mathtext."""
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter("")
 
 
 def _epochs(axes: Axes, *histories: "pd.DataFrame") -> None:
+    """An x axis of epochs, from the first to the last of all histories."""
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(9, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-    if len(epochs := np.concatenate([[], *(history["epoch"] for history in histories)])):
+    epochs = np.concatenate([[], *(history["epoch"] for history in histories)])
+    if len(epochs):
         pad = max(0.5, 0.03 * np.ptp(epochs))
         axes.set_xlim(epochs.min() - pad, epochs.max() + pad)
 
@@ -695,8 +732,8 @@ def _epochs(axes: Axes, *histories: "pd.DataFrame") -> None:
 def _line(
     axes: Axes, history: "pd.DataFrame", column: str, marker: str | None = None, **look: Any
 ) -> None:
-    """A column over the epochs that have it, shares in percent. Few values are dots as well, since
-    a single one draws no line.
+    """A column over the epochs where it is finite; accuracies and recalls in percent. A few values
+    get dots as well, since a single one draws no line.
     """
     rows = history[np.isfinite(history[column].astype(float))]
     scale = 100 if "accuracy" in column or "recall" in column else 1

@@ -1,6 +1,6 @@
 """The keys of every command: their types, their limits, and notes on what a key means.
 
-Values stand in configs/; the keys of a `_target_` stand in its signature.
+configs/ has the values. The keys of a `_target_` are in its signature.
 """
 
 import re
@@ -10,22 +10,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from fer import FilePath, Precision
 
-# Notes on a field, beside its type.
-PLACE = "where a run lies or what it runs on; the result does not depend on it"
+# Notes on a field, next to its type.
+PLACE = "where a run is stored, or what it runs on; the result does not depend on it"
 ON_RESUME = "may change when a run is resumed"
 NOT_RECIPE = "runs that differ only in it have the same recipe"
 LABEL = "what the user calls a run"
 
 
 def device_name(name: object) -> str:
-    """A name of a device, or ValueError; whether the machine has it is checked later."""
+    """Check the form of a device name. Whether the machine has the device is checked later."""
     if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise ValueError("should be auto, cpu, mps, cuda, or one of several GPUs, such as cuda:1")
     return name
 
 
 def true_as_word(value: object) -> object:
-    """YAML reads `true` as a boolean; here it is a word."""
+    """Turn YAML's boolean `true` back into the word."""
     return "true" if value is True else value
 
 
@@ -44,10 +44,11 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Device = Annotated[str, BeforeValidator(device_name)]
 Picture = Literal["png", "svg", "pdf"]
 Views = Literal["none", "flip", "tencrop"]
+Selection = Literal["uniform", "greedy"]  # of the weights of an ensemble
 Crop = Literal["face", "whole"]  # of a photo
 FaceShare = Annotated[float, Field(ge=0.01, le=1)]  # below, photos are searched at 3,200 pixels
-DataNode = dict | None  # what was typed of `data`; the rest comes from the checkpoint
-# Modules whose code a checkpoint may name. Never saved: only the person at the keyboard can trust.
+DataNode = dict | None  # what was typed for `data`; the rest comes from the checkpoint
+# Modules whose code a checkpoint may use. Never saved: only the user at the command line can trust.
 Trust = Annotated[list[str], BeforeValidator(module_names), Field(exclude=True)]
 
 
@@ -56,8 +57,8 @@ class Strict(BaseModel):
 
 
 class Training(Strict):
-    """The block `train`. A default is what the absence of the key means, in a recipe and in an old
-    run: a new key's default is what was done before there was one.
+    """The block `train`. Where a recipe or an old run lacks a key, the default applies, so the
+    default of a new key must be the behaviour from before it existed.
     """
 
     epochs: Annotated[Count, ON_RESUME]
@@ -95,7 +96,7 @@ class TrainConfig(Strict):
     augment: dict
     optim: dict
     schedule: dict
-    curves: dict[str, dict | None]  # once checked, without those that are off
+    curves: dict[str, dict | None]  # after the checks, without those that are off
 
 
 class CurvesConfig(TrainConfig):
@@ -118,12 +119,20 @@ class MislabelsConfig(TrainConfig):
     format: Picture
 
 
-class PredictConfig(Strict):
+class InferenceConfig(Strict):
+    """The keys of commands that label a split with one or several networks."""
+
     ckpt: FilePath | list[FilePath] | None
     trust: Trust = []
-    tta: Views
-    select: Literal["uniform", "greedy"]
     split: str | None
+    tta: Views
+    device: Device
+    batch_size: Count
+    data: DataNode = None
+
+
+class PredictConfig(InferenceConfig):
+    select: Selection
     input: FilePath | Annotated[int, Field(ge=0)] | None  # the number of a camera
     crop: Crop
     smallest: FaceShare
@@ -132,20 +141,10 @@ class PredictConfig(Strict):
     columns: Annotated[list[str], Field(max_length=2)]
     sample: FilePath | None
     probs: FilePath | None
-    device: Device
-    batch_size: Count
-    data: DataNode = None
 
 
-class EvaluateConfig(Strict):
-    ckpt: FilePath | list[FilePath] | None
-    trust: Trust = []
-    split: str | None
-    tta: Views
-    select: Literal["uniform", "greedy"] | None
-    device: Device
-    batch_size: Count
-    data: DataNode = None
+class EvaluateConfig(InferenceConfig):
+    select: Selection | None
 
 
 class ReportConfig(Strict):
@@ -230,7 +229,7 @@ SCHEMAS: dict[str, type[Strict]] = {
 
 
 def noted(schema: type[BaseModel], *notes: str) -> set[str]:
-    """Dotted keys of the schema, and of schemas within, whose field has one of the notes."""
+    """Dotted keys of the schema, and of nested schemas, whose field has one of the notes."""
     keys: set[str] = set()
     hints: dict[str, Any] = get_type_hints(schema, include_extras=True)
     for name, field in schema.model_fields.items():
