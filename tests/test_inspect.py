@@ -237,9 +237,9 @@ def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv,
     assert lines[1].startswith("validation: 20 faces, 1 blank, gray values ")
     assert lines[2:6] == [
         "exact copies: 4 extra, in 4 groups, 2 of them with conflicting labels",
-        "  2 of 20 validation faces stand in train too, 1 of them only with another label",
+        "  2 of 20 validation faces are also in train, 1 of them only with another label",
         "exact and near copies: 7 extra, in 7 groups, 3 of them with conflicting labels",
-        "  4 of 20 validation faces stand in train too, 2 of them only with another label",
+        "  4 of 20 validation faces are also in train, 2 of them only with another label",
     ]
     assert {path.name for path in (tmp_path / "o").iterdir()} == PICTURES | {
         "counts.csv",
@@ -272,10 +272,10 @@ def test_of_private_faces_only_copies_are_told(fer, csv, planted, tmp_path):
         outputs.append(said.replace("b/", "a/").splitlines())
     told = "private: 2 faces, of which only copies are told: it holds, or may hold, PrivateTest"
     assert outputs[1][0] == told and outputs[1][1:3] == outputs[0][:2]
-    assert outputs[1].count("  2 of 2 private faces stand in train too") == 2
+    assert outputs[1].count("  2 of 2 private faces are also in train") == 2
     assert (
         "conflicting" in outputs[1][3]
-        and "  1 of 2 private faces stand in validation too" in outputs[1]
+        and "  1 of 2 private faces are also in validation" in outputs[1]
     )
     for name in ("counts.csv", "blank.csv", "samples.png", "pixels.png", "duplicates.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

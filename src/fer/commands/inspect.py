@@ -245,9 +245,7 @@ def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
         lines.append(f"{kind} copies: {extra}, {conflicts:,} of them with conflicting labels")
         for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
-            line = (
-                f"  {copied:,} of {splits['faces'][later]:,} {later} faces stand in {earlier} too"
-            )
+            line = f"  {copied:,} of {splits['faces'][later]:,} {later} faces are also in {earlier}"
             if earlier in shown and later in shown:
                 line += f", {others:,} of them only with another label"
             lines.append(line)
@@ -255,7 +253,7 @@ def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
         turned = faces["kind"].value_counts()
         words = [f"{turned[kind]:,} {kind}" for kind in TURNED_KINDS if turned.get(kind)]
         if words:
-            lines.append(f"faces whose copies are turned: {', '.join(words)}")
+            lines.append(f"faces with mirrored or rotated copies: {', '.join(words)}")
     return lines
 
 
