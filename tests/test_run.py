@@ -601,10 +601,7 @@ def test_a_history_with_numbers_that_no_picture_holds_is_refused(tmp_path):
 
 
 def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypatch):
-    def full(path, *args, **kwargs):
-        raise UserError(f"{path}: cannot be written (No space left on device)")
-
-    monkeypatch.setattr("fer.training.recorder.save_checkpoint", full)
+    full_at_the_flush(tmp_path, monkeypatch)
     code, _, err = fer(
         "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r"
     )

@@ -12,15 +12,29 @@ from annotated_types import Ge, Le
 from fer import CLASSES, FACE_SIZE, Normalization
 from fer.data.faces import Data, Faces
 
-# Each face shows the action units (AUs) of its emotion: P. Ekman and W. V. Friesen, Facial Action
-# Coding System (Consulting Psychologists Press, 1978), with the emotion prototypes of EMFACS.
-# For each class: the AUs of its prototype, and others that some of its faces show as well. Disgust
-# and anger are hard to distinguish: the nose wrinkler (9) lowers the brows and narrows the eyes, as
-# 4 and 7 do, and the two classes share additional AUs.
-# 1 inner brow raiser, 2 outer brow raiser, 4 brow lowerer, 5 upper lid raiser, 6 cheek raiser,
-# 7 lid tightener, 9 nose wrinkler, 10 upper lip raiser, 12 lip corner puller,
-# 15 lip corner depressor, 16 lower lip depressor, 20 lip stretcher, 23 lip tightener,
-# 25 lips part, 26 jaw drop.
+# Action units (AUs) of P. Ekman and W. V. Friesen, Facial Action Coding System (Consulting
+# Psychologists Press, 1978).
+ACTION_UNITS = {
+    1: "inner brow raiser",
+    2: "outer brow raiser",
+    4: "brow lowerer",
+    5: "upper lid raiser",
+    6: "cheek raiser",
+    7: "lid tightener",
+    9: "nose wrinkler",
+    10: "upper lip raiser",
+    12: "lip corner puller",
+    15: "lip corner depressor",
+    16: "lower lip depressor",
+    20: "lip stretcher",
+    23: "lip tightener",
+    25: "lips part",
+    26: "jaw drop",
+}
+AUS = list(ACTION_UNITS)
+# For each class the AUs of its prototype in EMFACS, which its faces show, and others that some of
+# its faces show as well. Disgust and anger are hard to distinguish: the nose wrinkler (9) lowers
+# the brows and narrows the eyes, as 4 and 7 do, and the two classes share additional AUs.
 EXPRESSIONS = {
     "angry": ((4, 5, 7, 23), (10, 16, 25)),
     "disgust": ((9, 15, 16), (4, 7, 10)),
@@ -30,7 +44,6 @@ EXPRESSIONS = {
     "surprise": ((1, 2, 5, 26), (25,)),
     "neutral": ((), ()),
 }
-AUS = sorted({au for moved in EXPRESSIONS.values() for au in sum(moved, ())})
 
 # Fractions of the classes, in the order of CLASSES, as in FER2013. Only disgust (1.5 % there) is
 # more frequent, so that it can be learned.
