@@ -48,7 +48,7 @@ def test_the_page_runs_as_it_stands_and_agrees_with_the_command_line(fer, capsys
     assert list(api.history("runs/first")["epoch"]) == [1, 2]
 
 
-def test_faces_of_any_shape_and_type_are_taken_and_others_refused(fer, tiny):
+def test_arrays_of_faces_are_accepted_and_others_refused(fer, tiny):
     network, faces = (
         api.load(tiny()),
         np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8),
@@ -81,7 +81,7 @@ def test_smaller_faces_are_found_where_they_are_asked_for():
         api.find_faces(photo, smallest=0)
 
 
-def test_mistakes_are_told_as_on_the_command_line(fer, tiny):
+def test_errors_are_those_of_the_command_line(fer, tiny):
     with pytest.raises(UserError, match=r"did you mean train\.epochs"):
         api.train("runs/x", "data=demo", "train.epoch=3")
     network = api.load(tiny())
@@ -109,7 +109,7 @@ TINY = (
 )
 
 
-def test_a_training_leaves_its_host_as_it_was(fer, tmp_path):
+def test_training_leaves_the_host_program_unchanged(fer, tmp_path):
     (tmp_path / "host").mkdir()
     (tmp_path / "host" / "app.yaml").write_text("a: 1\n")
     handler = logging.FileHandler("host.log", mode="w")
@@ -150,7 +150,7 @@ def host_state():
     }
 
 
-def test_a_refused_training_leaves_its_host_as_it_was_too(fer):
+def test_a_refused_training_leaves_the_host_program_unchanged(fer):
     before = host_state()
     for wrong in (
         "optim.lrr=1",

@@ -314,7 +314,7 @@ def test_zooms_are_even(axes):
 
 
 @pytest.mark.parametrize("name", ["rotate", "shift"])
-def test_a_probability_leaves_the_other_images_where_they_were(name):
+def test_images_that_the_probability_skips_stay_unchanged(name):
     moved = apply(
         dots(2000), **{name: 0.2 if name == "shift" else 30.0, f"{name}_probability": 0.3}
     )
@@ -334,7 +334,7 @@ def test_jitter_draws_factors_evenly_for_a_share_of_the_images():
     assert uniform(contrasts, 0.5, 1.5)
 
 
-def test_crops_lie_at_every_place_equally_often():
+def test_crops_are_uniform_over_all_positions():
     ramp = (torch.arange(48)[:, None] * 48 + torch.arange(48.0)).expand(9000, 1, 48, 48)
     images, _ = apply(ramp, crop=46)
     counts = images[:, 0, 0, 0].unique(return_counts=True)
@@ -381,7 +381,7 @@ def test_beta_equals_scipy(alpha):
     )
 
 
-def test_cutmix_box_has_the_share_of_lam_unless_cut_off(faces):
+def test_cutmix_boxes_cover_the_share_of_lam_unless_cut_off(faces):
     batch = draws(len(faces))
     boxes = torch.stack([batch.cutmix_box(torch.tensor(0.75), 48, 48) for _ in range(500)])
     areas = augment.inside(boxes, 48, 48).sum((1, 2, 3))
@@ -455,7 +455,7 @@ def test_crops_of_one_image_are_mixed_by_themselves(faces):
     assert torch.allclose(targets.sum(1), torch.ones(400))
 
 
-def test_crops_need_a_side_and_a_window_an_area():
+def test_wrong_crops_and_windows_are_refused():
     for changes, words in (
         ({"crops": 5}, "set augment.crop=40"),
         ({"resized_crop": [1.2, 0.8]}, "smallest and largest|smallest, largest"),
@@ -468,7 +468,7 @@ def test_crops_need_a_side_and_a_window_an_area():
 # Augment as a whole
 
 
-def test_nothing_on_returns_the_pictures(faces):
+def test_without_augmentation_images_are_unchanged(faces):
     targets = torch.eye(7)[torch.arange(len(faces)) % 7]
     images, same = apply(faces, targets)
     assert images.dtype == torch.float32
@@ -476,7 +476,7 @@ def test_nothing_on_returns_the_pictures(faces):
     assert torch.equal(same, targets)
 
 
-def test_flip_and_crop_alone_move_pixels_and_change_none(faces):
+def test_flip_and_crop_alone_only_move_pixels(faces):
     assert torch.equal(apply(faces, flip=1.0)[0], faces.flip(-1).float())
     images, _ = apply(faces, flip=0.5, crop=44)
     for image, face in zip(images, faces, strict=True):
@@ -486,7 +486,7 @@ def test_flip_and_crop_alone_move_pixels_and_change_none(faces):
         assert (windows == image[:, None, None]).flatten(-2).all(-1).any()
 
 
-def test_crop_within_the_resample_is_the_crop(faces):
+def test_a_crop_within_the_resample_equals_a_plain_crop(faces):
     """A rotation too small to see: the resampled window is one of the exact windows, of the flipped
     picture.
     """
@@ -509,7 +509,7 @@ def test_crop_within_the_resample_is_the_crop(faces):
 @pytest.mark.parametrize(
     "changes", [{}, ON, ON | {"crop": 40}, {"crop": 40}, ON | {"zoom_axes": "separate"}, MORE]
 )
-def test_shape_kind_range_and_input_untouched(faces, kind, changes):
+def test_shape_type_and_range_and_the_input_is_unchanged(faces, kind, changes):
     given, side = faces.to(kind), changes.get("crop", 48)
     images, targets = apply(given, **changes)
     count = 40 * changes.get("crops", 1)
@@ -520,7 +520,7 @@ def test_shape_kind_range_and_input_untouched(faces, kind, changes):
     assert torch.equal(given, faces.to(kind))
 
 
-def test_white_stays_white_at_most():
+def test_values_never_exceed_255():
     assert (
         apply(torch.full((400, 1, 48, 48), 255, dtype=torch.uint8), rotate=180.0, fill="nearest")[
             0
@@ -529,7 +529,7 @@ def test_white_stays_white_at_most():
     )
 
 
-def test_the_seed_decides(faces):
+def test_the_seed_determines_the_result(faces):
     first, again, other = (apply(faces, seed=seed, **ON) for seed in (3, 3, 4))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
@@ -592,7 +592,7 @@ def test_the_host_never_reads_from_the_device(faces):
     "changes",
     [ON, ON | {"crop": 40, "cutmix": 0.0}, {"flip": 0.5}, MORE, {"crop": 40, "crops": 5}],
 )
-def test_processes_that_share_a_batch_change_it_as_one_would(faces, changes):
+def test_processes_that_share_a_batch_augment_it_as_one_would(faces, changes):
     augmented, targets = make(**changes), torch.eye(7)[torch.arange(40) % 7]
     apply_part = lambda part: augmented.apply(  # noqa: E731
         faces, targets, augmented.amounts(), torch.Generator().manual_seed(1), part
@@ -606,7 +606,7 @@ def test_processes_that_share_a_batch_change_it_as_one_would(faces, changes):
         assert torch.equal(mixed, whole_targets.unflatten(0, shape)[part].flatten(0, 1))
 
 
-def test_amounts_that_are_tensors_change_as_numbers_do(faces):
+def test_amounts_may_be_tensors(faces):
     augmented, targets = make(**ON), torch.eye(7)[torch.arange(40) % 7]
     numbers = augmented.amounts({"rotate": 0.3, "mixup": 0.5})
     tensors = {name: torch.tensor(amount) for name, amount in numbers.items()}

@@ -163,7 +163,7 @@ PATHS = [
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_paths_may_hold_anything(fer, tmp_path, name):
+def test_paths_may_contain_any_character(fer, tmp_path, name):
     code, _, err = fer("train", *TINY, "train.epochs=1", f"run={name}")
     assert code == 0, err
     assert (tmp_path / name / "best.pt").is_file()
@@ -295,14 +295,14 @@ def test_a_refused_sweep_leaves_nothing(refused, fer, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_predict_takes_data_from_the_checkpoint_and_what_is_typed_over_it(fer, tmp_path):
+def test_typed_data_keys_replace_those_of_the_checkpoint(fer, tmp_path):
     fer("train", *TINY, "run=r", "data.limit=7")
     fer("predict", "ckpt=r", "out=whole.csv")
     fer("predict", "ckpt=r", "out=other.csv", "data.images=70")
     assert len(pd.read_csv("whole.csv")) > len(pd.read_csv("other.csv")) > 7
 
 
-def test_predict_without_an_unlabelled_split_says_which_there_are(fer, refused, fer2013_csv):
+def test_predict_without_an_unlabelled_split_lists_the_splits(fer, refused, fer2013_csv):
     fer("train", *TINY[2:], "run=r", f"data.path={fer2013_csv.parent}")
     line = refused("predict", "ckpt=r")
     assert "split=train|validation" in line
@@ -341,7 +341,7 @@ def test_a_users_own_configs(fer, tmp_path):
     assert code == 0 and out.startswith("r: little, "), err
 
 
-def test_a_group_typed_beside_an_experiment_counts_whole(fer):
+def test_a_typed_group_replaces_that_of_the_experiment(fer):
     import yaml
 
     args = [
@@ -381,7 +381,7 @@ def test_reports_of_several_runs_stand_side_by_side(fer, tmp_path):
     assert (tmp_path / "comparison" / "curves.png").is_file()
 
 
-def test_curves_plots_what_time_alone_decides(fer, tmp_path):
+def test_curves_plots_what_depends_on_time_alone(fer, tmp_path):
     code, out, err = fer("curves", "experiment=vgg16_staged", "out=c.png")
     assert code == 0, err
     assert (
@@ -402,7 +402,7 @@ def test_a_training_that_will_take_hours_says_so(fer):
 
 
 @pytest.mark.posix
-def test_an_environment_of_ascii_is_enough(tmp_path):
+def test_commands_work_in_an_ascii_locale(tmp_path):
     env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     for args in (["train", "--help"], ["summary", "model=dnn"]):
         done = subprocess.run(
@@ -416,13 +416,13 @@ def test_an_environment_of_ascii_is_enough(tmp_path):
 
 
 @pytest.mark.posix
-def test_a_reader_that_goes_away_is_no_error(tmp_path):
+def test_a_closed_pipe_is_no_error(tmp_path):
     command = f"{sys.executable} -m fer summary model=dnn | head -1"
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True)
     assert done.stderr == "" and "dnn" in done.stdout
 
 
-def test_knots_beyond_the_end_are_told(fer):
+def test_knots_beyond_the_last_epoch_are_reported(fer):
     late = ["schedule=knots", "schedule.epochs=[0,9]", "schedule.values=[1,0]"]
     code, out, err = fer("train", *TINY, *late, "run=r")
     assert code == 0 and "schedule.epochs extends to 9, but training stops at 2" in out, err
@@ -561,7 +561,7 @@ def test_what_to_do_next_is_a_command_that_works(fer, fer2013_csv):
         assert code == 0 and last[:2] == ["fer", command] and fer(*last[1:])[0] == 0
 
 
-def test_a_loss_that_is_no_number_stops_in_words_and_keeps_good_weights(fer):
+def test_a_nan_loss_stops_training_and_keeps_good_weights(fer):
     code, _, err = fer("train", *TINY, "run=r", "optim=sgd", "optim.lr=1e30")
     assert code == 2 and "epoch 1, step" in err and "optim.lr" in err and err.count("\n") == 1
 
@@ -600,7 +600,7 @@ def test_a_real_process_exits_2_without_a_traceback(command, tmp_path):
         (["device=5"], "device=5: should be auto"),
     ],
 )
-def test_numbers_that_no_machine_has_are_refused(refused, args, words):
+def test_impossible_numbers_are_refused(refused, args, words):
     assert words in refused("train", *TINY, *args)
 
 

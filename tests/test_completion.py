@@ -123,7 +123,7 @@ def test_completed_and_quoted_as_paths_are_the_keys_whose_type_is_a_path(folder)
     assert completion.candidates(COMMANDS, line) == ["data.folder="]
 
 
-def test_a_home_of_nobody_has_no_files(folder):
+def test_unknown_home_folders_complete_to_nothing(folder):
     assert completion.candidates(COMMANDS, "fer train data.path=~nobodyxyz/") == []
 
 
@@ -173,7 +173,7 @@ def test_bash_gets_the_part_behind_its_own_word_break(folder):
 
 
 @pytest.mark.parametrize("shell", completion.SCRIPTS)
-def test_a_shell_is_told_how_to_ask_and_how_to_forget(fer, shell):
+def test_completion_can_be_installed_and_removed(fer, shell):
     code, out, _ = fer("-sc", f"install={shell}")
     assert code == 0 and f"query={shell}" in out
     assert fer("-sc", f"uninstall={shell}")[0] == 0

@@ -60,7 +60,7 @@ def same(folder, *runs):
     assert len(one) == len(other) == 2
 
 
-def test_two_processes_give_the_losses_of_one_and_one_goes_on_from_two(fer, tmp_path):
+def test_two_processes_give_the_losses_of_one_and_one_can_resume_them(fer, tmp_path):
     assert fer("train", *SETTINGS, *TWO, "run=one")[0] == 0
     code, out = torchrun(tmp_path, 2, *SETTINGS, "run=two", "train.epochs=1")
     assert code == 0, out
@@ -86,7 +86,7 @@ def test_batch_norm_in_processes_sees_its_own_part_of_a_batch(fer, tmp_path):
 
 
 @pytest.mark.slow
-def test_four_processes_give_the_losses_of_one_and_two_go_on_from_a_signal(fer, tmp_path):
+def test_four_processes_give_the_losses_of_one_and_two_can_resume_them(fer, tmp_path):
     assert fer("train", *SETTINGS, *TWO, "run=one")[0] == 0
     code, out = torchrun(tmp_path, 4, *SETTINGS, *TWO, "run=four")
     assert code == 0, out
@@ -112,7 +112,7 @@ def wait(path):
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
+def test_a_killed_process_ends_the_others_and_is_reported(tmp_path):
     process = start(tmp_path, 2, *SETTINGS, "run=r", "train.epochs=500")
     wait(tmp_path / "r" / "history.csv")
     children = subprocess.run(
@@ -124,7 +124,7 @@ def test_a_killed_process_ends_the_others_and_is_named(tmp_path):
     assert torch.load(tmp_path / "r" / "last.pt", weights_only=True)["training"]["epoch"] > 0
 
 
-def test_a_refusal_is_said_once_and_other_commands_do_not_run_in_several_processes(
+def test_a_refusal_is_printed_once_and_other_commands_refuse_several_processes(
     fer, tmp_path, monkeypatch
 ):
     code, out = torchrun(tmp_path, 2, *SETTINGS, "run=r", "train.patience=0")

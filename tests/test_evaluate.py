@@ -16,18 +16,18 @@ TINY = ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 5), (5, 5), (2300, 3589), (1, 3)])
-def test_interval_is_wilsons(right, count):
+def test_the_interval_equals_wilsons(right, count):
     expected = binomtest(right, count).proportion_ci(method="wilson")
     assert metrics.interval(right, count) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
 @pytest.mark.parametrize(("won", "lost"), [(0, 0), (3, 9), (9, 3), (400, 350), (1, 0)])
-def test_mcnemar_is_the_binomial_test(won, lost):
+def test_mcnemar_equals_the_binomial_test(won, lost):
     tail = sum(comb(won + lost, wins) for wins in range(min(won, lost) + 1)) / 2 ** (won + lost)
     assert metrics.mcnemar(won, lost) == pytest.approx(min(1, 2 * tail), rel=1e-9)
 
 
-def test_seeds_are_summed_up_and_runs_tested_in_pairs(fer):
+def test_seeds_are_averaged_and_runs_tested_in_pairs(fer):
     args = ["data=demo", "data.images=300", *TINY]
     for seed in (0, 1, 2):
         assert fer("train", *args, f"seed={seed}", f"run=runs/{seed}")[0] == 0
@@ -45,7 +45,7 @@ def test_seeds_are_summed_up_and_runs_tested_in_pairs(fer):
     assert "seeds: " not in fer("evaluate", "ckpt=[runs/0/best.pt,runs/0/last.pt]")[1]
 
 
-def test_copies_of_training_faces_are_counted_out(fer, fer2013_csv):
+def test_accuracy_is_also_shown_without_copies_of_training_faces(fer, fer2013_csv):
     rows = list(csv.reader(fer2013_csv.open()))
     training = next(row for row in rows if row[2] == "Training")
     places = [i for i, row in enumerate(rows) if row[2] == "PublicTest"][:6]
@@ -61,7 +61,7 @@ def test_copies_of_training_faces_are_counted_out(fer, fer2013_csv):
     assert f"{hits.mean():.4f}" in out and f"{hits[6:].mean():.4f}" in out
 
 
-def test_copies_of_any_members_training_faces_are_counted_out(fer, fer2013_csv):
+def test_copies_of_any_members_training_faces_are_left_out(fer, fer2013_csv):
     for seed in (0, 1):
         data = [
             "data=fer2013_fraction",
@@ -96,7 +96,7 @@ def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fe
     assert "looked for" not in missing  # what a training would be told
 
 
-def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_path):
+def test_every_evaluation_on_private_faces_is_logged_in_the_run(fer, fer2013_csv, tmp_path):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     code, out, _ = fer("evaluate", "ckpt=r")
     assert code == 0 and not (tmp_path / "r" / "evaluations.csv").exists()
@@ -110,7 +110,7 @@ def test_every_look_at_private_faces_is_noted_in_the_run(fer, fer2013_csv, tmp_p
     assert "Evaluated on PrivateTest 2 times" in page
 
 
-def test_a_file_of_training_faces_alone_is_no_look_at_private_faces(fer, fer2013_csv):
+def test_an_evaluation_on_training_faces_is_not_logged(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     _, *lines = fer2013_csv.read_text().splitlines()
     training = [line.rsplit(",", 1)[0] for line in lines if line.endswith(",Training")]
@@ -142,7 +142,7 @@ def test_a_split_without_labels_is_refused(fer, fer2013_csv):
     assert code == 2 and "split=test: has no labels" in err
 
 
-def test_looks_of_several_processes_at_once_are_all_noted(tiny, tmp_path):
+def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
     from types import SimpleNamespace
 

@@ -164,7 +164,7 @@ def table():
     return pd.read_csv("r/explain/saliency.csv", keep_default_na=False)
 
 
-def test_by_default_a_right_and_a_wrong_face_of_each_class_and_the_first_and_last_convolution(
+def test_default_pictures_show_right_and_wrong_faces_and_the_outer_convolutions(
     fer, saved, tmp_path
 ):
     saved(*CONV)

@@ -52,7 +52,7 @@ def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
     )
 
 
-def test_torch_export_gives_them_too(fer):
+def test_torch_export_gives_pytorchs_logits_too(fer):
     assert fer("train", *DATA, "model=dnn", "model.head=[8]")[0] == 0
     code, out, err = fer("export", "ckpt=r", "format=torch_export", "out=x.pt2")
     assert code == 0 and err == "" and "x.pt2: " in out
@@ -63,9 +63,7 @@ def test_torch_export_gives_them_too(fer):
     assert json.loads(json.loads(notes["notes.json"])["classes"])[6] == "neutral"
 
 
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
-    fer, tmp_path, tiny, monkeypatch
-):
+def test_a_failed_export_is_refused_and_writes_nothing(fer, tmp_path, tiny, monkeypatch):
     path = tiny()
     monkeypatch.setattr("fer.commands.export.TOLERANCE", -1)
     code, _, err = fer("export", f"ckpt={path}")

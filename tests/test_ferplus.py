@@ -183,7 +183,7 @@ def test_pixels_without_votes_are_refused(folder, tmp_path):
         read(tmp_path / "bare.csv")
 
 
-def test_of_several_right_emotions_the_one_with_most_votes_is_the_label(folder):
+def test_the_label_is_the_correct_emotion_with_most_votes(folder):
     file = folder / "fer2013new.csv"
     header, first, *lines = file.read_text().splitlines()
     happiness, sadness = header.split(",").index("happiness"), header.split(",").index("sadness")
@@ -227,7 +227,7 @@ def test_every_mode_trains_and_its_run_is_told_with_eight_classes(fer, folder, m
         assert code == 2 and "data.mode=multi: not possible with" in err
 
 
-def test_eight_classes_are_measured_on_seven_alike_and_votes_are_found_from_any_folder(
+def test_eight_classes_are_evaluated_on_seven_and_votes_are_found_from_any_folder(
     fer, folder, monkeypatch
 ):
     monkeypatch.chdir(folder)

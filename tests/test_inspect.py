@@ -196,7 +196,7 @@ def test_counts_hold_every_class_and_the_statistics_of_its_pixels(faces, planted
     )
 
 
-def test_leaks_are_counted_once_a_face_with_those_under_another_label(faces):
+def test_leaks_are_counted_once_per_face(faces):
     assert inspect.leaked(faces, "same", "train", "validation") == (2, 1)
     assert inspect.leaked(faces, "group", "train", "validation") == (4, 2)
     assert inspect.leaked(faces, "same", "validation", "train") == (2, 1)
@@ -208,7 +208,7 @@ def test_disputed_groups_begin_with_a_face_of_each_label(faces):
     assert inspect.disputed(many) == [[0, 2, 5, 3]]
 
 
-def test_splits_that_are_shut_or_unlabelled_are_not_chosen(planted, capsys):
+def test_closed_and_unlabelled_splits_are_not_shown(planted, capsys):
     images, labels = map(torch.from_numpy, planted)
     split = Faces(images[:3], labels[:3], ["0", "1", "2"])
     unlabelled = Faces(images[:2], labels[:2] * 0 - 1, ["0", "1"])
@@ -263,7 +263,7 @@ def test_the_command_writes_pictures_and_tables_and_says_what_it_found(fer, csv,
     ]
 
 
-def test_of_private_faces_only_copies_are_told(fer, csv, planted, tmp_path):
+def test_only_copies_of_private_faces_are_shown(fer, csv, planted, tmp_path):
     private = [(0, planted[0][3], "PrivateTest"), (1, planted[0][50], "PrivateTest")]
     outputs = []
     for data, out in ((csv("without"), "a"), (csv("with", private), "b")):

@@ -56,7 +56,7 @@ def test_confusion_takes_small_integers_and_other_class_counts():
 
 
 @pytest.mark.parametrize("label", [-1, C])
-def test_a_label_out_of_range_is_no_silent_count(label):
+def test_a_label_out_of_range_is_an_error(label):
     with pytest.raises(RuntimeError, match="out of bounds"):
         metrics.confusion(torch.tensor([0]), torch.tensor([label]))
 
@@ -97,7 +97,7 @@ def test_reports(case, names):
 
 
 # Scikit-learn refuses it; a run without validation faces should not crash a report.
-def test_nothing_scores_nothing():
+def test_an_empty_matrix_scores_zero():
     none = torch.tensor([], dtype=torch.int64)
     matrix = metrics.confusion(none, none)
     assert matrix.shape == (C, C) and not matrix.any()

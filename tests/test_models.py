@@ -81,7 +81,7 @@ def test_leaky_bn_has_the_published_shapes(catalogue_model):
     assert kinds == [nn.Conv2d, nn.LeakyReLU, nn.BatchNorm2d]
 
 
-def test_vgg_pools_are_same(catalogue_model):
+def test_vgg_pools_have_same_padding(catalogue_model):
     found = shapes(catalogue_model("vgg16"))
     assert [found[f"features.pool{i}"][1] for i in range(1, 6)] == [24, 12, 6, 3, 2]
 
@@ -191,7 +191,7 @@ def test_logits_do_not_depend_on_the_batch_size_and_leave_the_mode(catalogue_mod
     assert network.training
 
 
-def test_a_residual_block_is_torchvisions_basic_block():
+def test_a_residual_block_equals_torchvisions_basic_block():
     theirs = torchvision.models.resnet.BasicBlock(6, 6)
     ours = Residual(6, 6, nn.ReLU)
     ours.load_state_dict(

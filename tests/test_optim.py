@@ -18,7 +18,7 @@ def number_format(request, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(64, 20), (20, 64), (7, 7), (30, 8, 3, 3)])
-def test_a_change_is_nearly_the_orthogonal_factor(shape, number_format):
+def test_an_update_is_nearly_the_orthogonal_factor(shape, number_format):
     gradient = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     params = [
         nn.Parameter(torch.zeros(5, 5)),
@@ -53,7 +53,7 @@ def test_the_gram_matrix_gives_the_same_iterates(smallest):
     torch.testing.assert_close(gram, whole, rtol=1e-4, atol=1e-4)
 
 
-def test_a_step_takes_no_new_memory(number_format):
+def test_a_step_allocates_no_memory(number_format):
     net = nn.Sequential(*(nn.Linear(40, 40) for _ in range(5)))
     muon = Muon(net.parameters(), lr=0.01)
     places = set()
@@ -66,7 +66,7 @@ def test_a_step_takes_no_new_memory(number_format):
     assert len(places) == 1 and len(workspace.stack) == 3
 
 
-def test_frozen_layers_and_depthwise_kernels_are_no_matrices_of_muon():
+def test_muon_leaves_frozen_layers_and_depthwise_kernels_alone():
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 3)
     )
@@ -96,7 +96,7 @@ def test_adamw_is_unfused_where_torch_has_no_fused_kernels(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-def test_the_average_is_torchs():
+def test_the_average_equals_torchs():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     theirs = torch.optim.swa_utils.AveragedModel(
@@ -115,7 +115,7 @@ def test_the_average_is_torchs():
             torch.testing.assert_close(value, theirs.state_dict()[key])
 
 
-def test_matrices_move_as_torchs_muon_and_the_others_as_torchs_adamw(monkeypatch):
+def test_muon_and_adamw_equal_torchs(monkeypatch):
     monkeypatch.setattr("fer.optim.number_format", lambda device: "fp32")
     monkeypatch.setattr(
         torch.Tensor, "bfloat16", torch.Tensor.float
@@ -153,7 +153,7 @@ def test_muon_takes_convolutions():
     assert torch.linalg.svdvals(change).max() < 1.3
 
 
-def test_adamw_takes_what_is_no_inner_matrix_or_too_large_a_one(catalogue_model):
+def test_adamw_updates_outer_layers_vectors_and_large_matrices(catalogue_model):
     def shapes(model, **options):
         muon = Muon(model.parameters(), lr=0.02, **options)
         return [sorted(tuple(p.shape) for p in group["params"]) for group in muon.param_groups]
@@ -167,7 +167,7 @@ def test_adamw_takes_what_is_no_inner_matrix_or_too_large_a_one(catalogue_model)
     assert len(inner) == 4 and (64, 44, 44) in rest and (1024,) in rest
 
 
-def test_a_saved_state_goes_on_as_if_it_had_not_stopped():
+def test_a_loaded_state_continues_identically():
     torch.manual_seed(0)
     nets = [nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 7), nn.Linear(7, 6)) for _ in range(2)]
     whole, torn = (Muon(net.parameters(), lr=0.02) for net in nets)

@@ -339,7 +339,7 @@ def test_the_suffix_names_the_format(suffix, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_failures_say_so_and_leave_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_write_is_reported_and_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"c\.gif.*\.png"):
         plots.confusion(COUNTS, CLASSES, tmp_path / "c.gif")
     with pytest.raises(UserError, match="cannot be written"):

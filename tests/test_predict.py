@@ -169,7 +169,7 @@ def test_the_predictions_saved_by_training_are_used_again(fer):
         assert sum(computed) == len(pd.read_csv("c.csv"))
 
 
-def test_an_accuracy_on_faces_that_the_network_learned_is_told(fer):
+def test_accuracy_on_training_faces_is_marked_as_such(fer):
     tiny = [
         "data=demo",
         "data.images=140",

@@ -50,7 +50,7 @@ def test_a_report_is_a_page_with_every_picture_and_the_numbers_behind_it(fer, ru
     assert "fer.models.convnet.ConvNet" in page and "head.logits" in page
 
 
-def test_the_numbers_are_scikit_learns(fer, run):
+def test_the_numbers_equal_scikit_learns(fer, run):
     fer("report", "run=r")
     found = torch.load(run / "best.pt", weights_only=True)["validation"]
     labels, predicted = found["labels"].numpy(), found["logits"].argmax(1).numpy()
@@ -137,7 +137,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     )
 
 
-def test_what_explain_has_made_stands_on_the_page_too(fer, run):
+def test_the_pictures_of_explain_are_on_the_page(fer, run):
     assert fer("explain", "ckpt=r", "image=0", "layers=[]", "device=cpu")[0] == 0
     assert fer("report", "run=r", "format=svg")[0] == 0
     assert (run / "report" / "explain_saliency.png").read_bytes() == (
@@ -146,7 +146,7 @@ def test_what_explain_has_made_stands_on_the_page_too(fer, run):
     assert "Explained: ideal_faces" in (run / "report" / "index.html").read_text()
 
 
-def test_html_in_names_is_shown_not_obeyed(fer, tmp_path):
+def test_html_in_names_is_shown_as_text(fer, tmp_path):
     name = "<script>alert(1)</script>"
     assert fer("train", *SHORT, "run=r", f'name="{name}"')[0] == 0
     assert fer("report", "run=r")[0] == 0
@@ -177,7 +177,7 @@ def test_a_foreign_history_is_refused(fer, run, text):
         assert code == 2 and "r/history.csv: " in err and err.count("\n") == 1
 
 
-def test_a_sweep_is_told_by_what_was_typed_and_seeds_are_one_row(fer, tmp_path):
+def test_runs_of_a_sweep_are_named_by_their_overrides_and_seeds_share_a_row(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "optim=adam,sgd", "seed=0,1"]
     code, out, _ = fer("train", *SHORT, *sweep)
     assert code == 0 and out.rstrip().endswith("fer report run=s")
@@ -229,7 +229,7 @@ def test_long_names_are_shortened_to_different_ones_and_a_long_word_keeps_its_en
     assert comparison.cut("y" * 200) == "y" * (comparison.LABEL_LENGTH - 1) + "…"
 
 
-def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, tmp_path):
+def test_runs_are_named_after_their_networks_or_settings(fer, tmp_path):
     assert fer("train", *SHORT, "run=a")[0] == 0
     theirs = ["data=demo", "data.images=141", "device=cpu", "train.epochs=2", "model=torchvision"]
     assert fer("train", *theirs, "model.name=squeezenet1_1", "run=b")[0] == 0
@@ -246,7 +246,7 @@ def test_runs_are_called_as_their_networks_and_old_ones_by_their_settings(fer, t
     ), err
 
 
-def test_a_damaged_record_of_what_was_typed_is_not_needed(fer, run):
+def test_a_damaged_record_of_the_command_is_ignored(fer, run):
     for text in (
         "",
         "[",
@@ -267,7 +267,7 @@ def set_predictions(path, logits, labels):
     torch.save(contents, path)
 
 
-def test_absent_classes_are_in_no_mean_and_few_faces_lead_no_list(fer, run, tmp_path):
+def test_absent_classes_are_in_no_mean_and_rare_ones_in_no_list(fer, run, tmp_path):
     labels = torch.tensor([0] * 40 + [1] * 4 + [3] * 40)
     predicted = torch.tensor([0] * 30 + [3] * 10 + [1] * 2 + [3] * 2 + [3] * 40)
     set_predictions(run / "best.pt", torch.eye(7)[predicted] * 5, labels)
@@ -284,7 +284,7 @@ def test_absent_classes_are_in_no_mean_and_few_faces_lead_no_list(fer, run, tmp_
     assert "label: " in page or "left out: " in page
 
 
-def test_what_is_learned_by_heart_or_not_at_all_is_said_in_words(fer, run):
+def test_overfitting_and_collapse_are_described_in_words(fer, run):
     history = pd.read_csv(run / "history.csv")
     history.assign(train_accuracy=0.9, val_accuracy=0.4).to_csv(run / "history.csv", index=False)
     set_predictions(run / "best.pt", torch.eye(7)[[3] * 21], torch.arange(21) % 7)
@@ -385,7 +385,7 @@ def test_a_browser_shows_the_pages_without_an_error(fer, run, tmp_path):
         assert "CONSOLE" not in done.stderr
 
 
-def test_a_test_split_that_chose_the_epoch_is_told_in_the_run_and_its_report(fer, tmp_path):
+def test_validation_on_a_test_split_is_mentioned_in_run_and_report(fer, tmp_path):
     for split in ("train", "test"):
         for label, name in enumerate(CLASSES):
             folder = tmp_path / "faces" / split / name

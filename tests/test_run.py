@@ -83,7 +83,7 @@ def undoing(monkeypatch):
         (a_file_in_its_place, "Not a directory"),
     ],
 )
-def test_a_save_that_fails_says_so_and_keeps_the_checkpoint_before(
+def test_a_failed_save_is_reported_and_keeps_the_previous_checkpoint(
     tmp_path, undoing, trouble, words
 ):
     folder = tmp_path / "run"
@@ -167,7 +167,7 @@ def test_what_a_killed_save_left_goes_when_the_run_goes_on(tmp_path):
 
 
 @pytest.mark.posix
-def test_where_there_are_no_locks_training_goes_on_without(tmp_path, monkeypatch):
+def test_training_works_on_systems_without_locks(tmp_path, monkeypatch):
     def unsupported(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -202,7 +202,7 @@ def test_a_running_training_holds_the_lock(fer, tmp_path):
     assert len(starts) == 2 and starts[0]["fer"] == __version__
 
 
-def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
+def test_concurrent_readers_see_complete_files(tiny_contents, tmp_path):
     path, ended = tmp_path / "best.pt", threading.Event()
 
     def save(number):
@@ -234,7 +234,7 @@ def test_who_reads_beside_a_saving_run_sees_one_state(tiny_contents, tmp_path):
     writer.join()
 
 
-def test_the_record_of_a_run_tells_what_it_ran_on_and_no_secrets(tmp_path, monkeypatch):
+def test_the_record_of_a_run_has_the_machine_and_no_secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("A_SECRET", "hunter2")
     for _ in range(2):  # a start, and a resume
         run.write_environment(
@@ -280,7 +280,7 @@ FIXTURE = Path(__file__).parent / "fixtures" / "tiny-1.pt"
 LOGITS = [-0.508412, -3.444228, -1.036155, 1.399390, -1.156305, -1.610874, -0.867858]
 
 
-def test_a_checkpoint_of_an_earlier_version_loads_and_says_what_it_said(fer):
+def test_a_checkpoint_of_an_earlier_version_gives_the_same_predictions(fer):
     assert FIXTURE.stat().st_size < 200_000
     network = Checkpoint.open(FIXTURE).network(torch.device("cpu"))
     y, x = np.mgrid[:48, :48]
@@ -359,7 +359,7 @@ NO_CODE = "holds more than weights and plain values; not loaded, it could run co
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_file_that_is_no_whole_checkpoint_is_refused_by_name(
+def test_damaged_and_foreign_checkpoints_are_refused_by_name(
     tmp_path, monkeypatch, tiny, spoil, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -593,7 +593,7 @@ def test_a_changed_pickle_is_refused_or_restored(tiny, at, cut, put):
         assert network.logits(torch.zeros(1, 1, 48, 48, dtype=torch.uint8), 1).shape == (1, 7)
 
 
-def test_a_history_with_numbers_that_no_picture_holds_is_refused(tmp_path):
+def test_a_history_with_huge_numbers_is_refused(tmp_path):
     row = {"epoch": 1, "seconds": 1.0, "train_loss": 1e308}
     pd.DataFrame([row]).to_csv(tmp_path / "history.csv", index=False)
     with pytest.raises(UserError, match="numbers above 1e"):
@@ -620,7 +620,7 @@ def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp
 @pytest.mark.parametrize(
     "names", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "2"}]
 )
-def test_what_a_cluster_sets_by_itself_starts_no_processes(fer, monkeypatch, names):
+def test_environment_variables_of_a_cluster_start_no_processes(fer, monkeypatch, names):
     for name, value in names.items():
         monkeypatch.setenv(name, value)
     tiny = [*TINY, "train.epochs=1", "run=r"]

@@ -31,7 +31,7 @@ def test_a_share_of_every_class_keeps_its_labels():
     assert (known != stratified(labels.numpy(), 0.2, seed=4, least=1)).any()
 
 
-def test_the_surest_predictions_of_every_class_are_learned():
+def test_the_most_confident_predictions_of_every_class_are_used():
     probabilities = torch.tensor(
         [[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.4, 0.6], [0.7, 0.3], [0.45, 0.55]]
     )
@@ -40,7 +40,7 @@ def test_the_surest_predictions_of_every_class_are_learned():
     assert selftrain.surest(probabilities, 1.0)[0].tolist() == [*range(6)]
 
 
-def test_clusters_that_are_classes_give_them_from_few_labels():
+def test_clusters_get_their_classes_from_few_labels():
     points, labels = make_blobs(
         300, centers=[[60] * 4, [200] * 4, [60, 200, 60, 200]], cluster_std=4, random_state=0
     )
@@ -80,7 +80,7 @@ def test_self_training_compares_on_one_page_and_goes_on_where_it_was_stopped(fer
     )
 
 
-def test_trainings_of_other_faces_are_not_taken_for_these(fer):
+def test_trainings_on_other_faces_are_not_reused(fer):
     args = ["selftrain", *TINY, "shares=[0.3]", "rounds=1", "clusters=10", "out=s"]
     assert fer(*args)[0] == 0
     code, _, err = fer(*args, "portion=0.9")
@@ -92,7 +92,7 @@ def test_trainings_of_other_faces_are_not_taken_for_these(fer):
     assert code == 2 and "folds=100: no class has more than" in err and not Path("n").exists()
 
 
-def test_what_patience_ended_is_only_read(fer):
+def test_trainings_that_patience_ended_are_not_continued(fer):
     args = ["selftrain", *TINY, "shares=[0.3]", "rounds=1", "clusters=10", "out=s"]
     args += ["optim.lr=1e-12", "optim.adam_lr=1e-12", "train.epochs=5", "train.patience=1"]
     assert fer(*args)[0] == 0
@@ -101,7 +101,7 @@ def test_what_patience_ended_is_only_read(fer):
     assert code == 0 and "resuming at" not in out
 
 
-def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
+def test_mislabelled_faces_are_found_by_cleanlab_on_held_out_folds(fer):
     code, out, err = fer("mislabels", *TINY, "folds=2", "out=m")
     assert code == 0, err
     table = pd.read_csv("m/mislabels.csv")
@@ -124,9 +124,7 @@ def test_wrong_labels_are_sought_out_of_fold_and_told_by_cleanlab(fer):
     assert f"{suspects.sum():,} of {len(table):,} labels are doubted" in out
 
 
-def test_a_list_of_networks_that_learned_little_says_so_and_faces_show_both_classes(
-    fer, monkeypatch
-):
+def test_a_list_from_poor_networks_is_marked_and_faces_show_both_classes(fer, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         "fer.plots.faces", lambda images, captions, path, columns: drawn.append((images, captions))

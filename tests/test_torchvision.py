@@ -64,7 +64,7 @@ def test_regnets_are_built_too():
     assert classifier(name="regnet_y_400mf").eval()(torch.zeros(1, 1, 48, 48)).shape == (1, 7)
 
 
-def test_a_gray_face_gives_what_its_three_copies_gave():
+def test_one_gray_channel_gives_the_output_of_three_equal_ones():
     torch.manual_seed(0)
     theirs = torchvision.models.squeezenet1_1(weights=None, num_classes=7).eval()
     torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_resnet18_has_the_cifar_stem_and_its_parameters(catalogue_model):
         ),
     ],
 )
-def test_what_cannot_be_built_is_refused_in_words(options, words):
+def test_impossible_networks_are_refused_with_a_reason(options, words):
     with torch.device("meta"), pytest.raises(ValueError, match=words):
         classifier(**options)
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_built_is_refused_in_words(options, words):
     ("name", "least", "reason"),
     [("inception_v3", 75, "Kernel size"), ("alexnet", 63, "Output size is too small")],
 )
-def test_the_size_that_a_refusal_names_is_the_least(name, least, reason):
+def test_a_refused_size_names_the_smallest_that_works(name, least, reason):
     with torch.device("meta"):
         assert classifier(name=name, size=least).size == least
         with pytest.raises(
@@ -277,7 +277,7 @@ def test_weights_by_name_come_from_torchvisions_cache(tmp_path, monkeypatch):
         assert len(ours["classifier.1.weight"]) == 7
 
 
-def test_weights_that_cannot_be_downloaded_are_told_where_to_fetch(tmp_path, monkeypatch):
+def test_a_failed_download_of_weights_gives_the_address(tmp_path, monkeypatch):
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no route to host")
 
@@ -288,7 +288,7 @@ def test_weights_that_cannot_be_downloaded_are_told_where_to_fetch(tmp_path, mon
         classifier(name="squeezenet1_1", weights="IMAGENET1K_V1")
 
 
-def test_weights_of_a_name_that_there_is_not_are_refused():
+def test_weights_with_an_unknown_name_are_refused():
     words = "weights=IMAGENET1K_V7: no such file, .* squeezenet1_1; it has IMAGENET1K_V1, DEFAULT"
     with pytest.raises(ValueError, match=words):
         classifier(name="squeezenet1_1", weights="IMAGENET1K_V7")

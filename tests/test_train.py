@@ -54,7 +54,7 @@ def test_an_epoch_sees_every_face_once_and_no_batch_of_one(trainer):
     assert torch.equal(torch.cat(batches), torch.cat(trainer().batches(0)))
 
 
-def test_balanced_sampling_draws_each_class_alike(trainer):
+def test_balanced_sampling_draws_each_class_equally_often(trainer):
     t = trainer("train.sampling=balanced")
     drawn = torch.zeros(7)
     for epoch in range(60):
@@ -63,7 +63,7 @@ def test_balanced_sampling_draws_each_class_alike(trainer):
     assert ((drawn / drawn.sum() - 1 / 7).abs() < 0.02).all()
 
 
-def test_class_weights_are_scikit_learns():
+def test_class_weights_equal_scikit_learns():
     labels = demo(images=141, limit=None, seed=0, normalize="dataset").splits["train"].labels
     ours = balanced_weights(F.one_hot(labels, 7).float())
     assert ours.numpy() == pytest.approx(
@@ -74,7 +74,7 @@ def test_class_weights_are_scikit_learns():
 
 
 @pytest.mark.parametrize("weights", ["none", "balanced"])
-def test_the_loss_is_torchs_cross_entropy(trainer, weights):
+def test_the_loss_equals_torchs_cross_entropy(trainer, weights):
     t = trainer(
         "train.epochs=1",
         "optim=sgd",
@@ -104,7 +104,7 @@ def test_the_loss_is_torchs_cross_entropy(trainer, weights):
     )
 
 
-def test_one_step_is_torchs(trainer):
+def test_one_step_equals_torchs(trainer):
     t = trainer(
         "train.epochs=1",
         "optim=sgd",
@@ -178,7 +178,7 @@ def test_images_grow_along_their_curve(trainer):
         trainer(f"++curves.size={knots}")
 
 
-def test_curves_that_drive_nothing_are_refused(trainer):
+def test_curves_without_effect_are_refused(trainer):
     ramp = "{_target_: fer.schedule.Knots, epochs: [0, 2], values: [0, 1]}"
     with pytest.raises(UserError, match="erase is off"):
         trainer(f"++curves.erase={ramp}")
@@ -297,7 +297,7 @@ def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, mome
 
 
 @pytest.mark.posix
-def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
+def test_a_training_killed_inside_a_save_keeps_the_previous_checkpoint(whole):
     folder = whole[0]
     killer = (
         "import os, sys, torch, fer.cli, fer.training.trainer; saves = []; save = torch.save; "
@@ -319,18 +319,26 @@ def test_a_training_killed_inside_a_save_keeps_the_checkpoint_before(whole):
     assert_same(folder, "insave")
 
 
-def test_copies_of_validation_faces_can_be_left_out_of_training(trainer, monkeypatch):
-    data = demo(images=141, limit=None, seed=0, normalize="dataset")
-    train, held_out = data.splits["train"], data.splits["validation"]
-    train.images[[3, 8]], train.images[20] = held_out.images[[1, 1]], held_out.images[0]
-    monkeypatch.setattr("fer.data.demo.demo", lambda images, limit, seed, normalize: data)
-    monkeypatch.setattr("fer.data.demo.demo.__module__", "fer.data.demo", raising=False)
-    assert len(trainer().faces.images) == 141
-    left = trainer("train.copies=drop")
-    assert len(left.faces) == 138 and not torch.equal(left.faces.images[3], train.images[3])
+def test_copies_of_validation_faces_can_be_left_out_of_training(compose, fer2013_csv):
+    header, *rows = fer2013_csv.read_text().splitlines()
+    fields = [row.split(",") for row in rows]
+    validation = [pixels for _, pixels, usage in fields if usage == "PublicTest"]
+    for row, copy in ((3, 1), (8, 1), (20, 0)):
+        fields[row][1] = validation[copy]
+    fer2013_csv.write_text("\n".join([header, *(",".join(row) for row in fields)]) + "\n")
+
+    def faces(copies):
+        data = ["data=fer2013", f"data.path={fer2013_csv}", f"train.copies={copies}"]
+        cfg = config.check("train", compose("train", *data, "model=dnn", "model.head=[8]"))
+        return Trainer(cfg, torch.device("cpu")).faces.images
+
+    kept, left = faces("keep"), faces("drop")
+    assert len(kept) == 70
+    remaining = [row for row in range(70) if row not in (3, 8, 20)]
+    assert torch.equal(left, kept[remaining])
 
 
-def test_the_gradient_is_clipped_to_the_norm_that_was_asked(trainer):
+def test_the_gradient_is_clipped_to_the_given_norm(trainer):
     few = [
         "train.epochs=1",
         "optim=sgd",
@@ -403,7 +411,7 @@ def test_a_changed_training_state_is_refused_by_name(trainer, tmp_path, changed)
         trainer("train.epochs=1", f"resume={tmp_path}")
 
 
-def test_a_loss_that_is_no_number_is_told_by_its_step(trainer, tmp_path, monkeypatch):
+def test_a_nan_loss_is_reported_with_its_step(trainer, tmp_path, monkeypatch):
     t = trainer("train.epochs=2", "optim=sgd", "optim.lr=0.01", "schedule=constant")
     t.recorder = Recorder(tmp_path, t.cfg)
     prepare = t.step_function.prepare
@@ -524,7 +532,7 @@ def test_a_warm_up_longer_than_the_training_is_refused_of_every_curve(trainer):
         trainer("train.epochs=2", f"++curves.rotate={curve}")
 
 
-def test_what_is_likely_not_meant_is_told(fer):
+def test_likely_mistakes_are_reported(fer):
     tiny = [*TINY, "train.epochs=1"]
     code, out, err = fer("train", *tiny, "augment.crop=40", "run=a")
     assert code == 0, err
@@ -774,7 +782,7 @@ def test_a_changed_training_state_is_refused(trainer, tmp_path, spoil):
         trainer(*settings, "train.epochs=2", f"resume={tmp_path}")
 
 
-def test_another_number_of_processes_may_not_divide_a_begun_epoch_otherwise(trainer, tmp_path):
+def test_resuming_inside_an_epoch_needs_the_same_number_of_steps(trainer, tmp_path):
     t = trainer("train.epochs=1")
     t.recorder = Recorder(tmp_path, t.cfg)
     t.fit()

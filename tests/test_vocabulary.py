@@ -61,7 +61,7 @@ from fer.cli import COMMANDS, main
         ),
     ],
 )
-def test_what_was_meant(fer, capsys, args, words):
+def test_wrong_keys_get_a_suggestion(fer, capsys, args, words):
     assert main(args) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
