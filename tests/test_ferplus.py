@@ -150,6 +150,7 @@ def test_votes_are_read_beside_the_pixels(folder):
     ("change", "words"),
     [
         (lambda lines: [], "No columns"),
+        (lambda lines: ["<!DOCTYPE html>"], "is a web page; get fer2013new.csv from"),
         (lambda lines: lines[:-1], "has 104 rows for 105 faces"),
         (lambda lines: [lines[0].replace("contempt", "scorn"), *lines[1:]], "no column contempt"),
         (

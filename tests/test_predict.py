@@ -1,5 +1,6 @@
 """Test-time augmentation and ensembles match the same computation by hand."""
 
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,27 @@ def test_the_files_of_the_competition_lead_to_its_submission(fer, competition):
     assert Path("two.csv").read_text() == expected
 
 
+@pytest.mark.parametrize("form", ["archive", "unpacked"])
+def test_a_test_csv_beside_the_unpacked_or_packed_archive_is_found(fer, fer2013_csv, form):
+    """The competition's page also has fer2013.tar.gz, which holds fer2013/fer2013.csv."""
+    place = Path("page")
+    place.mkdir()
+    write_faces(place / "test.csv", 9, seed=1)
+    (place / "sample_submission.csv").write_text("emotion\n" + "0\n" * 9)
+    if form == "unpacked":
+        fer2013_csv.parent.rename(place / "fer2013")
+    else:
+        with tarfile.open(place / "fer2013.tar.gz", "w:gz") as archive:
+            archive.add(fer2013_csv, "fer2013/fer2013.csv")
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    code, out, err = fer("train", f"data.path={place}", *small, "run=r")
+    words = " ".join(out.split())
+    assert code == 0 and "fer2013/fer2013.csv: Training trains" in words, err
+    assert "test.csv has no labels" in words and "/page/sample_submission.csv out=" in words
+    assert fer("predict", "ckpt=r")[0] == 0
+    assert len(pd.read_csv("submission.csv")) == 9
+
+
 def test_a_submission_without_header(fer, competition):
     Path("bare.csv").write_text("0\n" * 9)
     Path("ids.csv").write_text("".join(f"{i},0\n" for i in reversed(range(9))))
@@ -251,6 +273,8 @@ def test_a_submission_without_header(fer, competition):
 
 def test_a_sample_that_does_not_fit_is_refused(fer, competition):
     for text, words in (
+        ("id;label\n0;1\n", "its columns are separated by semicolons; separate them by commas"),
+        ("PK\3\4", "is a zip archive; name a CSV file"),
         ("emotion\n0\n", "has 1 rows for 9 faces"),
         ("id\n" + "a\n" * 9, "'a' in its only column is not a label"),
         ("id,label\n" + "0,1\n", "has 1 rows for 9 faces"),

@@ -8,6 +8,8 @@ import pandas as pd
 
 from fer import UserError
 from fer.data.faces import Faces
+from fer.data.readers.csv_faces import separated
+from fer.data.readers.signatures import kind_of
 from fer.files import write_text
 from fer.run import write_csv
 
@@ -91,10 +93,14 @@ def read_sample(path: str) -> pd.DataFrame:
     if Path(path).exists() and not Path(path).is_file():  # reading a pipe would wait for a writer
         raise UserError(f"sample={path}: not a regular file; name a CSV")
     try:
+        if kind := kind_of(Path(path)):
+            raise UserError(f"sample={path}: {kind}; name a CSV file in UTF-8")
         sample = pd.read_csv(path, dtype=str, keep_default_na=False, header=None)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"sample={path}: cannot be read as CSV ({reason})") from None
+    if sample.shape[1] == 1 and (words := separated(sample.iat[0, 0])):
+        raise UserError(f"sample={path}: its columns are {words}; separate them by commas")
     return sample.iloc[:, :2]
 
 

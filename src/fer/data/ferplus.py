@@ -20,6 +20,7 @@ from fer.data.readers import classes as class_rules
 from fer.data.readers.classes import Wishes
 from fer.data.readers.csv_faces import USAGES
 from fer.data.readers.dataset import Part
+from fer.data.readers.signatures import kind_of
 from fer.data.readers.sources import Wanted, find
 
 EMOTIONS = (
@@ -113,6 +114,8 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
     which FER+ removed, have none.
     """
     try:
+        if kind := kind_of(path):
+            raise UserError(f"{path}: {kind}; get fer2013new.csv from {SOURCE}")
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

@@ -208,8 +208,8 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
             raise UserError(
                 f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one"
             )
-    if "pixels" not in roles and len(names) == 1 and re.search(r"pixels|feature", names[0]):
-        raise UserError(f"{place}: its columns are {separated(names[0])}; separate them by commas")
+    if "pixels" not in roles and len(names) == 1 and (words := separated(names[0])):
+        raise UserError(f"{place}: its columns are {words}; separate them by commas")
     if "pixels" not in roles and any(re.fullmatch(r"[0-9 ]{100,}", name) for name in names):
         raise UserError(
             f"{place}: holds a face where the names of the columns should be; put a line such as "
@@ -223,9 +223,11 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
 
 
 def separated(header: str) -> str:
-    """How the columns of a header without commas are separated, in words."""
+    """How the columns of a line without commas are separated, in words; nothing if it is one
+    column.
+    """
     kinds = {";": "separated by semicolons", "\t": "separated by tabs", "|": "separated by |"}
-    return next((words for sign, words in kinds.items() if sign in header), "not separated")
+    return next((words for sign, words in kinds.items() if sign in header), "")
 
 
 Rows = tuple[np.ndarray, list[str], np.ndarray, np.ndarray, np.ndarray, dict[str, str]]

@@ -109,6 +109,12 @@ def named(path: Path, ending: str) -> str:
     return f"rename it to {path.name.partition('.')[0]}{ending}"
 
 
+def kind_of(path: Path) -> str:
+    """What a file is that should be CSV and is not, such as `is a web page`; else nothing."""
+    with path.open("rb") as file:
+        return foreign(file.read(HEAD), path).partition(";")[0]
+
+
 def mistaken(path: Path, kind: str) -> str:
     """What a file is that by its name is `kind` and by its first bytes is not."""
     with path.open("rb") as file:

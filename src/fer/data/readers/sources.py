@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -36,6 +36,7 @@ TEST_CSV = "test.csv"
 DEEPER = 2  # folders below data.path in which data is looked for
 MOST_BELOW = 200  # folders looked into for data that lies deeper
 UNFINISHED = {".crdownload", ".part", ".partial", ".download"}
+MOST_NAMED = 8  # data sets in a message
 MAX_LISTED = 1000  # entries of a folder that are looked through
 LOOKED_FOR = (
     "fer2013.csv, icml_face_data.csv, train.csv with test.csv, another CSV, folders "
@@ -212,17 +213,13 @@ def folder_reader(folder: Path, depth: int) -> Reader | None:
     if "train" in splits or "validation" in splits:
         return lambda wanted: folders_source(folder, splits, csvs, wanted)
     readers = candidates(folder, files, csvs)
-    if len(readers) > 1:
-        raise UserError(
-            f"data.path={folder}: holds {len(readers)} data sets; choose one: "
-            + ", ".join(f"data.path={place}" for place in readers)
-        )
+    refuse_several(folder, readers)
     if readers:
-        return next(iter(readers.values()))
+        return with_test(folder, next(iter(readers.values())))
     if splits:
         return lambda wanted: folders_source(folder, splits, csvs, wanted)
     if (folder / TEST_CSV).is_file():
-        return lambda wanted: csv_source({"test": folder / TEST_CSV}, wanted)
+        return test_reader(folder)
     if image_files(folder):
         return lambda wanted: folders_source(folder, {"test": folder}, [], wanted)
     return deeper_reader(folder, depth)
@@ -237,12 +234,51 @@ def deeper_reader(folder: Path, depth: int) -> Reader | None:
         reader = folder_reader(inner, depth - 1)
         if reader:
             readers[inner] = reader
-    if len(readers) > 1:
-        raise UserError(
-            f"data.path={folder}: holds {len(readers)} data sets; choose one: "
-            + ", ".join(f"data.path={inner}" for inner in list(readers)[:8])
-        )
+    refuse_several(folder, readers)
     return next(iter(readers.values()), None)
+
+
+def with_test(folder: Path, reader: Reader) -> Reader:
+    """The reader, with the test.csv of a folder as the test faces and with the folder's sample
+    submission, where the data that it reads has none of its own.
+    """
+    file = folder / TEST_CSV
+    if not file.is_file() or not has_pixels(file):
+        return reader
+
+    def read(wanted: Wanted) -> Source:
+        source = reader(wanted)
+        if source.pictures or {*source.parts} & {"train", "test"} != {"train"}:
+            return source
+        source = source.seen_from(folder)
+        try:
+            source.parts["test"] = cached_csv(file, wanted)
+            source.places["test"] = TEST_CSV
+        except (UserError, OSError) as error:
+            source.left_out["test"] = str(error)
+        source.sample = source.sample or sample_of(folder)
+        return source
+
+    return read
+
+
+def test_reader(folder: Path) -> Reader:
+    """How a folder with a test.csv and without faces to train on is read: with those in a folder in
+    it, as an unpacked fer2013.tar.gz leaves them, else alone.
+    """
+    inner = {place: csvs for place in subfolders(folder) if (csvs := official_csvs(place))}
+    refuse_several(folder, inner)
+    if not inner:
+        return lambda wanted: csv_source({"test": folder / TEST_CSV}, wanted)
+    place, csvs = inner.popitem()
+    return with_test(folder, lambda wanted: csv_source(csvs, wanted, sample_of(place)))
+
+
+def refuse_several(folder: Path, places: Collection[Path]) -> None:
+    """Refuse to choose among data sets."""
+    if len(places) > 1:
+        named = ", ".join(f"data.path={place}" for place in islice(places, MOST_NAMED))
+        raise UserError(f"data.path={folder}: holds {len(places)} data sets; choose one: {named}")
 
 
 def official_csvs(folder: Path) -> dict[str, Path]:
