@@ -326,7 +326,10 @@ def stop(running: dict[Training, subprocess.Popen]) -> None:
         process.send_signal(signal.SIGTERM)
     for training, process in running.items():
         process.wait()
-        print(f"{training.folder}: stopped, and saved; the same command resumes it", flush=True)
+        if training.done:  # it had just ended
+            print(f"{training.folder}: done", flush=True)
+        else:
+            print(f"{training.folder}: stopped, and saved; the same command resumes it", flush=True)
     running.clear()
 
 
@@ -355,10 +358,12 @@ def fits(training: Training, deadline: float) -> bool:
 
 
 def estimate(training: Training) -> float:
-    """Seconds that the training would take, from the second of two epochs of 64 faces."""
+    """Seconds that the training, or what is left of it, would take, from the second of two epochs
+    of 64 faces.
+    """
     with tempfile.TemporaryDirectory() as place:
         words = [*training.row.training_words(), *training.words]
-        epochs = epochs_of(words)
+        epochs = epochs_left(training)
         few = [f"data.limit={TIMED_FACES}", f"train.batch_size={TIMED_FACES}", "train.epochs=2"]
         trial = [f"run={place}/run", "train.patience=null", *few]
         set_here = {word.partition("=")[0] for word in trial}
@@ -375,6 +380,13 @@ def estimate(training: Training) -> float:
     validation_faces = min(VALIDATION_FACES, faces)
     seconds = faces * training_seconds + validation_faces * validation_seconds
     return epochs * seconds / TIMED_FACES
+
+
+def epochs_left(training: Training) -> int:
+    """The epochs that it has still to do."""
+    epochs = epochs_of([*training.row.training_words(), *training.words])
+    history = training.folder / "history.csv"
+    return epochs - len(pd.read_csv(history)) if history.is_file() else epochs
 
 
 def epochs_of(words: list[str]) -> int:

@@ -57,7 +57,11 @@ def test_torch_export_gives_pytorchs_logits_too(fer):
     code, out, err = fer("export", "ckpt=r", "format=torch_export", "out=x.pt2")
     assert code == 0 and err == "" and "x.pt2: " in out
     notes = {"notes.json": ""}
-    module = torch.export.load("x.pt2", extra_files=notes).module()
+    program = torch.export.load("x.pt2", extra_files=notes)
+    steps = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    # Casts and slices that change nothing, which coremltools cannot convert.
+    assert not {"aten.alias.default", "aten.slice.Tensor", "aten.to.dtype"} & steps
+    module = program.module()
     faces = np.random.default_rng(0).integers(0, 256, (5, 1, 48, 48)).astype(np.float32)
     np.testing.assert_allclose(module(torch.from_numpy(faces)).detach(), pytorch(faces), atol=1e-5)
     assert json.loads(json.loads(notes["notes.json"])["classes"])[6] == "neutral"

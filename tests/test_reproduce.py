@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -183,6 +184,20 @@ def test_a_training_is_stopped_when_the_time_is_up_and_resumes(reproduce, tmp_pa
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped, and saved; the same command resumes it" in capsys.readouterr().out
     assert training.command()[-1] == f"resume={folder}" and not training.done
+
+
+def test_only_what_is_left_of_a_training_is_counted(reproduce, tmp_path):
+    row = reproduce.BY_NAME["compact_dnn"]
+    training = reproduce.Training(row, 0, tmp_path, ["train.epochs=5"])
+    assert reproduce.epochs_left(training) == 5
+    (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.2\n2,0.3\n")
+    assert reproduce.epochs_left(training) == 3
+
+
+def test_a_training_that_ends_as_the_time_is_up_is_done(reproduce, trained, capsys):
+    training = reproduce.Training(reproduce.BY_NAME["compact_dnn"], 0, trained / "compact_dnn_0")
+    reproduce.stop({training: subprocess.Popen([sys.executable, "-c", ""])})
+    assert capsys.readouterr().out == f"{training.folder}: done\n"
 
 
 def test_a_training_that_fails_is_told_and_others_go_on(reproduce, tmp_path, capsys):

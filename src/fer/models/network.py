@@ -45,7 +45,8 @@ class Normalize:
         return cls(kind, mean, max(variance.sqrt().item(), 1.0))
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        images = images.float()
+        if images.dtype != torch.float32:  # an export would hold a cast that changes nothing
+            images = images.float()
         if self.kind == "image":
             std, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
             return (images - mean) / std.clamp(min=1.0)
@@ -64,6 +65,8 @@ def fit(images: torch.Tensor, size: int) -> torch.Tensor:
     side = images.shape[-1]
     if side < size:
         return F.interpolate(images.float(), size=(size, size), mode="bilinear")
+    if side == size:
+        return images
     start = (side - size) // 2
     return images[..., start : start + size, start : start + size]
 
