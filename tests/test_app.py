@@ -3,6 +3,7 @@
 import os
 import queue
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -103,12 +104,18 @@ def test_a_photo_is_uploaded_and_labelled_in_the_browser(tmp_path, tiny):
             page.wait_for_selector("#drawing img", timeout=60_000)
             page.wait_for_selector("#maps img")
             text = page.inner_text("#table")
+            assert page.get_by_label("share").count() == 0
+            assert page.get_by_label("download").count() == 2
             page.screenshot(path=str(tmp_path / "page.png"), full_page=True)
             browser.close()
         assert any(f"{name} " in text for name in CLASSES) and "%" in text
         here = (f"http://127.0.0.1:{port}/", "data:", "blob:")
         outside = [url for url in asked if not url.startswith(here)]
         assert not outside
+        assert list(tmp_path.glob("fer_app_*/*"))
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) == 0
+        assert not list(tmp_path.glob("fer_app_*"))  # with the photos
     finally:
         server.kill()
         server.wait(20)

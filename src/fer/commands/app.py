@@ -4,7 +4,6 @@ import functools
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +21,9 @@ from fer.runtime import pick_device
 
 
 def run(cfg: config.AppConfig, typed: list[str]) -> None:
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1")
     uploads = tempfile.TemporaryDirectory(prefix="fer_app_")  # deleted when the program ends
-    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    os.environ.update(GRADIO_TEMP_DIR=uploads.name, HF_HUB_OFFLINE="1")
+    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
     with extra("app", "fer app"):
         import gradio
     detector = photos.FaceDetector()
@@ -36,10 +35,10 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
 
     load(next(iter(paths)))  # refused before the page opens, if it cannot be read
 
-    def label(pixels: np.ndarray | None, ckpt: str) -> tuple[Any, Any, pd.DataFrame]:
+    def label(pixels: np.ndarray | None, ckpt: str) -> tuple:
         """The photo with boxes, each face with its saliency map, and the probabilities."""
         if pixels is None:
-            raise gradio.Error("Choose a photo first.")
+            raise gradio.Error("Choose a photo first.", print_exception=False)
         result = label_photo(Image.fromarray(pixels), detector, cfg.smallest, load(ckpt))
         if result[1] is None:
             gradio.Info(f"No face of {cfg.smallest:.0%} of the photo's longer side or more.")
@@ -50,8 +49,9 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
         ckpt = gradio.Dropdown([*paths], value=next(iter(paths)), label="Checkpoint")
         photo = gradio.Image(sources=["upload", "webcam"], label="Photo")
         button = gradio.Button("Label the faces", variant="primary", elem_id="label")
-        drawing = gradio.Image(label="Faces", elem_id="drawing")
-        maps = gradio.Image(label="Saliency", elem_id="maps")
+        # Their buttons leave out Gradio's own that shares a picture on the web.
+        drawing = gradio.Image(label="Faces", elem_id="drawing", buttons=["download", "fullscreen"])
+        maps = gradio.Image(label="Saliency", elem_id="maps", buttons=["download", "fullscreen"])
         table = gradio.Dataframe(label="Probabilities", elem_id="table")
         button.click(label, [photo, ckpt], [drawing, maps, table])
     try:
@@ -62,6 +62,7 @@ def run(cfg: config.AppConfig, typed: list[str]) -> None:
             theme=gradio.themes.Default(font=["sans-serif"], font_mono=["monospace"]),
             ssr_mode=False,
             quiet=True,
+            show_error=True,
             prevent_thread_lock=True,
         )
     except OSError:  # its message is about Gradio's own settings
