@@ -32,6 +32,14 @@ def test_files_are_put_where_train_looks_for_them_and_nothing_is_replaced(fer, k
     assert kaggle == [COMPETITION, "msambare/fer2013"]
 
 
+def test_a_link_to_nowhere_is_not_written_through(fer, kaggle, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").symlink_to(tmp_path / "elsewhere.csv")
+    code, _, err = fer("download")
+    assert code == 2 and "data/train.csv: already exists" in err
+    assert not (tmp_path / "elsewhere.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

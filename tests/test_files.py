@@ -29,6 +29,7 @@ def test_a_link_to_a_name_that_is_free_makes_that_file(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "new").read_text() == "x"
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     "save", [lambda file: file.write(b"x" * 200_000), lambda file: torch.save([1] * 9999, file)]
 )
@@ -65,6 +66,7 @@ def test_what_was_there_stays_where_a_save_fails(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
+@pytest.mark.posix
 def test_a_submission_goes_through_a_pipe(fer, tmp_path):
     tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
@@ -80,6 +82,7 @@ def test_a_submission_goes_through_a_pipe(fer, tmp_path):
     assert read[0].startswith("id,label\n")
 
 
+@pytest.mark.posix
 def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_path):
     tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
@@ -98,6 +101,59 @@ def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_
     code, _, err = fer("predict", "ckpt=r", "input=photos", "out=x.csv")
     assert code == 2 and "Traceback" not in err
     assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize("words", [["predict", "split=validation"], ["export"]])
+def test_a_runs_own_file_is_not_written_to_through_a_link(fer, tmp_path, tiny, words):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "history.csv").write_text("epoch\n")
+    (tmp_path / "link.csv").symlink_to("r/history.csv")
+    code, _, err = fer(*words, f"ckpt={tiny()}", "out=link.csv")
+    assert code == 2 and "link.csv: would overwrite a run's own file" in err
+    assert (tmp_path / "r" / "history.csv").read_text() == "epoch\n"
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", [".lock", "config.yaml", "environment.yaml", "history.csv"])
+def test_a_pipe_in_a_run_folder_does_not_hang_a_command(fer, tmp_path, name):
+    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+    (tmp_path / "r" / name).unlink()
+    os.mkfifo(tmp_path / "r" / name)
+    code, _, err = fer("train", "resume=r", "train.epochs=2")
+    assert code == 2 and err.startswith(f"fer: r/{name}: is not a regular file"), err
+    code, _, err = fer("report", "run=r")
+    if name == "history.csv":
+        assert code == 2 and "r/history.csv: cannot be read" in err
+    else:
+        assert code == 0, err
+
+
+@pytest.mark.posix
+def test_a_pipe_is_told_as_what_it_is_and_not_waited_for(fer, tmp_path, fer2013_csv):
+    for name in ("pipe", "pipe.mp4"):
+        os.mkfifo(tmp_path / name)
+    train = ["train", "data.path=archive", "model=dnn", "run=r"]
+    torchvision = [*train, "model=torchvision", "model.name=squeezenet1_1", "model.weights=pipe"]
+    for words, said in (
+        (["predict", "ckpt=pipe"], "pipe: is not a regular file"),
+        (["predict", "input=pipe"], "pipe: not a readable image"),
+        (["predict", "input=pipe.mp4"], "pipe.mp4: is not a regular file"),
+        (["inspect", "data.path=pipe"], "data.path=pipe: is neither a file nor a folder"),
+        ([*train, "data=ferplus", "data.votes=pipe"], "pipe: cannot be read (not a regular file)"),
+        (torchvision, "weights=pipe: cannot be loaded (not a regular file)"),
+    ):
+        code, _, err = fer(*words)
+        assert code == 2 and said in err and err.count("\n") == 1, (words, err)
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next_one(tmp_path):
+    names = [".x[1].csv.0123abcd.tmp", ".x[1].csv.9123abcd.tmp", ".y.csv.0123abcd.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    (tmp_path / names[1]).touch()  # may be in use
+    write_text(tmp_path / "x[1].csv", "x")
+    assert {path.name for path in tmp_path.iterdir()} == {"x[1].csv", *names[1:]}
 
 
 def test_permissions_stay_and_the_longest_names_are_written(tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config, layer_table
 from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
-from fer.files import write
+from fer.files import regular, write
 from fer.models.network import Network, Normalize
 from fer.run import newest, runs
 
@@ -123,7 +123,7 @@ def settings_in_force(
     in more than a resume may change, the checkpoint's `own` settings are used.
     """
     try:
-        text = (path.parent / "config.yaml").read_text(encoding="utf-8")
+        text = regular(path.parent / "config.yaml").read_text(encoding="utf-8")
         values = saved_config(text, contents, path.parent / "config.yaml")
         current = config.check("train", values, trust)
     except (OSError, ValueError, UserError):
@@ -196,6 +196,8 @@ def find_checkpoint(named: str | None) -> Path:
 
 
 def existing(path: Path) -> Path:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a regular file; name a run folder, its best.pt or last.pt")
     if not path.is_file():
         listed = "; write several as [a,b]" if "," in str(path) else ""
         raise UserError(

@@ -1,12 +1,15 @@
-"""Writing files: whole or not at all, and never in place of what is no file."""
+"""Files: written whole or not at all, and never in place of what is no file. A pipe is not read."""
 
 import contextlib
+import errno
+import glob
 import io
 import os
 import re
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +17,7 @@ from typing import BinaryIO
 from fer import UserError
 
 LONGEST_NAME = 200  # bytes of a file's name that the name of its temporary file repeats
+ABANDONED = 3600  # seconds after which a file of an unfinished write is nobody's
 
 
 def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
@@ -44,8 +48,11 @@ def write_all(stream: io.FileIO, content: memoryview) -> None:
 
 
 def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write a temporary file beside the target, flush it, and rename it."""
+    """Write a temporary file beside the target, flush it, and rename it. What killed writes of the
+    same file left is removed.
+    """
     name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
+    clear_abandoned(target.parent, name)
     beside = target.parent / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
         with beside.open("xb") as file:
@@ -60,6 +67,14 @@ def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
             beside.unlink()
         raise
     flush_folder(target.parent)
+
+
+def clear_abandoned(folder: Path, name: str) -> None:
+    """Remove temporary files of `name` that are older than any write takes."""
+    with contextlib.suppress(OSError):
+        for file in folder.glob(f".{glob.escape(name)}.{'[0-9a-f]' * 8}.tmp"):
+            if time.time() - file.stat().st_mtime > ABANDONED:
+                file.unlink()
 
 
 def flush_folder(folder: Path) -> None:
@@ -114,6 +129,16 @@ def told_of(path: str | Path) -> Iterator[None]:
             f"{path}: cannot be written ({cause.strerror or cause}); what was there is kept; "
             "free some space or choose another place"
         ) from None
+
+
+def regular(path: str | Path) -> Path:
+    """The path, to be read. Raises OSError for a pipe or a device, on which a read would wait for a
+    writer; what is missing or a folder is told by the read itself.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path
 
 
 def write_text(path: str | Path, text: str) -> None:

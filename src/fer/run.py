@@ -4,6 +4,7 @@ best.pt, last.pt, report/. What is in a checkpoint stays out.
 
 import contextlib
 import itertools
+import os
 import platform
 import re
 import shlex
@@ -20,7 +21,7 @@ import torch
 import yaml
 
 from fer import UserError, __version__
-from fer.files import write_text
+from fer.files import regular, write_text
 
 try:
     import fcntl
@@ -29,6 +30,7 @@ except ImportError:  # Windows
 
 # What a training writes.
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")
+LOCK = ".lock"
 # The columns of history.csv that measure time, not training.
 TIMES = ("epoch", "seconds", "images_per_second")
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
@@ -53,7 +55,7 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
     """
     path = folder / "history.csv"
     try:
-        history = pd.read_csv(path)
+        history = pd.read_csv(regular(path))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     numbers = history.select_dtypes("number")
@@ -72,8 +74,9 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
 
 def spare_runs(*paths: str | Path | None) -> None:
     """Refuse to overwrite a file that belongs to a run."""
-    for path in [Path(path) for path in paths if path]:
-        if path.name in (*FILES, LOOKS) and path.exists():
+    for path in [path for path in paths if path]:
+        target = Path(os.path.realpath(path))  # a link is followed when it is written to
+        if target.name in (*FILES, LOOKS) and target.exists():
             raise UserError(f"{path}: would overwrite a run's own file; choose another name")
 
 
@@ -126,12 +129,16 @@ def lock(folder: str | Path) -> Iterator[None]:
     """Within the context no other process trains in `folder`. What a killed save left there is
     removed. The kernel releases the lock when its process ends, however that happens.
     """
+    for name in (LOCK, *FILES):
+        file = Path(folder, name)
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: is not a regular file, so no run can use it; remove it")
     with contextlib.ExitStack() as held:
         with told(f"run folder {folder}: cannot be written to", "choose another"):
-            file = held.enter_context(Path(folder, ".lock").open("a"))
+            opened = held.enter_context(Path(folder, LOCK).open("a"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for name in (*FILES, LOOKS):
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in FILES:
                 for stale in Path(folder).glob(f".{name}.*.tmp"):
                     stale.unlink()
         except BlockingIOError:
@@ -198,7 +205,7 @@ def typed_words(folder: Path) -> list[str] | None:
         StopIteration,
     )
     try:
-        text = (folder / "environment.yaml").read_text(encoding="utf-8")
+        text = regular(folder / "environment.yaml").read_text(encoding="utf-8")
         started = next(yaml.safe_load_all(text))
         command = shlex.split(str(started["command"]))
     except unreadable:

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -25,6 +26,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from fer import Format, Precision, UserError, in_processes
+from fer.files import write
 
 OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid "
@@ -214,9 +216,17 @@ def profile(path: Path) -> Iterator[Callable[[], None]]:
     with torch.profiler.profile(
         activities=activities,
         schedule=schedule(wait=4, warmup=1, active=10, repeat=1),
-        on_trace_ready=lambda done: done.export_chrome_trace(str(path)),
+        on_trace_ready=lambda done: write(path, lambda file: file.write(trace_of(done))),
     ) as profiler:
         yield profiler.step
+
+
+def trace_of(profiler: torch.profiler.profile) -> bytes:
+    """Its trace in Chrome's format, which torch writes to a path only."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(file))
+        return file.read_bytes()
 
 
 def describe(device: torch.device, computed_in: Format) -> dict[str, object]:

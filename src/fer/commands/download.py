@@ -1,10 +1,12 @@
 """fer download: gets FER2013 from Kaggle through the user's own account."""
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 from fer import UserError, config, extra
+from fer.files import write
 from fer.run import make_folder
 
 COMPETITION = "challenges-in-representation-learning-facial-expression-recognition-challenge"
@@ -39,10 +41,17 @@ def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
         ) from None
     out = make_folder(Path(cfg.out))
     names = sorted(entry.name for entry in downloaded.iterdir())
-    existing = [name for name in names if (out / name).exists()]
+    existing = [name for name in names if os.path.lexists(out / name)]
     if existing:
         raise UserError(
             f"{out / existing[0]}: already exists; move it away, or choose another folder with out="
         )
-    shutil.copytree(downloaded, out, dirs_exist_ok=True)
+    shutil.copytree(downloaded, out, dirs_exist_ok=True, copy_function=copy_file)
     print(f"{', '.join(names)} in {out}\nnext:\n  fer inspect data.path={out}")
+
+
+def copy_file(source: str, target: str) -> str:
+    """Copy a file, whole or not at all."""
+    with Path(source).open("rb") as content:
+        write(target, lambda file: shutil.copyfileobj(content, file))
+    return target

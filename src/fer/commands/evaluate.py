@@ -13,7 +13,7 @@ from torch import Tensor
 from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
-from fer.files import write_text
+from fer.files import regular, write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
 from fer.run import LOOKS, make_folder, told
 from fer.runtime import pick_device
@@ -138,7 +138,7 @@ def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str
         told(f"{file}: cannot be written", "make the folder writable"),
         FileLock(folder / f".{LOOKS}.lock"),
     ):
-        earlier = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        earlier = regular(file).read_text(encoding="utf-8").splitlines() if file.exists() else []
         new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
         write_text(file, "\n".join([*earlier, *new, ""]))
     number = len(earlier) or 1

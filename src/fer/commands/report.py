@@ -2,7 +2,6 @@
 folder. Only pictures of faces need the data. For several runs see comparison.
 """
 
-import shutil
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,9 +14,10 @@ from fer import UserError, config, metrics, plots, tensorboard
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.comparison import compare
 from fer.data.faces import Faces
+from fer.files import write, write_text
 from fer.layer_table import build, table_text
 from fer.page import Part, write_page
-from fer.run import LOOKS, TIMES, make_folder, read_history, write_text
+from fer.run import LOOKS, TIMES, make_folder, read_history
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
@@ -186,7 +186,9 @@ def explain_parts(folder: Path) -> list[Part]:
 
 def copy_picture(file: Path, path: Path) -> Path:
     """Copy a picture of fer explain, which keeps its format, to `path`."""
-    return Path(shutil.copyfile(file, path.with_suffix(file.suffix)))
+    picture = path.with_suffix(file.suffix)
+    write(picture, lambda copy: copy.write(file.read_bytes()))
+    return picture
 
 
 def settings_parts(result: Result) -> list[Part]:

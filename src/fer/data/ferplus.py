@@ -22,6 +22,7 @@ from fer.data.readers.csv_faces import USAGES
 from fer.data.readers.dataset import Part
 from fer.data.readers.signatures import kind_of
 from fer.data.readers.sources import Wanted, find
+from fer.files import regular
 
 EMOTIONS = (
     "anger",
@@ -114,7 +115,7 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
     which FER+ removed, have none.
     """
     try:
-        if kind := kind_of(path):
+        if kind := kind_of(regular(path)):
             raise UserError(f"{path}: {kind}; get fer2013new.csv from {SOURCE}")
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:

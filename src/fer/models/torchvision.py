@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from fer import FilePath
+from fer.files import regular
 
 Classes = Annotated[int, Ge(1), Le(65_536)]
 Side = Annotated[int, Ge(1), Le(1024)]  # pixels; FER2013's faces have 48
@@ -172,7 +173,7 @@ def named_weights(name: str, weights: str) -> State:
 def read_weights(name: str, path: str) -> State:
     """The state dict in a file. Raises ValueError if the file has none."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(regular(path), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file raises nearly anything
         reason = getattr(error, "strerror", None)
         reason = reason or "damaged, or more than weights and plain values"

@@ -98,7 +98,8 @@ def opened_capture(source: str) -> Iterator[Any]:
     with extra("photos", "videos and cameras"):
         import cv2
     if not source.isdecimal() and not Path(source).is_file():
-        raise UserError(f"input={readable(Path(source))}: no such file; name a video")
+        what = "is not a regular file" if Path(source).exists() else "no such file"
+        raise UserError(f"input={readable(Path(source))}: {what}; name a video")
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     try:
         if not capture.isOpened():

@@ -18,6 +18,7 @@ from fer.data.readers.cache import cache_folders, clear_abandoned, key_of, name_
 from fer.data.readers.names import is_junk
 from fer.data.readers.pictures import is_picture
 from fer.data.readers.signatures import mistaken
+from fer.files import regular
 
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -42,7 +43,7 @@ def unpacked(path: Path) -> Path:
     for place in places:
         with contextlib.suppress(OSError):
             clear_abandoned(place)
-            if (place / name / ".complete").read_text() == key:
+            if regular(place / name / ".complete").read_text() == key:
                 return place / name
     usable = [place for place in places if writable(place)]
     if not usable:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fer.data.readers.table import Table
+from fer.files import regular
 
 FORMAT = "4"  # of the cache
 ABANDONED = 3600  # seconds after which a folder of an unfinished write is nobody's
@@ -145,7 +146,7 @@ def load(place: Path, name: str, key: str) -> Table | None:
             return None
         values = {field: arrays[field] for field in Table.__dataclass_fields__}
         if not values["images"].size:  # they lie in a file of their own
-            values["images"] = np.load(place / f"{name}.npy", mmap_mode="c")
+            values["images"] = np.load(regular(place / f"{name}.npy"), mmap_mode="c")
         if len(values["images"]) == len(values["labels"]):
             return Table(**values)
     return None
