@@ -691,6 +691,24 @@ def test_a_cache_damaged_anywhere_is_parsed_again(tmp_path, near, at, put):
     assert np.array_equal(sources.cached_csv(file, sources.Wanted()).images, FACES[:3])
 
 
+def test_a_flipped_bit_in_the_headers_of_a_cache_changes_nothing(tmp_path):
+    file = tmp_path / "train.csv"
+    file.write_bytes(SMALL)
+    good = sources.cached_csv(file, sources.Wanted()).arrays()
+    (entry,) = (tmp_path / ".fer-cache").iterdir()
+    raw = entry.read_bytes()
+    pixels = raw.index(FACES[:3].tobytes())
+    headers = [*range(pixels), *range(pixels + FACES[:3].nbytes, len(raw))]
+    assert len(headers) > 1000
+    for bit in range(0, 8 * len(headers), 97):
+        changed = bytearray(raw)
+        changed[headers[bit // 8]] ^= 1 << bit % 8
+        entry.write_bytes(changed)
+        again = sources.cached_csv(file, sources.Wanted()).arrays()
+        for name, values in good.items():
+            assert again[name].dtype == values.dtype and np.array_equal(again[name], values)
+
+
 def test_the_cache_goes_elsewhere_where_the_folder_cannot_be_written(
     archive, monkeypatch, tmp_path
 ):

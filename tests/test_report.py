@@ -254,11 +254,24 @@ def test_a_damaged_record_of_the_command_is_ignored(fer, run):
         "command: 3",
         "{command: fer train, typed: [1]}",
         "command: fer train 'optim",
+        "x: !!timestamp x\ncommand: fer train optim=adam",
+        'x: !!int ""\ncommand: fer train optim=adam',
+        "command: fer train optim=adam\nx: " + "-" * 1_000_000,
     ):
         (run / "environment.yaml").write_text(text)
         code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
         assert code == 0, err
         assert typed_words(run) is None
+
+
+def test_records_that_are_no_text_are_kept_and_shown_as_far_as_they_go(fer, run):
+    for name in ("environment.yaml", "evaluations.csv"):
+        (run / name).write_bytes(b"\xff\nx\n")
+    code, _, err = fer("report", "run=r")
+    assert code == 0, err
+    code, _, err = fer("train", "resume=r", "train.epochs=9")
+    assert code == 0, err
+    assert (run / "environment.yaml").read_bytes().startswith(b"\xff\nx\n---\nstarted: ")
 
 
 def set_predictions(path, logits, labels):

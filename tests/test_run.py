@@ -395,6 +395,18 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
             "not one of fer's",
         ),
         (
+            {"validation": {"logits": torch.zeros(1, 7), "labels": torch.zeros(1)}},
+            "not one of fer's",
+        ),
+        (
+            {"validation": {"logits": torch.zeros(1, 7) / 0, "labels": torch.tensor([0])}},
+            "not one of fer's",
+        ),
+        (
+            {"validation": {"logits": torch.zeros(1, 7) * 1j, "labels": torch.tensor([0])}},
+            "not one of fer's",
+        ),
+        (
             {
                 "validation": {
                     "logits": torch.zeros(1, 7).expand(10**9, 7),
@@ -600,12 +612,57 @@ def test_a_history_with_huge_numbers_is_refused(tmp_path):
         run.read_history(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"epoch": [1, float("nan")]}, "its epochs should be 1, 2, 3"),
+        ({"epoch": [1, 2.5]}, "its epochs should be 1, 2, 3"),
+        ({"epoch": [1, -2]}, "its epochs should be 1, 2, 3"),
+        ({"epoch": [1, 10**18]}, "its epochs should be 1, 2, 3"),
+        ({"val_accuracy": [0.5, float("nan")]}, "its val_accuracy should be from 0 to 1"),
+        ({"val_accuracy": [0.5, -3]}, "its val_accuracy should be from 0 to 1"),
+        ({"lr": [0.1, float("inf")]}, "numbers above 1e"),
+    ],
+)
+def test_a_history_that_no_training_writes_is_refused(tmp_path, change, words):
+    names = ["lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_macro_f1"]
+    names += ["seconds", "images_per_second"]
+    table = {name: [0.5, 0.5] for name in names} | {"epoch": [1, 2]}
+    pd.DataFrame(table).to_csv(tmp_path / "history.csv", index=False)
+    assert len(run.read_history(tmp_path)) == 2
+    pd.DataFrame(table | change).to_csv(tmp_path / "history.csv", index=False)
+    with pytest.raises(UserError, match=words):
+        run.read_history(tmp_path)
+
+
+@pytest.mark.posix
+def test_a_training_killed_before_its_first_save_does_not_block_its_folder(fer, tmp_path):
+    folder = tmp_path / "r"
+    folder.mkdir()
+    for name in (".lock", "config.yaml", "environment.yaml", ".config.yaml.0123abcd.tmp"):
+        (folder / name).write_text("---\ntyped: [seed=1]\n")
+    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+    assert "seed=1" not in (folder / "environment.yaml").read_text()
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*.tmp"))
+
+
+def test_a_folder_of_the_users_own_is_no_run_folder(fer, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.yaml").write_text("mine: 1\n")
+    code, _, err = fer("train", *TINY, "train.epochs=1", "run=r")
+    assert code == 2 and "run=r: exists already" in err
+    assert (tmp_path / "r" / "config.yaml").read_text() == "mine: 1\n"
+
+
 def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypatch):
     full_at_the_flush(tmp_path, monkeypatch)
     code, _, err = fer(
         "train", "data=demo", "data.images=141", "model=dnn", "model.head=[8]", "run=runs/r"
     )
     assert code == 2 and "No space left" in err and not (tmp_path / "runs" / "r").exists()
+    (tmp_path / "runs").rmdir()
+    code, _, err = fer("train", *TINY)
+    assert code == 2 and not (tmp_path / "runs").exists()
 
 
 def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp_path):

@@ -71,9 +71,10 @@ def test_training_continues_when_the_reader_closes_the_pipe(tmp_path):
 
 
 def test_terminal_codes_in_a_name_do_not_reach_the_terminal(fer):
-    name = "run\x1b[31mred"
+    name = "run\x1b[31mred\rover"
     code, out, err = fer("train", *TINY, f"run={name}")
-    assert code == 0 and "\x1b" not in out and "run\\x1b[31mred" in out, err
+    assert code == 0 and "\x1b" not in out and "\r" not in out, err
+    assert "run\\x1b[31mred\\rover" in out
 
 
 def test_closed_descriptors_do_not_become_files_of_a_run(tmp_path):

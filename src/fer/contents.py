@@ -182,7 +182,9 @@ def are_classes(names: list[str]) -> bool:
 
 def check_validation(path: Path, validation: dict, classes: int) -> None:
     logits, labels = validation["logits"], validation["labels"]
-    fit = logits.ndim == 2 and labels.ndim == 1 and len(logits) == len(labels)
+    fit = logits.is_floating_point() and labels.dtype == torch.int64
+    fit = fit and logits.ndim == 2 and labels.ndim == 1 and len(logits) == len(labels)
+    fit = fit and bool(logits.isfinite().all())
     if fit and len(logits):
         fit = logits.shape[1] == classes and set(labels.tolist()) <= set(range(classes))
     if not fit:

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from fer import UserError, __version__
-from fer.files import regular, write_text
+from fer.files import regular, write, write_text
 
 try:
     import fcntl
@@ -30,9 +30,11 @@ except ImportError:  # Windows
 
 # What a training writes.
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")
+BEFORE_SAVE = ("config.yaml", "environment.yaml")  # written when a training starts
 LOCK = ".lock"
 # The columns of history.csv that measure time, not training.
 TIMES = ("epoch", "seconds", "images_per_second")
+LONGEST_RECORD = 100_000  # characters of a start in environment.yaml; PyYAML is slow
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
 LOOKS = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
 
@@ -69,6 +71,12 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
             f"{path}: has no numbers in {', '.join(sorted(missing))}; it is not the history of "
             "this run"
         )
+    if history["epoch"].tolist() != list(range(1, len(history) + 1)):
+        raise UserError(f"{path}: its epochs should be 1, 2, 3, …; it is not the history of a run")
+    if not history["val_accuracy"].between(0, 1).all():
+        raise UserError(
+            f"{path}: its val_accuracy should be from 0 to 1; it is not the history of a run"
+        )
     return history
 
 
@@ -97,8 +105,8 @@ def told(what: str, remedy: str) -> Iterator[None]:
 
 
 def create(path: str | None, name: str) -> Path:
-    """A new, empty run folder; runs/<date>_<time>_<name> if `path` is None. Raises UserError for a
-    folder that holds something.
+    """A new run folder; runs/<date>_<time>_<name> if `path` is None. Raises UserError for one that
+    holds something, other than what a killed training left before its first save.
     """
     stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
@@ -109,12 +117,21 @@ def create(path: str | None, name: str) -> Path:
         ):
             folder.mkdir(parents=True)
             return folder
-    if folder.is_dir() and not any(folder.iterdir()):
+    if folder.is_dir() and is_unused(folder):
         return folder
     resume = ""
     if (folder / "last.pt").is_file():
         resume = f", or resume it: fer train resume={shlex.quote(str(folder))}"
     raise UserError(f"run={path}: exists already; choose another name{resume}")
+
+
+def is_unused(folder: Path) -> bool:
+    """Is the folder empty, or holds only what a training left that was killed before its first
+    save? Without locks, on Windows, that training may still be running.
+    """
+    names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")}
+    left = fcntl is not None and LOCK in names and names <= {LOCK, *BEFORE_SAVE}
+    return left or not any(folder.iterdir())
 
 
 def make_folder(path: Path) -> Path:
@@ -176,9 +193,9 @@ def write_environment(
         "data_sha256": data_hash or None,  # drawn faces have none
         "data": data or None,
     }
-    earlier = path.read_text(encoding="utf-8") if path.exists() else ""
+    earlier = path.read_bytes() if path.exists() else b""  # as it is, even if it is no text
     document = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
-    write_text(path, f"{earlier}---\n{document}")
+    write(path, lambda file: file.write(earlier + f"---\n{document}".encode()))
 
 
 def processor_name() -> str:
@@ -195,22 +212,16 @@ def typed_words(folder: Path) -> list[str] | None:
     """What was typed when the run in `folder` began, as KEY=VALUE. None if that is unknown, as for
     a sweep's job of an earlier version.
     """
-    unreadable = (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        RecursionError,
-        yaml.YAMLError,
-        StopIteration,
-    )
     try:
         text = regular(folder / "environment.yaml").read_text(encoding="utf-8")
-        started = next(yaml.safe_load_all(text))
+        first = text.removeprefix("---\n").partition("\n---\n")[0]
+        if len(first) > LONGEST_RECORD:
+            return None
+        started = yaml.safe_load(first)
         command = shlex.split(str(started["command"]))
-    except unreadable:
+        typed = started.get("typed")
+    except Exception:  # a tag such as !!timestamp makes PyYAML raise anything
         return None
-    typed = started.get("typed")
     if typed is None and "train" in command and not {"-m", "--multirun"} & {*command}:
         typed = [word for word in command if "=" in word and not word.startswith("-")]
     if isinstance(typed, list) and all(isinstance(word, str) and "=" in word for word in typed):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-KEPT = "\n\t\r"  # control characters that are written as they are
+KEPT = "\n\t"  # control characters that are written as they are
 
 
 def open_closed_descriptors() -> None:

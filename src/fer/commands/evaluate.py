@@ -138,7 +138,9 @@ def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str
         told(f"{file}: cannot be written", "make the folder writable"),
         FileLock(folder / f".{LOOKS}.lock"),
     ):
-        earlier = regular(file).read_text(encoding="utf-8").splitlines() if file.exists() else []
+        earlier = []
+        if file.exists():
+            earlier = regular(file).read_text(encoding="utf-8", errors="replace").splitlines()
         new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
         write_text(file, "\n".join([*earlier, *new, ""]))
     number = len(earlier) or 1

@@ -207,7 +207,7 @@ def settings_parts(result: Result) -> list[Part]:
     ]
     environment = result.folder / "environment.yaml"
     if environment.is_file():
-        text = environment.read_text(encoding="utf-8")
+        text = environment.read_text(encoding="utf-8", errors="replace")
         parts.append(Part("Environment", text=text, folded=True))
     return parts
 
@@ -232,7 +232,7 @@ def private_test_line(folder: Path) -> str:
     log = folder / LOOKS
     if not log.is_file():
         return ""
-    count = len(log.read_text(encoding="utf-8").splitlines()) - 1
+    count = len(log.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
     if count < 1:
         return ""
     times = "once" if count == 1 else f"{count} times"

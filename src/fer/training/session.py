@@ -14,7 +14,7 @@ from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import load_checkpoint
 from fer.data.faces import Data
 from fer.files import write_text
-from fer.run import create, lock, write_environment, write_history
+from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import wrapped
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer, fit_outputs
@@ -91,13 +91,17 @@ def new_folder(path: str | None, name: str) -> Iterator[Path]:
     folder = create(path, name)
     with lock(folder):
         try:
+            for file in BEFORE_SAVE:  # of a training that was killed
+                (folder / file).unlink(missing_ok=True)
             yield folder
         except BaseException:
-            if not any((folder / name).exists() for name in ("last.pt", "best.pt")):
+            if not any((folder / file).exists() for file in ("last.pt", "best.pt")):
                 empty(folder)
                 if not was_there:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError):  # runs/ holds other runs
                         folder.rmdir()
+                        if path is None:
+                            folder.parent.rmdir()
             raise
 
 

@@ -145,8 +145,12 @@ def load(place: Path, name: str, key: str) -> Table | None:
         if str(arrays["key"]) != key or arrays.zip.testzip() is not None:
             return None
         values = {field: arrays[field] for field in Table.__dataclass_fields__}
-        if not values["images"].size:  # they lie in a file of their own
-            values["images"] = np.load(regular(place / f"{name}.npy"), mmap_mode="c")
+        if not values["images"].size:  # they lie in a file of their own, too large to check whole
+            shape = (len(values["labels"]), *values["images"].shape[1:])
+            images = np.load(regular(place / f"{name}.npy"), mmap_mode="c")
+            if (images.dtype, images.shape) != (np.uint8, shape) or not images.flags.c_contiguous:
+                return None
+            values["images"] = images
         if len(values["images"]) == len(values["labels"]):
             return Table(**values)
     return None
@@ -160,7 +164,7 @@ def save(place: Path, name: str, key: str, table: Table) -> Table:
     mapped = isinstance(table.images, np.memmap)
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         if mapped:
-            values["images"] = np.empty((0, 0, 0), np.uint8)
+            values["images"] = np.empty((0, *table.images.shape[1:]), np.uint8)
             np.save(Path(scratch, f"{name}.npy"), table.images)
             Path(scratch, f"{name}.npy").replace(place / f"{name}.npy")
         np.savez(Path(scratch, f"{name}.npz"), **values)
