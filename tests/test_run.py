@@ -264,7 +264,10 @@ def test_the_record_names_commit_and_changes_of_a_checkout_alone(tmp_path):
     git("commit", "-m", "x")
     git("tag", "v1")
     commit = git("rev-parse", "HEAD").strip()
+    os.utime(tmp_path / "x", (1, 1))  # git would note the new time in its index
+    index = (tmp_path / ".git" / "index").read_bytes()
     assert run.git_commit(tmp_path) == commit
+    assert (tmp_path / ".git" / "index").read_bytes() == index
     (tmp_path / "x").write_text("2")
     assert run.git_commit(tmp_path) == f"{commit}-dirty"
     assert (

@@ -230,12 +230,21 @@ def typed_words(folder: Path) -> list[str] | None:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit checked out at `root`, with -dirty if files differ; None without a checkout."""
-    git = ["git", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
-    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        done = subprocess.run([*git, *describe], capture_output=True, check=True, text=True)
+    """The commit checked out at `root`, with -dirty if files differ; None without a checkout.
+
+    Nothing is written: describe --dirty would write the index, and where that fails, as on a full
+    disk, leave a lock that stops the user's next commit.
+    """
+    git = ["git", "--no-optional-locks", f"--git-dir={root / '.git'}", f"--work-tree={root}"]
+
+    def output(*words: str) -> str:
+        done = subprocess.run([*git, *words], capture_output=True, check=True, text=True)
         return done.stdout.strip()
+
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = output("rev-parse", "HEAD")
+        changed = output("status", "--porcelain", "--untracked-files=no")
+        return f"{commit}-dirty" if changed else commit
     return None
 
 
