@@ -38,7 +38,7 @@ FACELESS = [
 
 
 def background(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """Smooth random colours."""
+    """Smooth random colors."""
     small = rng.integers(40, 200, (7, 9, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 

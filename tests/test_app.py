@@ -81,7 +81,7 @@ def first_line(server: subprocess.Popen) -> str:
 
 
 @pytest.mark.slow
-def test_a_photo_is_uploaded_and_labelled_in_the_browser(tmp_path, tiny):
+def test_a_photo_is_uploaded_and_labeled_in_the_browser(tmp_path, tiny):
     assert CHROMIUM, "this test needs chromium or google-chrome"
     Image.fromarray(astronaut()).save(tmp_path / "photo.png")
     with socket.socket() as free:

@@ -184,7 +184,7 @@ def test_fixed_crops_equal_torchvision(faces, count, cut):
         assert torch.equal(crops, torch.stack(cut(image, [40])))
 
 
-# Colour and mixing
+# Color and mixing
 
 
 def test_jitter_equals_torchvision_in_either_order(faces):
@@ -233,7 +233,7 @@ def test_erase_equals_torchvision(faces):
 
 @pytest.mark.parametrize("name", ["MixUp", "CutMix"])
 def test_mixing_equals_torchvision(faces, name, monkeypatch):
-    """With the parameters that torchvision drew; it takes the neighbour for the other image."""
+    """With the parameters that torchvision drew; it takes the neighbor for the other image."""
     images, labels, drawn = faces.float(), torch.arange(len(faces)) % 7, {}
     transform = getattr(v2, name)(num_classes=7)
     draw = transform.make_params
@@ -258,7 +258,7 @@ def test_mixing_equals_torchvision(faces, name, monkeypatch):
 
 
 def dots(count):
-    """White on black: a square up and left of the centre, on a picture with a margin for every
+    """White on black: a square up and left of the center, on a picture with a margin for every
     move.
     """
     images = torch.zeros(count, 1, 96, 96)
@@ -267,7 +267,7 @@ def dots(count):
 
 
 def moments(images):
-    """Each picture's centre of mass, (x, y) from its centre."""
+    """Each picture's center of mass, (x, y) from its center."""
     side = torch.arange(images.shape[-1]) - (images.shape[-1] - 1) / 2
     mass = images[:, 0].double()
     return (
@@ -323,10 +323,10 @@ def test_images_that_the_probability_skips_stay_unchanged(name):
 
 
 def test_jitter_draws_factors_evenly_for_a_share_of_the_images():
-    grey = torch.full((4000, 1, 8, 8), 100.0)
-    grey[..., :4], grey[..., 4:] = 90, 110
-    images, _ = apply(grey, jitter=0.5, jitter_probability=0.4)
-    changed = (images != grey).flatten(1).any(1)
+    gray = torch.full((4000, 1, 8, 8), 100.0)
+    gray[..., :4], gray[..., 4:] = 90, 110
+    images, _ = apply(gray, jitter=0.5, jitter_probability=0.4)
+    changed = (images != gray).flatten(1).any(1)
     assert 0.37 < changed.float().mean() < 0.43
     means = images[changed].mean((1, 2, 3)) / 100
     assert uniform(means, 0.5, 1.5)
@@ -344,10 +344,10 @@ def test_crops_are_uniform_over_all_positions():
 
 
 def test_brightness_and_contrast_are_even():
-    grey = torch.full((2000, 1, 8, 8), 128.0)
-    assert uniform(apply(grey, brightness=0.2)[0][:, 0, 0, 0] - 128, -51, 51)
-    grey[..., :4], grey[..., 4:] = 118, 138
-    assert uniform((apply(grey, contrast=0.4)[0][:, 0, 0, 7] - 128) / 10, 0.6, 1.4)
+    gray = torch.full((2000, 1, 8, 8), 128.0)
+    assert uniform(apply(gray, brightness=0.2)[0][:, 0, 0, 0] - 128, -51, 51)
+    gray[..., :4], gray[..., 4:] = 118, 138
+    assert uniform((apply(gray, contrast=0.4)[0][:, 0, 0, 7] - 128) / 10, 0.6, 1.4)
 
 
 def test_erased_boxes_are_as_published():
@@ -556,9 +556,9 @@ def test_strength_scales_and_zero_is_off(faces, name):
         assert torch.equal(half, apply(faces, **{name: ON[name] / 2})[0])
 
 
-def test_the_strength_of_crop_is_how_far_windows_lie_from_the_centre(faces):
-    centre = theirs.center_crop(faces, [40]).float()
-    assert torch.equal(apply(faces, crop=40, strength={"crop": 0})[0], centre)
+def test_the_strength_of_crop_is_how_far_windows_lie_from_the_center(faces):
+    center = theirs.center_crop(faces, [40]).float()
+    assert torch.equal(apply(faces, crop=40, strength={"crop": 0})[0], center)
     batch = draws(4000)
     for share, reach in ((0.5, 2), (1, 4)):
         starts = batch.window(8, share)

@@ -38,7 +38,7 @@ def test_it_labels_drawn_faces_far_better_than_chance():
     assert accuracy > 0.25  # chance is 1/7; measured: 0.28
 
 
-def test_photos_are_labelled_where_no_run_is_there(fer, tmp_path):
+def test_photos_are_labeled_where_no_run_is_there(fer, tmp_path):
     face = demo(images=70, limit=None, seed=0, normalize="dataset").open("train").images[0, 0]
     Image.fromarray(face.numpy()).save(tmp_path / "face.png")
     code, out, err = fer("predict", "input=face.png", "device=cpu")

@@ -302,7 +302,7 @@ def test_typed_data_keys_replace_those_of_the_checkpoint(fer, tmp_path):
     assert len(pd.read_csv("whole.csv")) > len(pd.read_csv("other.csv")) > 7
 
 
-def test_predict_without_an_unlabelled_split_lists_the_splits(fer, refused, fer2013_csv):
+def test_predict_without_an_unlabeled_split_lists_the_splits(fer, refused, fer2013_csv):
     fer("train", *TINY[2:], "run=r", f"data.path={fer2013_csv.parent}")
     line = refused("predict", "ckpt=r")
     assert "split=train|validation" in line

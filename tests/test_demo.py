@@ -40,10 +40,10 @@ def test_shapes_types_and_ids(data):
         assert faces.ids == [str(i) for i in range(len(faces))]
 
 
-def test_only_the_test_split_is_unlabelled(data):
-    assert data.unlabelled == "test"
+def test_only_the_test_split_is_unlabeled(data):
+    assert data.unlabeled == "test"
     assert (data.open("test").labels == -1).all()
-    assert data.open("train").labelled and data.open("validation").labelled
+    assert data.open("train").labeled and data.open("validation").labeled
 
 
 def test_pictures_use_the_gray_range(data):

@@ -35,7 +35,7 @@ def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
         code == 0
         and err == ""
         and "onnxruntime" in out
-        and "0 of 23 validation faces labelled otherwise" in out
+        and "0 of 23 validation faces labeled otherwise" in out
     )
     assert (
         str(Path(__file__).parents[1]).encode() not in Path("r/model.onnx").read_bytes()

@@ -16,7 +16,7 @@ from fer.data.faces import Faces
 from fer.inference import Ensemble
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
-from fer.photos.labelling import faces_in_photos
+from fer.photos.labeling import faces_in_photos
 
 TRAINING = ["model=dnn", "model.head=[4]", "train.epochs=1", "augment=none", "device=cpu"]
 RNG = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def test_the_checkpoint_knows_it_and_other_data_is_read_at_it(of_64, fer):
     for number in range(3):
         Image.fromarray(draw(100)).save(f"pictures/{number}.png")
     pictures = of_64.data({"path": "pictures"}, used_whole=True)
-    assert pictures.open(pictures.unlabelled or pictures.only).images.shape == (3, 1, 64, 64)
+    assert pictures.open(pictures.unlabeled or pictures.only).images.shape == (3, 1, 64, 64)
     code, out, err = fer("predict", "ckpt=large", "data.path=pictures", "out=x.csv")
     assert (code, err) == (0, "") and "3 faces" in out
 

@@ -103,7 +103,7 @@ def test_folders_of_numbers_are_given_no_meaning(tmp_path, numbers):
     ("names", "words"),
     [
         (["happy", "sad"], "2 names for the 3 numbers 1, 2, 3"),
-        ({1: "happy"}, "1' is labelled|words"),
+        ({1: "happy"}, "1' is labeled|words"),
     ],
 )
 def test_names_that_do_not_fit_the_numbers_are_refused(tmp_path, names, words):
@@ -127,7 +127,7 @@ def test_splits_have_many_names(tmp_path, train, val, test):
     data = load(tmp_path)
     assert counts(data) == {"train": 4, "validation": 2, "test": 2} and data.shut == {"test"}
     said = f"{train}/ trains, {val}/ validates, {test}/ is kept shut; 2 classes: happy, sad"
-    assert data.told == said
+    assert data.description == said
     data = load(tmp_path, split="fraction", fraction=0.5)
     assert counts(data) == {"train": 2, "validation": 2, "val": 2, "test": 2}
 
@@ -205,7 +205,10 @@ def test_classes_to_keep(tmp_path):
     kept = kept.take((kept.labels == 0) | (kept.labels == 6))
     assert torch.equal(data.splits["train"].images, kept.images)
     assert torch.equal(data.splits["train"].labels == 0, kept.labels == 6)
-    assert "50 faces left out by data.classes (disgust, fear, happy, sad, surprise)" in data.told
+    assert (
+        "50 faces left out by data.classes (disgust, fear, happy, sad, surprise)"
+        in data.description
+    )
     with pytest.raises(
         UserError, match=r"data\.classes: no class 'smile'; there are angry, disgust"
     ):
@@ -320,7 +323,7 @@ def test_archives_are_read_from_the_cache(tmp_path, kind, named):
 def test_the_official_archive_and_a_compressed_csv(tmp_path):
     write_csv(tmp_path / "x" / "fer2013" / "fer2013.csv", [*range(7)] * 3)
     expected = load(tmp_path / "x")
-    assert expected.told.startswith("fer2013/fer2013.csv: Training trains")
+    assert expected.description.startswith("fer2013/fer2013.csv: Training trains")
     (tmp_path / "fer2013.tar.gz").write_bytes(packed(tmp_path / "x", "tar.gz"))
     content = (tmp_path / "x" / "fer2013" / "fer2013.csv").read_bytes()
     (tmp_path / "fer2013.csv.gz").write_bytes(gzip.compress(content))

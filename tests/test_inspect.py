@@ -208,15 +208,15 @@ def test_disputed_groups_begin_with_a_face_of_each_label(faces):
     assert inspect.disputed(many) == [[0, 2, 5, 3]]
 
 
-def test_closed_and_unlabelled_splits_are_not_shown(planted, capsys):
+def test_closed_and_unlabeled_splits_are_not_shown(planted, capsys):
     images, labels = map(torch.from_numpy, planted)
     split = Faces(images[:3], labels[:3], ["0", "1", "2"])
-    unlabelled = Faces(images[:2], labels[:2] * 0 - 1, ["0", "1"])
+    unlabeled = Faces(images[:2], labels[:2] * 0 - 1, ["0", "1"])
     splits = {
         "train": split,
         "validation": split,
         "public": split.take([0]),
-        "test": unlabelled,
+        "test": unlabeled,
         "private": split,
     }
     chosen = inspect.choose(
@@ -386,7 +386,7 @@ def test_figures_of_counts_and_gray_values(splits, planted, tmp_path, monkeypatc
     heights = [bar.get_height() for bar in bars.axes[0].patches]
     assert sum(heights) == pytest.approx(100) and heights[1] == 0
     assert [bar.get_facecolor() for bar in bars.axes[0].patches] == [
-        matplotlib.colors.to_rgba(c) for c in plots.COLOURS[:7]
+        matplotlib.colors.to_rgba(c) for c in plots.COLORS[:7]
     ]
     assert "28,709" in {text.get_text() for text in bars.axes[0].texts}
     values = curves.axes[0].patches[0].get_data().values

@@ -73,7 +73,7 @@ def test_a_face_that_fills_the_photo_is_cut_out_whole(photo):
     assert face.shape == (1, 48, 48) and face.dtype == torch.uint8
 
 
-def test_photos_are_labelled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_path, photo, tiny):
+def test_photos_are_labeled_by_what_stands_in_their_boxes_and_drawn(fer, tmp_path, photo, tiny):
     (tmp_path / "in").mkdir()
     photo.save(tmp_path / "in" / "a.png")
     turned = photo.rotate(90, expand=True)
@@ -159,7 +159,7 @@ def test_how_small_a_face_is_looked_for_is_a_choice(fer, tmp_path, tiny, photo):
     code, out, _ = fer("predict", *words, "smallest=0.04")
     assert code == 0 and "group.png: no face found of 48 pixels or more" in out
     assert "try smallest=0.02" in out
-    assert "labelled" in fer("predict", *words)[1]
+    assert "labeled" in fer("predict", *words)[1]
 
 
 def test_small_faces_of_a_large_photo_are_found(photo):

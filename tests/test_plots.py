@@ -182,7 +182,7 @@ def test_seeds_are_one_curve_with_their_spread(tmp_path, drawn):
     plots.compare({"a": [first, second.iloc[:10]], "b": [first]}, tmp_path / "c.png")
     axes = drawn[0].axes[1]
     (band,) = axes.collections
-    assert {line.get_color() for line in axes.lines} == set(plots.COLOURS[:2]) and len(
+    assert {line.get_color() for line in axes.lines} == set(plots.COLORS[:2]) and len(
         axes.lines
     ) == 4
     middle = axes.lines[1].get_ydata()

@@ -113,14 +113,14 @@ def test_an_ensemble_labels_by_the_mean_probabilities_and_tells_what_each_adds(f
     assert (
         code == 0
         and "contributions of members are not shown" in out
-        and "labelled by 3 checkpoints" in out
+        and "labeled by 3 checkpoints" in out
     )
     Path("runs/begun").mkdir()
     code, out, _ = fer("predict", "ckpt=runs/*", "split=validation")
     assert (
         code == 0
         and "runs/begun: has no best.pt yet, left out" in out
-        and "labelled by 3 checkpoints" in out
+        and "labeled by 3 checkpoints" in out
     )
     code, _, err = fer("predict", "ckpt=runs/beg*")
     assert code == 2 and "runs/beg*: no best.pt there yet" in err
@@ -285,30 +285,30 @@ def test_a_sample_that_does_not_fit_is_refused(fer, competition):
 
 
 def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
-    write_faces(Path("labelled.csv"), 70, seed=2, labels=True)
-    write_faces(Path("unlabelled.csv"), 5, seed=3)
-    code, out, err = fer("predict", "data.path=unlabelled.csv")
+    write_faces(Path("labeled.csv"), 70, seed=2, labels=True)
+    write_faces(Path("unlabeled.csv"), 5, seed=3)
+    code, out, err = fer("predict", "data.path=unlabeled.csv")
     assert code == 0 and len(pd.read_csv("submission.csv")) == 5, err
-    code, _, err = fer("predict", "data.path=labelled.csv")
+    code, _, err = fer("predict", "data.path=labeled.csv")
     assert code == 2 and "what do these numbers mean" in err
-    labelled = [
-        "data.path=labelled.csv",
+    labeled = [
+        "data.path=labeled.csv",
         "data.names=[angry,disgust,fear,happy,sad,surprise,neutral]",
     ]
-    code, out, err = fer("predict", *labelled)
+    code, out, err = fer("predict", *labeled)
     assert code == 0 and len(pd.read_csv("submission.csv")) == 70, err
     assert "no accuracy is shown: all contains, or may contain, PrivateTest" in out
-    code, out, err = fer("evaluate", *labelled)
+    code, out, err = fer("evaluate", *labeled)
     assert code == 0 and "70 faces of all" in out, err
-    code, out, err = fer("evaluate", *labelled, "split=validation")
+    code, out, err = fer("evaluate", *labeled, "split=validation")
     assert code == 0 and "faces of validation" in out, err
-    code, _, err = fer("evaluate", "data.path=unlabelled.csv")
+    code, _, err = fer("evaluate", "data.path=unlabeled.csv")
     assert code == 2 and "has no labels to measure against" in err
     members = "ckpt=[runs/r,runs/r/last.pt]"
-    code, out, err = fer("predict", members, "data.path=unlabelled.csv", "select=greedy")
+    code, out, err = fer("predict", members, "data.path=unlabeled.csv", "select=greedy")
     assert code == 0 and "ensemble: accuracy" in out, err
     for asked in ("data.split=auto", "data.split=none"):
-        code, _, err = fer("train", "data.path=unlabelled.csv", asked, "run=n")
+        code, _, err = fer("train", "data.path=unlabeled.csv", asked, "run=n")
         assert code == 2 and "train on" in err and not Path("n").exists()
 
 

@@ -94,7 +94,7 @@ def test_archive_splits_by_usage_and_shuts_private(archive):
     same(data.splits["validation"], np.arange(30, 36))
     same(data.splits["private"], np.arange(36, 40))
     assert data.splits["public"] is data.splits["validation"]
-    assert data.shut == {"private"} and data.unlabelled is None and data.normalize == "unit"
+    assert data.shut == {"private"} and data.unlabeled is None and data.normalize == "unit"
     same(load(archive / "fer2013.csv").splits["train"], np.arange(30))
 
 
@@ -108,9 +108,9 @@ def test_icml_header_other_order_extra_columns_quotes_crlf_bom(tmp_path):
     same(data.splits["validation"], np.arange(30, 31))
 
 
-def test_challenge_has_an_unlabelled_test_split_with_counted_ids(challenge):
+def test_challenge_has_an_unlabeled_test_split_with_counted_ids(challenge):
     data = load(challenge)
-    assert data.unlabelled == "test" and not data.shut
+    assert data.unlabeled == "test" and not data.shut
     assert data.splits["test"].ids == ["0", "1", "2", "3", "4"]
     assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:5]))
 
@@ -246,7 +246,7 @@ def test_a_role_that_two_columns_play_is_refused(tmp_path, header):
         load(tmp_path)
 
 
-def test_a_labelled_test_csv_is_shut(challenge):
+def test_a_labeled_test_csv_is_shut(challenge):
     rows = [(y, pixels(x)) for y, x in zip(LABELS[:5], FACES, strict=False)]
     write(challenge / "test.csv", ["emotion", "pixels"], rows)
     assert load(challenge).shut == {"test"}
@@ -262,7 +262,7 @@ def test_an_id_that_numpy_would_bloat_or_cut_is_refused(challenge, name):
     with pytest.raises(UserError, match=r"line 3: .* is no id"):
         load(challenge / "test.csv")
     data = load(challenge)  # a test file that cannot be read does not hinder a training
-    assert "is left out" in data.told and "test" not in data.splits
+    assert "is left out" in data.description and "test" not in data.splits
     with pytest.raises(UserError, match=r"split=test: .*line 3: .* is no id"):
         data.open("test")
 
@@ -383,7 +383,7 @@ def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
 @pytest.mark.parametrize("name", ["7", "10"])
 def test_folders_of_another_numbering_are_asked_for(folders, name):
     (folders / "train" / name).mkdir()
-    with pytest.raises(UserError, match=rf"{name}: is labelled {name}, but .*words for all"):
+    with pytest.raises(UserError, match=rf"{name}: is labeled {name}, but .*words for all"):
         load(folders)
 
 
@@ -400,7 +400,7 @@ def test_pictures_to_train_on_need_folders(folders):
 def test_numbers_and_words_in_one_column_are_refused(challenge):
     file = challenge / "train.csv"
     file.write_text(file.read_text().replace("\n1,", "\nDisgust,", 1))
-    with pytest.raises(UserError, match=r"line 2: is labelled 0, but .*line 3 is labelled 'Disg"):
+    with pytest.raises(UserError, match=r"line 2: is labeled 0, but .*line 3 is labeled 'Disg"):
         load(challenge)
 
 
@@ -412,7 +412,7 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
         Image.fromarray(FACES[i]).save(folders / "test" / name)
     for _ in range(2):  # the second time from the cache
         data = load(folders)
-        assert data.unlabelled == "test" and not data.shut
+        assert data.unlabeled == "test" and not data.shut
         assert data.splits["test"].ids == [f"test/{name}" for name in names]
         assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:3]))
     with pytest.raises(UserError, match=r"validation=test: the pictures in .* have no labels"):
@@ -432,7 +432,7 @@ def test_one_folder_in_test_that_is_no_class_holds_the_pictures_to_label(folders
     (folders / "test" / name).mkdir(parents=True)
     Image.fromarray(FACES[0]).save(folders / "test" / name / "a.png")
     data = load(folders)
-    assert data.unlabelled == "test" and data.classes == CLASSES
+    assert data.unlabeled == "test" and data.classes == CLASSES
     assert data.splits["test"].ids == [f"test/{name}/a.png"]
     (folders / "test" / name).rename(folders / "test" / "Happy")
     assert load(folders).shut == {"test"}
@@ -443,7 +443,7 @@ def test_a_single_file_can_be_one_split(challenge, archive):
     assert [*data.splits] == ["all"] and data.shut == {"all"} and data.only == "all"
     same(data.splits["all"], np.arange(40))
     data = load(challenge / "test.csv", split="none")
-    assert data.unlabelled == "all" and not data.shut
+    assert data.unlabeled == "all" and not data.shut
     assert {"train", "validation", "private"} <= {
         *load(archive / "fer2013.csv", split="none").splits
     }

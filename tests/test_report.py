@@ -305,7 +305,7 @@ def test_overfitting_and_collapse_are_described_in_words(fer, run):
     page = (run / "report" / "index.html").read_text()
     assert (
         "training accuracy is 90.0% and validation accuracy 40.0%" in page
-        and "All faces are labelled happy" in page
+        and "All faces are labeled happy" in page
     )
     history.assign(train_accuracy=0.5, val_accuracy=0.4).to_csv(run / "history.csv", index=False)
     assert fer("report", "run=r")[0] == 0

@@ -101,7 +101,7 @@ def test_trainings_that_patience_ended_are_not_continued(fer):
     assert code == 0 and "resuming at" not in out
 
 
-def test_mislabelled_faces_are_found_by_cleanlab_on_held_out_folds(fer):
+def test_mislabeled_faces_are_found_by_cleanlab_on_held_out_folds(fer):
     code, out, err = fer("mislabels", *TINY, "folds=2", "out=m")
     assert code == 0, err
     table = pd.read_csv("m/mislabels.csv")

@@ -96,6 +96,7 @@ def test_a_config_of_ones_own_may_read_the_environment(fer, tmp_path, monkeypatc
         ("optim._target_=torch.optim.lr_scheduler.StepLR", "not an optimizer"),
         ("++data={_target_: fer.data.readers.cache.available_memory}", "data"),
         ("name=a\x1b[2Jb", "name=a\\x1b[2Jb"),
+        ("start=a\nb.pt", "a\\nb.pt: no such checkpoint"),
         ("name=" + "x" * 101, "should be 1 to 100 printable characters"),
         ("train.precision=\x9b2J", "\\x9b2J"),
         ("run=\udcff", "an argument is not valid text"),
@@ -302,13 +303,13 @@ def test_ids_are_copied_as_they_are(fer, tmp_path, tiny):
     assert [row[0] for row in written] == ["id", *IDS]
 
 
-def png(width, height, depth=8, colour=0, data=b""):
+def png(width, height, depth=8, color=0, data=b""):
     def chunk(kind, body):
         return (
             struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         )
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 

@@ -54,7 +54,7 @@ def affine(
     size: tuple[int, int],
     fill: Fill,
 ) -> Tensor:
-    """Float N×1×H×W flipped, scaled, rotated about their centre, then shifted; bilinear. The result
+    """Float N×1×H×W flipped, scaled, rotated about their center, then shifted; bilinear. The result
     has the given size, (height, width). Like torchvision's `affine` after `horizontal_flip`.
 
     flip: bool N; None flips no image.
@@ -69,7 +69,7 @@ def affine(
     if flip is not None:
         mirror = 1 - 2 * flip.float()  # -1 or 1
         scale = torch.stack([scale[:, 0] * mirror, scale[:, 1]], dim=1)
-    # The map from pixels of the result to pixels of the image, both (x, y) from the centre.
+    # The map from pixels of the result to pixels of the image, both (x, y) from the center.
     # Not by a matrix product: its rounding depends on the batch size, and several processes that
     # share a batch must together change it as one would.
     inverse = torch.stack([cos, sin, -sin, cos], dim=1).view(-1, 2, 2) / scale[:, :, None]
@@ -201,7 +201,7 @@ def check_crop(images: Tensor, size: int) -> None:
 
 def ten_crops(images: Tensor, size: int) -> Tensor:
     """Ten crops of each image (Krizhevsky et al. 2012), 10×N×1×size×size: top left, top right,
-    bottom left, bottom right, centre, then the same of the flipped images.
+    bottom left, bottom right, center, then the same of the flipped images.
     """
     from torchvision.transforms.v2.functional import ten_crop  # takes a second to import
 
@@ -212,7 +212,7 @@ def ten_crops(images: Tensor, size: int) -> Tensor:
 def fixed_crops(images: Tensor, size: int, count: int) -> Tensor:
     """Fixed crops of each image, N·count×1×size×size; those of one image are adjacent.
 
-    count: 5 (corners and centre) or 10 (those of the flipped image too).
+    count: 5 (corners and center) or 10 (those of the flipped image too).
     """
     from torchvision.transforms.v2.functional import five_crop, ten_crop
 
@@ -297,7 +297,7 @@ class Draws:
         return torch.stack([top, left, top + h, left + w], dim=1)
 
     def cutmix_box(self, lam: Tensor, height: int, width: int) -> Tensor:
-        """A box for cutmix, 4, with a share of 1 - lam of the area. Its centre is in the image, its
+        """A box for cutmix, 4, with a share of 1 - lam of the area. Its center is in the image, its
         edges may be outside.
         """
         half = (1 - lam).sqrt() / 2
@@ -314,8 +314,8 @@ class Draws:
         quantiles = beta_quantiles(alpha, self.device)
         position = self.one() * (len(quantiles) - 1)
         below = position.long().clamp(max=len(quantiles) - 2)
-        neighbours = quantiles.index_select(0, torch.stack([below, below + 1]))
-        return torch.lerp(neighbours[0], neighbours[1], position - below)
+        neighbors = quantiles.index_select(0, torch.stack([below, below + 1]))
+        return torch.lerp(neighbors[0], neighbors[1], position - below)
 
 
 @functools.cache
@@ -419,7 +419,7 @@ class Augment:
 
         strength: a number from 0 to 1 for any of STRENGTHS, by which the setting's value is
         multiplied. Of mixup and cutmix it is the share of batches that are mixed; of crop, how far
-        windows may lie from the centre.
+        windows may lie from the center.
         """
         factors = dict.fromkeys(STRENGTHS, 1.0) | dict(strength or {})
         amounts = {}
@@ -631,7 +631,7 @@ class Augment:
         shift = changes["shift"]
         size = (height, width)
         if self.crop and crops_at_random:
-            # A window right of the centre shows the image shifted to the left.
+            # A window right of the center shows the image shifted to the left.
             right = changes["left"] - (width - self.crop) / 2
             down = changes["top"] - (height - self.crop) / 2
             shift = shift - torch.stack([right, down], dim=1)

@@ -18,15 +18,15 @@ COMMANDS = {
     "download": "download FER2013 from Kaggle through your own account",
     "train": "train a network and write a run folder",
     "predict": "label faces and write a submission",
-    "evaluate": "measure accuracy on a labelled split, with intervals and paired tests",
+    "evaluate": "measure accuracy on a labeled split, with intervals and paired tests",
     "curves": "plot the learning rate and all else that a training would change over time",
     "report": "make pictures and tables of a run, or compare several",
     "explain": "show what a network looks at in a face, and what its filters respond to",
     "app": "try networks in the browser, with photos or the camera",
     "export": "write a network for other programs, as ONNX or torch.export",
     "inspect": "look at the data: counts, mean faces, copies within and across splits",
-    "mislabels": "find the training faces that are most likely labelled wrong",
-    "selftrain": "measure what unlabelled faces add",
+    "mislabels": "find the training faces that are most likely labeled wrong",
+    "selftrain": "measure what unlabeled faces add",
     "summary": "show networks layer by layer, or side by side",
 }
 USAGE = """usage: fer COMMAND [KEY=VALUE ...]
@@ -79,8 +79,13 @@ def guarded(args: list[str]) -> int:
 
 
 def printable(text: str) -> str:
-    """The text with terminal codes and the like written out."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    """The text with terminal codes and the like written out. Line breaks stay between the refusals
+    of several jobs only: those of a name would split its line.
+    """
+    lines = text.split("\nfer: ")
+    return "\nfer: ".join(
+        "".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines
+    )
 
 
 def run(command: str = "--help", *args: str) -> int:

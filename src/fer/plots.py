@@ -2,7 +2,7 @@
 chooses the format.
 
 This module knows no config, run or tensor, and imports neither pyplot, torch nor pandas. Text is
-drawn literally: `$` and `_` have no meaning. No information is in the colour alone.
+drawn literally: `$` and `_` have no meaning. No information is in the color alone.
 """
 
 import math
@@ -29,9 +29,9 @@ from fer.files import write
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's colours, which colour-blind people can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLOURS
+# Okabe and Ito's colors, which color-blind people can tell apart.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+BLUE, VERMILION, _, _, ORANGE, SKY, BLACK, _ = COLORS
 GRAY = "#555555"
 GRID_GRAY = "#e6e6e6"
 COLORMAPS = {"gray": "gray", "positive": "magma", "overlay": "magma", "signed": "RdBu_r"}
@@ -40,12 +40,12 @@ WRONG = "✗ "
 MARKS = {True: "✓ ", False: WRONG, None: ""}  # is the prediction right? None: unknown
 MARKERS = (None, "o", "s", "^", "D", "v")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), "-")
-FEW = 7  # curves need no markers up to this number: it is the number of colours without light gray
-# With more curves, those of the same colour differ in marker and dashes.
+FEW = 7  # curves need no markers up to this number: it is the number of colors without light gray
+# With more curves, those of the same color differ in marker and dashes.
 LOOKS_OF_MANY: list[dict[str, Any]] = [
-    {"color": colour, "marker": marker, "linestyle": dashes}
+    {"color": color, "marker": marker, "linestyle": dashes}
     for marker, dashes in zip(MARKERS[1:], DASHES, strict=True)
-    for colour in COLOURS[:FEW]
+    for color in COLORS[:FEW]
 ]
 LEGEND_LETTERS = 100  # letters that a legend fits into a row of 7 inches
 LEGEND_ROWS = 16  # that fit beside a figure 2.8 inches high
@@ -118,7 +118,7 @@ def compare(histories: "Mapping[str, Sequence[pd.DataFrame]]", path: Path) -> Pa
     few = len(labels) <= FEW
     looks = LOOKS_OF_MANY
     if few:
-        looks = [{"color": colour} for colour in COLOURS[:FEW]]
+        looks = [{"color": color} for color in COLORS[:FEW]]
     recipes = list(zip(histories.values(), cycle(looks), strict=False))
     longest = max(map(len, labels), default=0)
     legend_below = len(labels) > 4 or longest > 36
@@ -184,16 +184,16 @@ def _over_seeds(runs: "Sequence[pd.DataFrame]", column: str) -> Any:
     return merged.groupby("epoch")[[column]]
 
 
-def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, colour: str) -> None:
+def _band(axes: Axes, runs: "Sequence[pd.DataFrame]", column: str, color: str) -> None:
     """A band from the lowest to the highest seed."""
     scale = 100 if "accuracy" in column else 1
     groups = _over_seeds(runs, column)
     low, high = scale * groups.min()[column], scale * groups.max()[column]
-    axes.fill_between(low.index, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(low.index, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None = None) -> Path:
-    """A confusion matrix of counts, C×C: rows are the truth, columns the prediction. Colours and
+    """A confusion matrix of counts, C×C: rows are the truth, columns the prediction. Colors and
     percentages are shares of the row. A row without faces is blank.
     """
     matrix = np.asarray(matrix)
@@ -251,11 +251,11 @@ def _matrix(
     classes: Sequence[str],
     **font: Any,
 ) -> None:
-    """Shares C×C as colours, with a text in each cell of `texts`."""
+    """Shares C×C as colors, with a text in each cell of `texts`."""
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), text in texts.items():
-        colour = "white" if shares[row, column] > 0.6 else BLACK
-        axes.text(column, row, text, ha="center", va="center", color=colour, **font)
+        color = "white" if shares[row, column] > 0.6 else BLACK
+        axes.text(column, row, text, ha="center", va="center", color=color, **font)
     _class_ticks(axes, classes)
     axes.set_yticks(range(len(classes)), classes)
     _bare(axes)
@@ -267,17 +267,17 @@ def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) 
     """
     columns = _legend_columns(max(map(len, recalls)))
     rows = math.ceil(len(recalls) / columns)
-    looks: list[Any] = list(zip("osD^vPX", COLOURS, strict=False))
+    looks: list[Any] = list(zip("osD^vPX", COLORS, strict=False))
     if len(recalls) > FEW:
-        looks = list(product(MARKERS[1:], COLOURS[:FEW]))
+        looks = list(product(MARKERS[1:], COLORS[:FEW]))
     step = 0.7 / max(1, len(recalls))
     width = max(7, 0.75 * len(classes))
     with _figure(path, width, 2.4 + 0.17 * rows) as (figure, axes):
-        for i, ((name, shares), (marker, colour)) in enumerate(
+        for i, ((name, shares), (marker, color)) in enumerate(
             zip(recalls.items(), cycle(looks), strict=False)
         ):
             x = np.arange(len(classes)) + step * (i - (len(recalls) - 1) / 2)
-            axes.plot(x, 100 * np.asarray(shares), marker, color=colour, markersize=5, label=name)
+            axes.plot(x, 100 * np.asarray(shares), marker, color=color, markersize=5, label=name)
         for edge in np.arange(len(classes) - 1) + 0.5:
             axes.axvline(edge, color=GRID_GRAY, linewidth=0.6)
         axes.set_xticks(range(len(classes)), classes)
@@ -339,11 +339,11 @@ def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
         ("f1-score", "F1", ORANGE),
     )
     with _figure(path, max(3.4, len(rows)), 2.4) as (figure, axes):
-        for i, (key, label, colour) in enumerate(scores):
+        for i, (key, label, color) in enumerate(scores):
             heights = [100 * row[key] for row in rows.values()]
             numbers = [f"{height:.0f}" for height in heights]
             x = np.arange(len(rows)) + 0.27 * (i - 1)
-            _bars(axes, x, heights, numbers, width=0.25, color=colour, label=label)
+            _bars(axes, x, heights, numbers, width=0.25, color=color, label=label)
         names = []
         for name, row in rows.items():
             names.append(f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}")
@@ -374,8 +374,8 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
     """The recall of each class over epochs: columns val_recall_<class>."""
     with _figure(path, 7, 2.8) as (figure, axes):
         for i, name in enumerate(classes):
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            _line(axes, history, f"val_recall_{name}", marker, color=colour, label=name)
+            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+            _line(axes, history, f"val_recall_{name}", marker, color=color, label=name)
         axes.set(ylabel="recall, %", ylim=(0, 100))
         _epochs(axes, history)
         columns = max(1, math.ceil(len(classes) / LEGEND_ROWS))
@@ -441,8 +441,8 @@ def explanations(
             if wrong:
                 _frame(axes, left, y, side, 2)
         y = height - 0.12
-        _colour_key(axes, "positive", "0 to the map's maximum", 0.08, y, side)
-        _colour_key(axes, "signed", "lowers or raises the score", 2.3, y, side)
+        _color_key(axes, "positive", "0 to the map's maximum", 0.08, y, side)
+        _color_key(axes, "signed", "lowers or raises the score", 2.3, y, side)
     return path
 
 
@@ -458,8 +458,8 @@ def _map(axes: Axes, image: np.ndarray, look: str, face: np.ndarray, box: tuple)
     if look == "overlay":
         axes.imshow(face, **FACE_GRAYS, extent=box)
         alpha = 0.8 * np.sqrt(image / largest)
-    colours = matplotlib.colormaps[COLORMAPS[look]].with_extremes(bad=MASKED)
-    axes.imshow(image, cmap=colours, vmin=low, vmax=high, extent=box, alpha=alpha)
+    colors = matplotlib.colormaps[COLORMAPS[look]].with_extremes(bad=MASKED)
+    axes.imshow(image, cmap=colors, vmin=low, vmax=high, extent=box, alpha=alpha)
 
 
 def _explanation_caption(
@@ -474,7 +474,7 @@ def _explanation_caption(
     return "\n".join(lines), mark == WRONG
 
 
-def _colour_key(axes: Axes, look: str, text: str, x: float, y: float, width: float) -> None:
+def _color_key(axes: Axes, look: str, text: str, x: float, y: float, width: float) -> None:
     box = (x, x + width, y + 0.05, y - 0.05)
     axes.imshow(np.linspace(0, 1, 64)[None], cmap=COLORMAPS[look], extent=box)
     axes.text(x + width + 0.06, y, text, va="center", fontsize=6.5)
@@ -491,7 +491,7 @@ def mosaic(
     """A mosaic of N×h×w images, each with its name, or numbered from 0.
 
     texture: the images are gray, from 0 to 255, and are standardized one by one, except plain ones.
-    Otherwise they share one colour scale, which the largest percent of the values may exceed.
+    Otherwise they share one color scale, which the largest percent of the values may exceed.
     face: the face H×W that the images belong to, shown to their left.
     """
     images = np.asarray(images, dtype=float)
@@ -504,7 +504,7 @@ def mosaic(
         images = _standardized(images, -2.5, 2.5)
         look, low, high = "gray", -2.5, 2.5
     else:
-        look, low, high = _colour_scale(images)
+        look, low, high = _color_scale(images)
     sheet, cell_height, cell_width = _tiled(images, rows, columns)
     width = columns * side + (0.4 if texture else 1)
     height = rows * side * cell_height / cell_width + 0.55
@@ -521,10 +521,10 @@ def mosaic(
             face_axes.set_xticks([])
             face_axes.set_yticks([])
             _bare(face_axes)
-        colours = matplotlib.colormaps[COLORMAPS[look]]
+        colors = matplotlib.colormaps[COLORMAPS[look]]
         if texture:
-            colours = colours.with_extremes(bad=MASKED)  # bluish gaps set off a white image
-        shown = axes.imshow(sheet, cmap=colours, vmin=low, vmax=high)
+            colors = colors.with_extremes(bad=MASKED)  # bluish gaps set off a white image
+        shown = axes.imshow(sheet, cmap=colors, vmin=low, vmax=high)
         across = names or [f"+{i}" for i in range(columns)]
         down = [""] if names else np.arange(rows) * columns
         axes.set_xticks(np.arange(len(across)) * cell_width + cell_width / 2, across, fontsize=6.5)
@@ -538,7 +538,7 @@ def mosaic(
     return path
 
 
-def _colour_scale(images: np.ndarray) -> tuple[str, float, float]:
+def _color_scale(images: np.ndarray) -> tuple[str, float, float]:
     """The look of images that share a scale, and its lowest and highest value."""
     high = np.percentile(np.abs(images), 99) or np.abs(images).max() or 1
     if images.min() < 0:
@@ -582,7 +582,7 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], pa
         for axes, (split, column) in zip(panels[0], counts.items(), strict=True):
             heights = 100 * np.asarray(column) / max(1, sum(column))
             numbers = [f"{number:,}" for number in column]
-            _bars(axes, range(len(classes)), heights, numbers, color=COLOURS)
+            _bars(axes, range(len(classes)), heights, numbers, color=COLORS)
             _class_ticks(axes, classes)
             axes.set_title(f"{split}: {sum(column):,} faces", loc="left")
         panels[0, 0].set_ylabel("share of the split, %")
@@ -600,7 +600,7 @@ def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: P
     with _figure(path, 7, 2.3, 1, 3) as (figure, panels):
         for i, (split, pixels) in enumerate(images.items()):
             rows = faces[faces["split"] == split]
-            colour, linestyle = COLOURS[i % FEW], dashes[i % len(dashes)]
+            color, linestyle = COLORS[i % FEW], dashes[i % len(dashes)]
             for axes, values, bins, end in (
                 (panels[0], pixels, 256, 256),
                 (panels[1], rows["mean"], 32, 256),
@@ -608,7 +608,7 @@ def gray_values(images: Mapping[str, np.ndarray], faces: "pd.DataFrame", path: P
             ):
                 counts, edges = np.histogram(values, bins, (0, end))
                 shares = 100 * counts / counts.sum()
-                axes.stairs(shares, edges, color=colour, linestyle=linestyle, label=split)
+                axes.stairs(shares, edges, color=color, linestyle=linestyle, label=split)
         # Room for the peaks at 0 and 255.
         panels[0].set(xlabel="gray value", ylabel="pixels, %", xlim=(-5, 261))
         panels[1].set(xlabel="mean of a face", ylabel="faces, %", xlim=(0, 256))
@@ -628,7 +628,7 @@ def shares(table: "pd.DataFrame", path: Path) -> Path:
             x = 100 * rows["share"] * 1.02**i  # side by side, so that intervals do not overlap
             y = 100 * rows["accuracy"]
             spread = abs(100 * rows[["low", "high"]].T.to_numpy() - y.to_numpy())
-            look: dict[str, Any] = {"color": COLOURS[i % FEW], "marker": MARKERS[1 + i % 5]}
+            look: dict[str, Any] = {"color": COLORS[i % FEW], "marker": MARKERS[1 + i % 5]}
             axes.errorbar(x, y, spread, capsize=2, label=method, **look)
         axes.set(xlabel="training faces with labels, %", ylabel="accuracy, %", xscale="log")
         _plain(axes.xaxis)
@@ -693,7 +693,7 @@ def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
 
 
 def _frame(axes: Axes, x: float, y: float, side: float, linewidth: float) -> None:
-    """A frame around a wrongly labelled face."""
+    """A frame around a wrongly labeled face."""
     look: dict[str, Any] = {"fill": False, "edgecolor": VERMILION, "linewidth": linewidth}
     axes.add_patch(Rectangle((x, y), side, side, **look))
 

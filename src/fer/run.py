@@ -36,7 +36,7 @@ LOCK = ".lock"
 TIMES = ("epoch", "seconds", "images_per_second")
 LONGEST_RECORD = 100_000  # characters of a start in environment.yaml; PyYAML is slow
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
-LOOKS = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
+PRIVATE_LOG = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
@@ -84,7 +84,7 @@ def spare_runs(*paths: str | Path | None) -> None:
     """Refuse to overwrite a file that belongs to a run."""
     for path in [path for path in paths if path]:
         target = Path(os.path.realpath(path))  # a link is followed when it is written to
-        if target.name in (*FILES, LOOKS) and target.exists():
+        if target.name in (*FILES, PRIVATE_LOG) and target.exists():
             raise UserError(f"{path}: would overwrite a run's own file; choose another name")
 
 
@@ -96,7 +96,7 @@ def tell_if_replaced(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(what: str, remedy: str) -> Iterator[None]:
+def os_errors_refused(what: str, remedy: str) -> Iterator[None]:
     """Within the context an OSError becomes a UserError: `what`, the reason, the `remedy`."""
     try:
         yield
@@ -112,7 +112,7 @@ def create(path: str | None, name: str) -> Path:
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     for folder in map(Path, [path] if path else numbered):
         with (
-            told(f"run={folder}: cannot be made", "choose another place"),
+            os_errors_refused(f"run={folder}: cannot be made", "choose another place"),
             contextlib.suppress(FileExistsError),
         ):
             folder.mkdir(parents=True)
@@ -136,7 +136,7 @@ def is_unused(folder: Path) -> bool:
 
 def make_folder(path: Path) -> Path:
     """The folder, made if it is missing: for pictures, which may replace older ones."""
-    with told(f"{path}: cannot be made", "choose another with out="):
+    with os_errors_refused(f"{path}: cannot be made", "choose another with out="):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -151,7 +151,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         if file.exists() and not file.is_file():
             raise UserError(f"{file}: is not a regular file, so no run can use it; remove it")
     with contextlib.ExitStack() as held:
-        with told(f"run folder {folder}: cannot be written to", "choose another"):
+        with os_errors_refused(f"run folder {folder}: cannot be written to", "choose another"):
             opened = held.enter_context(Path(folder, LOCK).open("a"))
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""fer evaluate: accuracy of checkpoints on a labelled split, with intervals and paired tests, and a
+"""fer evaluate: accuracy of checkpoints on a labeled split, with intervals and paired tests, and a
 log of every evaluation on PrivateTest.
 """
 
@@ -15,7 +15,7 @@ from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
 from fer.files import regular, write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
-from fer.run import LOOKS, make_folder, told
+from fer.run import PRIVATE_LOG, make_folder, os_errors_refused
 from fer.runtime import pick_device
 from fer.text import aligned
 
@@ -28,7 +28,7 @@ def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.only or "validation"
     faces = data.open(split)
-    if not faces.labelled:
+    if not faces.labeled:
         raise UserError(
             f"split={split}: has no labels to measure against; fer predict makes its submission"
         )
@@ -124,7 +124,7 @@ def paired_lines(right: dict[str, Tensor]) -> list[str]:
 def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str) -> str:
     """Log this evaluation in the run's folder; returns a line that counts it."""
     folder = make_folder(member.folder)
-    file = folder / LOOKS
+    file = folder / PRIVATE_LOG
     look = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "split": split,
@@ -135,8 +135,8 @@ def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str
         "accuracy": accuracy,
     }
     with (
-        told(f"{file}: cannot be written", "make the folder writable"),
-        FileLock(folder / f".{LOOKS}.lock"),
+        os_errors_refused(f"{file}: cannot be written", "make the folder writable"),
+        FileLock(folder / f".{PRIVATE_LOG}.lock"),
     ):
         earlier = []
         if file.exists():

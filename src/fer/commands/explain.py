@@ -82,7 +82,7 @@ class Layers:
     @cached_property
     def windows(self) -> list[str]:
         """Convolutions larger than 1×1 or, if there are none, all: in a residual network a 1×1
-        shortcut, which sees no neighbours, may run last.
+        shortcut, which sees no neighbors, may run last.
         """
         larger = [name for name in self.convolutions if max(self.module(name).kernel_size) > 1]
         return larger or self.convolutions

@@ -74,7 +74,7 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     print(
         f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} "
         f"of {len(faces)} "
-        f"{source} labelled otherwise"
+        f"{source} labeled otherwise"
     )
     if cfg.format == "onnx":
         ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])

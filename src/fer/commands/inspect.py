@@ -105,7 +105,7 @@ def choose(data: Data) -> dict[str, Faces]:
     """
     chosen: dict[str, Faces] = {}
     for name, faces in data.splits.items():
-        if name in data.shut or not faces.labelled:
+        if name in data.shut or not faces.labeled:
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
             print(f"{name}: {len(faces):,} faces, of which only copies are told: it {why}")
         elif not any(

@@ -42,7 +42,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
         if key in typed:
             raise UserError(f"{key}: is about photos; name one, or a folder of them, with input=")
     data = ensemble.members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
-    split = cfg.split or data.unlabelled or data.only
+    split = cfg.split or data.unlabeled or data.only
     if split is None:
         raise UserError(
             f"this data has no split without labels; choose one: split={'|'.join(data.splits)}"
@@ -64,10 +64,10 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     submission.write(str(out), predicted.tolist())
 
     written = f"{out}, {cfg.probs}" if cfg.probs else f"{out}"
-    print(f"{len(faces)} faces of {split} labelled by {described(ensemble)}: {written}")
-    if faces.labelled and may_hold_private_test(ensemble.members, data, split, faces):
+    print(f"{len(faces)} faces of {split} labeled by {described(ensemble)}: {written}")
+    if faces.labeled and may_hold_private_test(ensemble.members, data, split, faces):
         print(f"no accuracy is shown: {split} contains, or may contain, PrivateTest")
-    elif faces.labelled:
+    elif faces.labeled:
         print_accuracy(ensemble, faces, predicted, split, len(data.classes))
 
 
@@ -114,7 +114,7 @@ def described(ensemble: Ensemble) -> str:
 def print_accuracy(
     ensemble: Ensemble, faces: Faces, predicted: Tensor, split: str, classes: int
 ) -> None:
-    """Accuracy and macro F1 on labelled faces; with test-time augmentation, also without it."""
+    """Accuracy and macro F1 on labeled faces; with test-time augmentation, also without it."""
     learned_faces(ensemble.members, faces, strict=False, without="they may be among these faces")
     matrix = metrics.confusion(predicted, faces.labels, classes)
     accuracy, macro_f1 = metrics.accuracy(matrix), metrics.macro_f1(matrix)

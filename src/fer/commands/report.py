@@ -17,7 +17,7 @@ from fer.data.faces import Faces
 from fer.files import write, write_text
 from fer.layer_table import build, table_text
 from fer.page import Part, write_page
-from fer.run import LOOKS, TIMES, make_folder, read_history
+from fer.run import PRIVATE_LOG, TIMES, make_folder, read_history
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
@@ -229,7 +229,7 @@ def mistakes_line(confusion: torch.Tensor, classes: tuple[str, ...]) -> str:
 
 def private_test_line(folder: Path) -> str:
     """How often the run was evaluated on PrivateTest; nothing if it never was."""
-    log = folder / LOOKS
+    log = folder / PRIVATE_LOG
     if not log.is_file():
         return ""
     count = len(log.read_text(encoding="utf-8", errors="replace").splitlines()) - 1
@@ -267,7 +267,7 @@ def one_class_line(confusion: torch.Tensor, classes: tuple[str, ...]) -> str:
     predicted = (confusion.sum(0) > 0).nonzero().flatten().tolist()
     if len(predicted) != 1:
         return ""
-    return f"All faces are labelled {classes[predicted[0]]}: the network has learned nothing."
+    return f"All faces are labeled {classes[predicted[0]]}: the network has learned nothing."
 
 
 def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:

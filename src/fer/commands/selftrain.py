@@ -1,4 +1,4 @@
-"""fer selftrain: what unlabelled faces add. Networks that learn a share of the labels, and then
+"""fer selftrain: what unlabeled faces add. Networks that learn a share of the labels, and then
 their own predictions round by round, beside clusters of pixels.
 """
 
@@ -60,8 +60,8 @@ def self_train(
     Each training has its run folder in `out`: it is resumed if it was interrupted, and only read if
     it is complete.
     """
-    labelled, unlabelled = train.take(known), train.take(~known)
-    faces, taken, share_right = labelled, 0, np.nan
+    labeled, unlabeled = train.take(known), train.take(~known)
+    faces, taken, share_right = labeled, 0, np.nan
     rows = []
     for number in range(cfg.rounds + 1):
         method = f"round {number}" if number else "supervised only"
@@ -74,15 +74,15 @@ def self_train(
         trust = config.modules_named(cfg.model_dump())
         batch_size = cfg.train.batch_size
         best = Ensemble.open(str(folder / "best.pt"), device, batch_size, "none", trust)
-        probabilities = best.label(unlabelled)
+        probabilities = best.label(unlabeled)
         positions, predicted = surest(probabilities, cfg.portion * (number + 1) / cfg.rounds)
-        chosen = unlabelled.take(positions)
+        chosen = unlabeled.take(positions)
         taken = len(chosen)
         share_right = (predicted == chosen.labels).double().mean().item()
         faces = Faces(
-            images=torch.cat([labelled.images, chosen.images]),
-            labels=torch.cat([labelled.labels, predicted]),
-            ids=labelled.ids + chosen.ids,
+            images=torch.cat([labeled.images, chosen.images]),
+            labels=torch.cat([labeled.labels, predicted]),
+            ids=labeled.ids + chosen.ids,
         )
     return rows
 

@@ -131,7 +131,7 @@ def similar_thumbnails(images: Tensor, change: Change) -> np.ndarray:
 
 
 def apply(change: Change, images: Tensor) -> Tensor:
-    """Float images N×1×H×H, mirrored and rotated about their centres as the change says."""
+    """Float images N×1×H×H, mirrored and rotated about their centers as the change says."""
     if change.mirrored:
         images = images.flip(-1)
     if change.degrees:

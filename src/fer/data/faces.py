@@ -17,7 +17,7 @@ class Faces:
     """One split.
 
     images: uint8 N×1×H×H, 0 black to 255 white; mapped from the disk where the memory would not
-    hold them. labels: int64 N, positions in Data.classes, -1 where unlabelled. ids: N strings: of
+    hold them. labels: int64 N, positions in Data.classes, -1 where unlabeled. ids: N strings: of
     pictures their paths, else the file's own or "0" … "n-1". targets: float N×classes that sum to
     1, where training is to learn more than the labels.
     """
@@ -58,7 +58,7 @@ class Faces:
         return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return len(self) > 0 and bool((self.labels >= 0).all())
 
 
@@ -97,7 +97,7 @@ class Data:
     hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode:
     what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
-    told: what was taken for what, in words. left_out: split → why it could not be read.
+    description: what was taken for what, in words. left_out: split → why it could not be read.
     """
 
     splits: dict[str, Faces]
@@ -107,7 +107,7 @@ class Data:
     classes: tuple[str, ...] = CLASSES
     mode: str = "majority"
     sample: str | None = None
-    told: str = ""
+    description: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
 
     def open(self, name: str) -> Faces:
@@ -167,9 +167,9 @@ class Data:
         return replace(self, splits=splits, classes=tuple(classes))
 
     @property
-    def unlabelled(self) -> str | None:
+    def unlabeled(self) -> str | None:
         """Name of the split that a submission is made for, None where every split has labels."""
-        return next((name for name, faces in self.splits.items() if not faces.labelled), None)
+        return next((name for name, faces in self.splits.items() if not faces.labeled), None)
 
     @property
     def only(self) -> str | None:

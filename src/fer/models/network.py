@@ -61,7 +61,7 @@ def resized(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def fit(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Faces N×1×H×H cropped at the centre, or enlarged bilinearly, to N×1×size×size."""
+    """Faces N×1×H×H cropped at the center, or enlarged bilinearly, to N×1×size×size."""
     side = images.shape[-1]
     if side < size:
         return F.interpolate(images.float(), size=(size, size), mode="bilinear")
@@ -91,7 +91,7 @@ def backbone(model: nn.Module) -> list[nn.Parameter]:
 class Network(nn.Module):
     """Faces N×1×H×H, uint8 or float from 0 to 255, to logits N×classes.
 
-    Faces larger than the model's `size` are cropped at the centre; smaller ones are enlarged.
+    Faces larger than the model's `size` are cropped at the center; smaller ones are enlarged.
     """
 
     def __init__(

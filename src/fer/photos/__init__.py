@@ -1,10 +1,10 @@
-"""Faces in photos and videos: found, cropped as FER2013's faces are, labelled, drawn.
+"""Faces in photos and videos: found, cropped as FER2013's faces are, labeled, drawn.
 
 The caller hands in what labels faces; networks and checkpoints are unknown here.
 """
 
 from fer.photos.detection import SHARE, FaceDetector, find_faces
-from fer.photos.labelling import faces_in_photos, remedy, run
+from fer.photos.labeling import faces_in_photos, remedy, run
 from fer.photos.pictures import read_photo, readable
 
 __all__ = [

@@ -43,7 +43,7 @@ class Detection:
 
 
 class FaceDetector:
-    """CenterFace (Xu et al. 2019; MIT licence, 7.3 MB), run by OpenCV on the CPU."""
+    """CenterFace (Xu et al. 2019; MIT license, 7.3 MB), run by OpenCV on the CPU."""
 
     def __init__(self) -> None:
         with extra("photos", "faces in photos (crop=whole does without)"):

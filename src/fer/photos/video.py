@@ -22,7 +22,7 @@ from fer.photos.pictures import draw, readable
 from fer.run import tell_if_replaced, write_csv
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
-CHUNK = 32  # frames of a file whose faces are labelled together
+CHUNK = 32  # frames of a file whose faces are labeled together
 OVERLAP = 0.3  # intersection over union of a face's boxes in successive frames
 FRAME_RATE = 25.0  # where a file or camera does not tell its own
 QUIT = {ord("q"), 27}  # 27: Escape
@@ -168,8 +168,8 @@ def annotate(
         try:
             for pictures in chunked(frames(capture), 1 if camera else CHUNK):
                 found = [find_faces(picture, detector, smallest, face_size) for picture in pictures]
-                labelled = label_frames(found, len(classes), label)
-                for picture, faces, probabilities in zip(pictures, found, labelled, strict=True):
+                labeled = label_frames(found, len(classes), label)
+                for picture, faces, probabilities in zip(pictures, found, labeled, strict=True):
                     tracks = tracker.update(frame, [box for box, _ in faces], probabilities)
                     for track in tracks:
                         rows.append(table_row(frame, frame_rate, track, classes))
@@ -208,7 +208,7 @@ def label_frames(
     class_count: int,
     label: Callable[[Faces], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """The probabilities of each frame's faces, N×C, labelled in one batch."""
+    """The probabilities of each frame's faces, N×C, labeled in one batch."""
     counts = [len(faces) for faces in found]
     if not sum(counts):
         return [torch.empty(0, class_count) for _ in found]

@@ -76,7 +76,7 @@ def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
         write_text(folder / "config.yaml", config.dump(cfg))
         machine = runtime.describe(trainer.device, trainer.computed_in)
         data = trainer.faces.data
-        write_environment(folder, data.hash, typed or [], machine, data.told)
+        write_environment(folder, data.hash, typed or [], machine, data.description)
         print_start(trainer, folder)
         trainer.fit()
     return folder
@@ -151,8 +151,8 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces, "
         f"on {trainer.device.type} in {trainer.computed_in}"
     )
-    if faces.data.told:
-        print(wrapped(f"data: {faces.data.told}"))
+    if faces.data.description:
+        print(wrapped(f"data: {faces.data.description}"))
     if faces.images.device.type != trainer.device.type:
         gigabytes = (faces.images.nbytes + faces.val_images.nbytes) / 1e9
         print(f"they stay in main memory ({gigabytes:.1f} GB); each batch moves when it is needed")

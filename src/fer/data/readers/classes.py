@@ -94,7 +94,7 @@ def name_numbers(
     words = [label for label in labels if label not in numbers]
     if numbers and words:
         raise UserError(
-            f"{first[numbers[0]]}: is labelled {numbers[0]}, but {first[words[0]]} is labelled "
+            f"{first[numbers[0]]}: is labeled {numbers[0]}, but {first[words[0]]} is labeled "
             f"{words[0]!r}; use numbers or words for all, or name the numbers, such as "
             f"data.names={{{numbers[0]}: happy}}"
         )

@@ -111,9 +111,9 @@ def fer2013(
     splits = {name: faces for name, faces in first.items() if faces is not None} | splits
     # A test split with labels may hold PrivateTest.
     doubtful = {"private", "test"} & {*splits} - {judge}
-    shut = frozenset(name for name in doubtful if splits[name].labelled)
-    told = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
-    return Data(splits, normalize, shut, hash_of(parts), told=told, **about)  # type: ignore[arg-type]
+    shut = frozenset(name for name in doubtful if splits[name].labeled)
+    description = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
+    return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -165,7 +165,7 @@ def only_split(name: str, part: Part, normalize: Normalization, about: dict) -> 
     PrivateTest.
     """
     faces = part.cut()
-    shut = frozenset({name} if faces.labelled else ())
+    shut = frozenset({name} if faces.labeled else ())
     return Data({name: faces}, normalize, shut, str(part.table.hash), **about)
 
 
@@ -265,7 +265,7 @@ def in_words(
         if name in ("train", "validation", judge):
             continue
         state = "is kept shut" if name in shut else "is not used in training"
-        if not faces.labelled:
+        if not faces.labeled:
             state = "has no labels"
         words.append(f"{named.get(name) or source.places.get(name, name)} {state}")
     words += [f"{name} is left out ({why})" for name, why in source.left_out.items()]

@@ -428,7 +428,7 @@ def folders_source(
     parts = {}
     for split, outer in folders.items():
         folder = outer
-        if split == "test" and (inner := only_unlabelled(folder, folders.get("train"))):
+        if split == "test" and (inner := only_unlabeled(folder, folders.get("train"))):
             folder = inner
         listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
         if listed:
@@ -443,7 +443,7 @@ def folders_source(
     return Source(parts, places, pictures=True, root=root)
 
 
-def only_unlabelled(test: Path, train: Path | None) -> Path | None:
+def only_unlabeled(test: Path, train: Path | None) -> Path | None:
     """The folder that holds all pictures of a test folder, as test/unknown/ or test/test/, if it is
     none of the classes to train on.
     """

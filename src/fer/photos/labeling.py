@@ -23,7 +23,7 @@ from fer.run import make_folder, tell_if_replaced, write_csv
 
 MOST_PRINTED = 10  # faces: if there are more, they are in the table only
 SPLIT_KEYS = {"split", "sample", "columns", "probs", "data"}
-Labeller = Callable[[Faces], torch.Tensor]  # faces to probabilities, N×C
+Labeler = Callable[[Faces], torch.Tensor]  # faces to probabilities, N×C
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run(
     ema: float,
     typed: list[str],
     classes: list[str],
-    label: Labeller,
+    label: Labeler,
     face_size: int,
 ) -> None:
     """Find the faces at `source`, label them, and write the table `out` and annotated pictures.
@@ -89,7 +89,7 @@ def label_photos(
     crop: str,
     smallest: float,
     classes: list[str],
-    label: Labeller,
+    label: Labeler,
     face_size: int,
 ) -> None:
     """Label the faces in a photo or in a folder of photos, all in one go."""
@@ -133,7 +133,7 @@ def label_photos(
             drawing = draw(read_photo(file), texts[file])
             write(folder / f"{name}.png", partial(drawing.save, format="PNG"))
     plural = "s" if len(rows) > 1 else ""
-    print(f"{len(rows)} face{plural} in {len(texts)} of {len(files)} photos labelled: {written}")
+    print(f"{len(rows)} face{plural} in {len(texts)} of {len(files)} photos labeled: {written}")
 
 
 def faces_in_photos(
