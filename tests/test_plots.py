@@ -399,13 +399,15 @@ def test_figures_fit_any_number_of_classes(tmp_path, drawn):
     plots.recalls(frame, classes, tmp_path / "recalls.png")
     plots.class_counts({"train": counts[0], "test": counts[1]}, classes, tmp_path / "counts.png")
     plots.recall_dots({"a": counts[0] / 40, "b": counts[1] / 80}, classes, tmp_path / "dots.png")
-    plots.confusions({"a": counts, "b": counts}, classes, tmp_path / "confusions.png")
-    plots.confusion(counts, classes, tmp_path / "confusion.png")
     plots.per_class_bars(report(classes), tmp_path / "bars.png")
+    # To measure the texts of 1,600 cells takes a minute.
+    some, cells = classes[:15], counts[:15, :15]
+    plots.confusions({"a": cells, "b": cells}, some, tmp_path / "confusions.png")
+    plots.confusion(cells, some, tmp_path / "confusion.png")
     for figure in drawn:
-        assert inside(figure) and set(classes) <= {
-            text.partition("\n")[0] for text in texts(figure)
-        }
+        assert inside(figure)
+        names = {text.partition("\n")[0] for text in texts(figure)}
+        assert set(classes) <= names or (figure in drawn[-2:] and set(some) <= names)
     recalls = drawn[0].axes[0]
     looks = {(line.get_color(), line.get_marker()) for line in recalls.lines}
     assert len(looks) >= 24 and recalls.get_window_extent().width > 200

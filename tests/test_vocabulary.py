@@ -1,5 +1,6 @@
 """A wrong key is answered with the nearest valid key of any group."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,9 @@ def test_wrong_keys_get_a_suggestion(fer, capsys, args, words):
     assert words in err and err.count("\n") == 1
 
 
-def test_no_key_is_suggested_that_the_command_lacks():
+def test_no_key_is_suggested_that_the_command_lacks(monkeypatch):
+    # It reads some forty YAML files for each word.
+    monkeypatch.setattr(vocabulary, "keys", functools.cache(vocabulary.keys))
     for command in COMMANDS:
         known = vocabulary.keys(command)
         for word in [*vocabulary.SYNONYMS, "lr", "epochs", "dropout", "size"]:
