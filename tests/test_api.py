@@ -63,6 +63,7 @@ def test_arrays_of_faces_are_accepted_and_others_refused(fer, tiny):
     ):
         assert np.allclose(network.probabilities(same), expected, atol=1e-6)
     assert np.allclose(network.probabilities(faces[0]), expected[:1], atol=1e-6)
+    assert network.probabilities(faces[:0]).shape == (0, 7)  # of a photo without a face
     for wrong, words in (
         (faces[:, :40], "3×40×48"),
         (faces[None, None], "shape"),

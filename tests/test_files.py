@@ -179,3 +179,31 @@ def test_standard_output_is_a_place_for_a_file(name, tmp_path):
     with log.open("a") as appended:
         subprocess.run([sys.executable, "-c", code], stdout=appended, check=True)
     assert log.read_text() == "earlier " + "x" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("command", "writes"),
+    [
+        (["predict", "ckpt=tiny.pt", "data.path=FACES", "split=validation"], "out=FACES"),
+        (["predict", "ckpt=tiny.pt", "data.path=FACES", "split=validation"], "probs=FACES"),
+        (["export", "ckpt=tiny.pt"], "out=FACES"),
+        (["inspect", "data.path=FACES", "near=null"], "out=."),
+    ],
+)
+def test_no_output_replaces_a_data_set(fer, tiny, fer2013_csv, tmp_path, command, writes):
+    tiny()
+    faces = tmp_path / "pairs.csv"  # as inspect calls a table
+    fer2013_csv.rename(faces)
+    before = faces.read_bytes()
+    words = [word.replace("FACES", "pairs.csv") for word in [*command, writes]]
+    code, _, err = fer(*words)
+    assert code == 2 and "pairs.csv: holds faces, which this would overwrite" in err
+    assert faces.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["faces.zip", "faces.npz", "me.JPG"])
+def test_submissions_replace_no_file_of_another_kind(fer, tiny, tmp_path, name):
+    (tmp_path / name).write_bytes(b"faces")
+    code, _, err = fer("predict", f"ckpt={tiny()}", "data=demo", f"out={name}")
+    assert code == 2 and "may be a data set" in err
+    assert (tmp_path / name).read_bytes() == b"faces"

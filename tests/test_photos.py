@@ -15,7 +15,7 @@ from skimage.data import astronaut
 
 from fer import CLASSES, UserError, api
 from fer.checkpoint import Checkpoint
-from fer.photos import FaceDetector, find_faces, video
+from fer.photos import FaceDetector, find_faces, read_photo, video
 from fer.photos.detection import crop
 from fer.photos.pictures import draw, label_places, meet
 
@@ -378,3 +378,27 @@ def test_what_is_no_video_is_refused(fer, tmp_path, tiny, clip):
     code, _, err = fer("predict", f"ckpt={path}", "input=faces_video.mp4")
     assert code == 2 and "would write over the video" in err
     assert (tmp_path / "faces_video.mp4").read_bytes() == before
+
+
+def test_photos_that_cannot_be_read_are_named_and_the_others_labeled(fer, tiny, photo, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    photo.save(folder / "b.png")
+    (folder / "a.jpg").write_text("no picture")
+    (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:5000])
+    code, out, err = fer("predict", f"ckpt={tiny()}", "input=photos", "out=faces.csv")
+    assert (code, err) == (0, "")
+    for name in ("a.jpg", "c.png"):
+        assert f"left out: photos/{name}: not a readable image" in out
+    assert pd.read_csv("faces.csv")["file"].tolist() == ["photos/b.png"]
+    (folder / "b.png").unlink()
+    code, _, err = fer("predict", f"ckpt={tiny()}", "input=photos", "out=new.csv")
+    assert code == 2 and "a.jpg: not a readable image" in err and not Path("new.csv").exists()
+
+
+def test_photos_of_16_bits_are_scaled(tmp_path):
+    gray = np.linspace(0, 255, 100 * 80).reshape(100, 80).astype(np.uint8)
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    photos = [np.asarray(read_photo(tmp_path / f"{bits}.png")) for bits in (8, 16)]
+    assert np.array_equal(*photos)

@@ -890,3 +890,12 @@ def test_what_a_training_prints_fits_80_columns(fer):
     assert code == 0 and "resuming at epoch 3" in again, err
     lines = [line for line in (out + again).splitlines() if not line.startswith("  fer ")]
     assert len(lines) > 15 and max(map(len, lines)) <= 80, lines
+
+
+def test_a_learning_rate_that_reaches_no_layer_is_told(fer):
+    few = ["train", "data=demo", "data.images=70", "model=dnn", "device=cpu", "train.epochs=1"]
+    _, out, _ = fer(*few, "model.head=[4]", "run=small")
+    assert "optim.lr has no effect" in out and "optim.adam_lr=0.001" in " ".join(out.split())
+    for words in (["model.head=[4,4,4]"], ["model.head=[4]", "optim=adam"]):
+        _, out, _ = fer(*few, *words, f"run=r{len(words)}")
+        assert "has no effect" not in out

@@ -62,6 +62,8 @@ class Classifier:
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size}: should be 1 or more")
         faces = checked_faces(images)
+        if not len(faces):
+            return np.empty((0, len(self.classes)))
         return inference.probabilities(self.network, faces, batch_size, tta).numpy()
 
     def faces(self, split: str = "validation") -> Faces:

@@ -198,6 +198,11 @@ def find_checkpoint(named: str | None) -> Path:
 def existing(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a regular file; name a run folder, its best.pt or last.pt")
+    if path.name == "best.pt" and not path.is_file() and path.with_name("last.pt").is_file():
+        raise UserError(
+            f"{path}: no such checkpoint; no epoch of this run was finished, or the file was "
+            f"removed. {path.with_name('last.pt')} has its latest weights"
+        )
     if not path.is_file():
         listed = "; write several as [a,b]" if "," in str(path) else ""
         raise UserError(

@@ -17,6 +17,8 @@ from typing import BinaryIO
 from fer import UserError
 
 LONGEST_NAME = 200  # bytes of a file's name that the name of its temporary file repeats
+# In the first line of a CSV of faces; no table of ours has such a column.
+FACE_COLUMN = re.compile(rb"\b(pixels|feature)\b", re.IGNORECASE)
 ABANDONED = 3600  # seconds after which a file of an unfinished write is nobody's
 
 
@@ -26,7 +28,7 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
 
     A symbolic link is followed, and its target replaced; permissions stay. A pipe, a character
     device and an open descriptor such as /dev/stdout are written to directly. Raises UserError if
-    anything else stands there, and if the system refuses.
+    anything else stands there or a CSV of faces, and if the system refuses.
     """
     with told_of(path):
         descriptor = own_descriptor(path)
@@ -38,6 +40,7 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
             return
         target = Path(os.path.realpath(path))
         refuse_other_kinds(target, path)
+        spare_faces(path)
         replace(target, save)
 
 
@@ -113,6 +116,17 @@ def refuse_other_kinds(target: Path, path: str | Path) -> None:
         raise UserError(f"{path}: is a link that leads in a circle; choose another name")
     if target.exists() and not target.is_file():
         raise UserError(f"{path}: is a folder or no plain file; choose another name")
+
+
+def spare_faces(path: str | Path) -> None:
+    """Refuse to overwrite a CSV of faces: it is someone's data set, and may be their only copy."""
+    target = Path(os.path.realpath(path))
+    if not target.is_file():
+        return
+    with target.open("rb") as file:
+        header = file.readline(4096)
+    if FACE_COLUMN.search(header):
+        raise UserError(f"{path}: holds faces, which this would overwrite; choose another name")
 
 
 @contextlib.contextmanager

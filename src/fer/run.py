@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from fer import UserError, __version__
-from fer.files import regular, write, write_text
+from fer.files import regular, spare_faces, write, write_text
 
 try:
     import fcntl
@@ -36,6 +36,8 @@ LOCK = ".lock"
 TIMES = ("epoch", "seconds", "images_per_second")
 LONGEST_RECORD = 100_000  # characters of a start in environment.yaml; PyYAML is slow
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
+# Of files that hold faces and are no CSV.
+DATA_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".npz", ".parquet", ".png", ".jpg", ".jpeg")
 PRIVATE_LOG = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
 
 
@@ -81,11 +83,15 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
 
 
 def spare_runs(*paths: str | Path | None) -> None:
-    """Refuse to overwrite a file that belongs to a run."""
+    """Refuse to overwrite a file that belongs to a run, or a data set."""
     for path in [path for path in paths if path]:
         target = Path(os.path.realpath(path))  # a link is followed when it is written to
         if target.name in (*FILES, PRIVATE_LOG) and target.exists():
             raise UserError(f"{path}: would overwrite a run's own file; choose another name")
+        if target.name.lower().endswith(DATA_ENDINGS) and target.is_file():
+            raise UserError(f"{path}: may be a data set; choose another name")
+        with os_errors_refused(f"{path}: cannot be read", "choose another name"):
+            spare_faces(path)
 
 
 def tell_if_replaced(path: Path) -> None:

@@ -100,6 +100,7 @@ def label_photos(
     overwrites_photo = realpath(out) in [realpath(file) for file in files]
     if overwrites_photo or realpath(folder) == realpath(files[0].parent):
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
+    files = readable_photos(files) if place.is_dir() else files
     faces = faces_in_photos(files, crop, smallest, face_size)
     header = ["file", "x", "y", "width", "height", "label", *classes]
     tell_if_replaced(out)
@@ -134,6 +135,23 @@ def label_photos(
             write(folder / f"{name}.png", partial(drawing.save, format="PNG"))
     plural = "s" if len(rows) > 1 else ""
     print(f"{len(rows)} face{plural} in {len(texts)} of {len(files)} photos labeled: {written}")
+
+
+def readable_photos(files: list[Path]) -> list[Path]:
+    """The photos of a folder that can be read; prints the others. Raises UserError if none can."""
+    photos = []
+    refusals = []
+    for file in tqdm(files, unit=" photos checked", delay=2, leave=False, disable=None):
+        try:
+            read_photo(file)
+            photos.append(file)
+        except UserError as error:
+            refusals.append(error)
+    if not photos:
+        raise refusals[0]
+    for refusal in refusals:
+        print(f"left out: {refusal}")
+    return photos
 
 
 def faces_in_photos(

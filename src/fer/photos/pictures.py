@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fer import UserError
-from fer.data.readers.pictures import opened
+from fer.data.readers.pictures import eight_bits, opened
 
 SHOWN_SIDE = 192  # pixels of a face beside its saliency map
 ORANGE = "#E69F00"
@@ -29,9 +29,9 @@ def read_photo(file: Path) -> Image.Image:
             f"{readable(file)}: no such file or folder; name a photo or a folder of photos"
         )
     with opened(file, "make it smaller") as image:
-        if image.mode.startswith(("I", "F")):
-            raise UserError(f"{readable(file)}: pixels of mode {image.mode}; save it with 8 bits")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        upright = ImageOps.exif_transpose(image)
+        upright.format = image.format
+        return eight_bits(upright, readable(file)).convert("RGB")
 
 
 def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]]) -> Image.Image:

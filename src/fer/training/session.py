@@ -14,6 +14,7 @@ from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import load_checkpoint
 from fer.data.faces import Data
 from fer.files import write_text
+from fer.optim import Muon
 from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import wrapped
 from fer.training.recorder import Recorder
@@ -198,6 +199,11 @@ def warnings_of(trainer: Trainer) -> list[str]:
             f"augment.crop={crop}: training crops are enlarged {size / crop:.2g} times to the "
             f"model's {size} pixels, but validation uses whole faces; model.size={crop} trains and "
             "validates at one scale"
+        )
+    if isinstance(trainer.optimizer, Muon) and not trainer.optimizer.param_groups[0]["params"]:
+        warnings.append(
+            "optim.lr has no effect: this network has no inner layer for Muon, so AdamW trains all "
+            f"of it at optim.adam_lr={cfg.optim['adam_lr']:g}"
         )
     side = trainer.faces.images.shape[-1]
     if size < side and not crop:

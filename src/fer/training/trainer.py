@@ -469,4 +469,9 @@ def start_from(
         for name, value in new_weights.items():
             if name.startswith(f"{last}."):
                 weights[name] = value
-    load_weights(model, weights, f"start={path}", "this model; train one of the same model=")
+    load_weights(
+        model,
+        weights,
+        f"start={path}",
+        "this model; choose the model= and model.size= that it was trained with",
+    )

@@ -54,7 +54,10 @@ def decoded(
             raise OSError  # a pipe would be waited for
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{name}: has {image.width}×{image.height} pixels; {too_large}")
+                raise UserError(
+                    f"{name}: has {image.width}×{image.height} pixels, more than "
+                    f"{MAX_PIXELS // 1_000_000} million; {too_large}"
+                )
             yield image
     except UserError:
         raise
@@ -81,18 +84,21 @@ def read_image(
 ) -> np.ndarray:
     """uint8 side×side: the first frame, gray, resized."""
     with decoded(file, "make it smaller or remove it", name) as image:
-        if not image.mode.startswith(("I", "F")):
-            gray = image.convert("L")
-        else:  # 16 bits and more: Pillow would clip, not scale
-            values = np.asarray(image, dtype=np.float64)
-            # 32 bits have an unknown range.
-            wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
-            if wide or values.min() < 0 or values.max() > 65535:
-                raise UserError(
-                    f"{name or file}: pixels of mode {image.mode}; save it with 8 or 16 bits"
-                )
-            gray = Image.fromarray((values / 257).round().astype(np.uint8))
+        gray = eight_bits(image, str(name or file)).convert("L")
         return np.asarray(gray.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """The image with 8 bits for each color; 16 bits are scaled, which Pillow would clip. Raises
+    UserError for 32 bits, whose range is unknown.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.asarray(image, dtype=np.float64)
+    wide = image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+    if wide or values.min() < 0 or values.max() > 65535:
+        raise UserError(f"{name}: pixels of mode {image.mode}; save it with 8 or 16 bits")
+    return Image.fromarray((values / 257).round().astype(np.uint8))
 
 
 def resized(images: np.ndarray, side: int) -> np.ndarray:
