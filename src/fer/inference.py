@@ -143,7 +143,8 @@ class Ensemble:
         for member in members:
             if member.classes != members[0].classes:
                 raise UserError(
-                    f"{member.name}: has other classes than {members[0].name}; leave one out"
+                    f"{member.name}: has other classes ({', '.join(member.classes)}) than "
+                    f"{members[0].name} ({', '.join(members[0].classes)}); leave one out"
                 )
         weights = torch.ones(len(members), dtype=torch.float64)
         return cls(members, weights, device, batch_size, tta)

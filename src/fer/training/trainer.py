@@ -469,9 +469,5 @@ def start_from(
         for name, value in new_weights.items():
             if name.startswith(f"{last}."):
                 weights[name] = value
-    load_weights(
-        model,
-        weights,
-        f"start={path}",
-        "this model; choose the model= and model.size= that it was trained with",
-    )
+    fits = "this model; choose the model= and model.size= that it was trained with"
+    load_weights(model, weights, f"start={path}", fits)
