@@ -224,7 +224,7 @@ def test_what_is_no_photo_or_would_be_overwritten_is_refused(fer, tmp_path, tiny
         ("input=missing.jpg",): "no such file",
         ("input=empty",): "no images",
         ("input=text.png",): "not a readable image",
-        ("input=plain.png", "out=plain.png"): "would write over",
+        ("input=plain.png", "out=plain.png"): "may be a data set or a photo",
         ("input=plain.png", "split=validation"): "split: does not go with input",
     }.items():
         code, _, err = fer("predict", "ckpt=tiny.pt", *words)

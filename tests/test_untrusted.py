@@ -362,7 +362,7 @@ def test_an_image_of_any_kind_is_read_right(tmp_path, raw, expected, within):
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (png(8000, 8000), "has 8000×8000 pixels; make it smaller"),
+        (png(8000, 8000), "has 8000×8000 pixels, more than 50 million; make it smaller"),
         (png(100_000, 100_000), "not a readable image"),
         (png(2**31 - 1, 1), "not a readable image"),
         (png(0, 0), "not a readable image"),

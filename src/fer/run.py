@@ -89,7 +89,7 @@ def spare_runs(*paths: str | Path | None) -> None:
         if target.name in (*FILES, PRIVATE_LOG) and target.exists():
             raise UserError(f"{path}: would overwrite a run's own file; choose another name")
         if target.name.lower().endswith(DATA_ENDINGS) and target.is_file():
-            raise UserError(f"{path}: may be a data set; choose another name")
+            raise UserError(f"{path}: may be a data set or a photo; choose another name")
         with os_errors_refused(f"{path}: cannot be read", "choose another name"):
             spare_faces(path)
 
