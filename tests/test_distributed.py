@@ -73,6 +73,7 @@ def test_two_processes_give_the_losses_of_one_and_one_can_resume_them(fer, tmp_p
     same(tmp_path, "one", "two")
 
 
+@pytest.mark.slow
 def test_batch_norm_in_processes_sees_its_own_part_of_a_batch(fer, tmp_path):
     """As docs/train.md says: the losses are near those of one process, not the same."""
     norm = [setting for setting in SETTINGS if not setting.startswith("model")]

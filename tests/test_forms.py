@@ -559,7 +559,12 @@ EIGHT = [*CLASSES, "contempt"]
 
 @pytest.mark.parametrize(
     "names",
-    [["asleep", "awake", "yawning"], CLASSES[:5], EIGHT, [f"person {i}" for i in range(10)]],
+    [
+        ["asleep", "awake", "yawning"],
+        pytest.param(CLASSES[:5], marks=pytest.mark.slow),
+        pytest.param(EIGHT, marks=pytest.mark.slow),
+        [f"person {i}" for i in range(10)],
+    ],
     ids=len,
 )
 def test_any_number_of_classes_from_training_to_report(fer, tmp_path, names):

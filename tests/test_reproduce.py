@@ -167,6 +167,7 @@ def test_what_does_not_fit_into_the_time_is_left_out(reproduce, tmp_path, monkey
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_a_training_is_stopped_when_the_time_is_up_and_resumes(reproduce, tmp_path, capsys):
     row = reproduce.BY_NAME["compact_dnn"]
     words = ["data=demo", "data.images=70", "train.epochs=100000", "device=cpu", "model.head=[4]"]
@@ -200,6 +201,7 @@ def test_a_training_that_ends_as_the_time_is_up_is_done(reproduce, trained, caps
     assert capsys.readouterr().out == f"{training.folder}: done\n"
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_told_and_others_go_on(reproduce, tmp_path, capsys):
     row = reproduce.BY_NAME["compact_dnn"]
     wrong = reproduce.Training(row, 0, tmp_path / "a", [*TINY, "model.haed=[4]"])
@@ -218,6 +220,7 @@ def test_rows_without_a_figure_come_first(reproduce):
     assert order == [("leaky_bn", 0), *staged, ("compact_cnn", 0)]
 
 
+@pytest.mark.slow
 def test_submissions_are_written_for_a_competition(reproduce, trained, fer2013_csv, tmp_path):
     _, *rows = fer2013_csv.read_text().splitlines()
     place = tmp_path / "competition"

@@ -85,6 +85,7 @@ def test_a_refused_trial_does_not_end_a_search(fer, tmp_path, seed):
         assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_optuna_gets_the_validation_accuracy_that_it_maximizes(tmp_path):
     optuna = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"]
     more = [

@@ -266,7 +266,13 @@ def assert_same(folder, torn):
 
 @pytest.mark.posix
 @pytest.mark.parametrize(
-    ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75), ("SIGKILL", -9)]
+    ("name", "code"),
+    [
+        ("SIGINT", 130),
+        pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
+        pytest.param("SIGUSR1", 75, marks=pytest.mark.slow),
+        ("SIGKILL", -9),
+    ],
 )
 def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
     folder, torn = whole[0], f"torn{name}"
