@@ -129,6 +129,13 @@ def test_checkpoints_of_earlier_versions_tell_it_by_their_config(tiny, tiny_cont
     assert Checkpoint.open(path).face_size == 48
 
 
+def test_an_earlier_checkpoint_of_a_larger_model_does_not_shrink_its_faces(of_64):
+    contents = dict(of_64.contents)
+    del contents["face_size"]
+    torch.save(contents, of_64.path)
+    assert Checkpoint.open(of_64.path).face_size == 64
+
+
 def test_inspection_draws_faces_of_any_size(fer):
     write_faces("large.csv", 64)
     code, _, err = fer("inspect", "data.path=large.csv", "near=null")

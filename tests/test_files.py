@@ -199,6 +199,7 @@ def test_no_output_replaces_a_data_set(fer, tiny, fer2013_csv, tmp_path, command
     code, _, err = fer(*words)
     assert code == 2 and "pairs.csv: holds faces, which this would overwrite" in err
     assert faces.read_bytes() == before
+    assert not (tmp_path / "counts.csv").exists()  # nor anything half-written
 
 
 @pytest.mark.parametrize("name", ["faces.zip", "faces.npz", "me.JPG"])

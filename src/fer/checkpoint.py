@@ -60,8 +60,12 @@ class Checkpoint:
 
     @property
     def face_size(self) -> int:
-        """Pixels of a side of the faces that it was trained on. Older versions did not save it."""
-        return self.contents.get("face_size") or self.settings.data.get("size") or FACE_SIZE
+        """Pixels of a side of the faces that it was trained on. Older versions did not save it:
+        where data.size does not tell, it may have been a CSV's own size, which a larger model was
+        made for. To enlarge smaller faces first changes nothing for that model.
+        """
+        known = self.contents.get("face_size") or self.settings.data.get("size")
+        return known or max(FACE_SIZE, self.settings.model.get("size", FACE_SIZE))
 
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""

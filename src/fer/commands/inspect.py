@@ -18,12 +18,13 @@ from fer import config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
-from fer.run import make_folder, write_text
+from fer.run import make_folder, spare_runs, write_text
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
 BLANK = 5
 PAIRS = "pairs.csv"
+TABLES = ("counts.csv", "blank.csv", "duplicates.csv", PAIRS)
 TURNED_KINDS = ("mirrored", "rotated", "mirrored and rotated")
 NO_PAIRS = Pairs(np.empty((0, 2), np.int64), np.empty(0, np.str_), np.empty(0, np.float32))
 GRID = 8  # groups, and faces of each, in the picture of duplicates
@@ -36,6 +37,7 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     shown = choose(data)
     splits = distinct_splits(data)
     out = make_folder(Path(cfg.out))
+    spare_runs(*(out / name for name in TABLES))
     images = torch.cat([split.images for split in splits.values()])
     with Steps(2) as bar:
         bar.begin("looking for copies")
