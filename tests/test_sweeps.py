@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -148,3 +149,19 @@ def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, tmp_path):
 def test_the_same_refusal_of_many_jobs_is_told_once(fer, tmp_path):
     code, _, err = fer(*TRAIN, "seed=0,1,2,3,4", "optim=sgd", "optim.lr=-1")
     assert code == 2 and err.count("Invalid learning rate") == 1 and "and 4 other jobs alike" in err
+
+
+def test_settings_of_hydra_are_followed_wherever_they_stand(fer):
+    """A plain start composes without Hydra's launcher, which alone knows its settings."""
+    folder = Path("mine/experiment")
+    folder.mkdir(parents=True)
+    (folder / "both.yaml").write_text(
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweep: {dir: s}, sweeper: {params: {seed: '0,1'}}}\n"
+    )
+    code, _, err = fer("train", *TRAIN[2:], "--config-dir=mine", "experiment=both")
+    assert code == 0, err
+    assert sorted(path.name for path in Path("s").iterdir() if path.is_dir()) == ["0", "1"]
+    code, _, err = fer("train", *TRAIN[2:], "run=one", "hydra.job.chdir=true", "hydra.run.dir=here")
+    assert code == 0, err
+    assert Path("here/one/best.pt").is_file()

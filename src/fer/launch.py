@@ -48,7 +48,11 @@ def launch(command: str, args: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
     version.setbase("1.3")
     try:
-        _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
+        if needs_hydras_launcher(options):
+            _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
+        else:
+            with composed(command, options.overrides) as config_of_job:
+                jobs.run(config_of_job)
     except Interrupted as signal:
         return signal.code
     except Exception as error:
@@ -65,6 +69,15 @@ def launch(command: str, args: list[str]) -> int:
         failures = [failure for _, failure in sorted(jobs.failures.items())]
         raise UserError("\nfer: ".join(lines_of(failures))) from failures[0]
     return 0
+
+
+def needs_hydras_launcher(options: Namespace) -> bool:
+    """Does Hydra itself have to start the job: for a sweep, for what an option prints, or because
+    its settings may have changed? It composes a single job twice, so we start that without it.
+    """
+    plain = get_args_parser().parse_args(options.overrides)
+    settings_typed = any(word.lstrip("+~").startswith("hydra") for word in options.overrides)
+    return options != plain or settings_typed
 
 
 @dataclass
@@ -121,10 +134,7 @@ class Jobs:
             self.trust = config.trust_override(values) or self.trust
             if self.command == "train" and not values["run"]:
                 values["run"] = str(sweep / str(hydra.job.num))
-        run = import_module(f"fer.commands.{self.command}").run
-        if self.command == "train":  # checks by itself: resume= lays these over saved values
-            return run(values, typed)
-        return run(config.check(self.command, values), list(typed))
+        return run_command(self.command, values, typed)
 
     def remove_empty_sweeps(self) -> None:
         """Hydra makes a sweep's folder before the first job is checked; if all were refused, it
@@ -193,6 +203,14 @@ def lines_of(failures: list[Exception]) -> list[str]:
     return lines
 
 
+def run_command(command: str, values: dict[str, Any], typed: dict[str, str]) -> float | None:
+    """Check the values and run the command on them. Returns what a sweep may optimize."""
+    run = import_module(f"fer.commands.{command}").run
+    if command == "train":  # checks by itself: resume= lays these values over saved ones
+        return run(values, typed)
+    return run(config.check(command, values), list(typed))
+
+
 def call(command: str, overrides: list[str]) -> None:
     """Run the command once inside a Python program, whose own Hydra, logging and environment stay
     as they are. Raises Interrupted after a signal.
@@ -202,16 +220,22 @@ def call(command: str, overrides: list[str]) -> None:
     try:
         refuse_twice(overrides)
         rewritten = [rewrite(command, groups, override, options) for override in overrides]
-        with hydra_set_aside(), initialize_config_dir(str(config_dir()), "fer", version_base="1.3"):
-            composed = compose(command, rewritten, return_hydra_config=True)
-            HydraConfig.instance().set_config(composed)
-            with flag_override(composed, ["readonly", "struct"], False):
-                del composed["hydra"]
-            values, typed = settle(command, groups, composed)
-        run = import_module(f"fer.commands.{command}").run
-        run(values if command == "train" else config.check(command, values), typed)
+        with composed(command, rewritten) as config_of_job:
+            values, typed = settle(command, groups, config_of_job)
+        run_command(command, values, typed)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         raise worded(better_key(error, command, None)) from error
+
+
+@contextlib.contextmanager
+def composed(command: str, overrides: list[str]) -> Iterator[DictConfig]:
+    """The config of a single job. Within the context Hydra is as its own launcher leaves it."""
+    with hydra_set_aside(), initialize_config_dir(str(config_dir()), "fer", version_base="1.3"):
+        values = compose(command, overrides, return_hydra_config=True)
+        HydraConfig.instance().set_config(values)
+        with flag_override(values, ["readonly", "struct"], False):
+            del values["hydra"]
+        yield values
 
 
 @contextlib.contextmanager

@@ -36,7 +36,8 @@ def path_keys(
     targets = [target] if target else []
     for root in [config_dir(), Path(user_dir)] if user_dir else [config_dir()]:
         for file in sorted((root / group).glob("*.yaml")) if group else ():
-            targets += target_in(file)
+            with contextlib.suppress(OSError):  # which Hydra reports
+                targets += targets_in(file, file.stat().st_mtime_ns)
     for dotted in targets:
         for name, annotation in parameters(dotted).items():
             if path := path_key(annotation):
@@ -44,8 +45,12 @@ def path_keys(
     return keys
 
 
-def target_in(file: Path) -> list[str]:
-    """The `_target_` of a config; none where it names none or is not YAML, which Hydra reports."""
+@functools.cache
+def targets_in(file: Path, modified: int) -> list[str]:
+    """The `_target_` of a config; none where it names none or is not YAML, which Hydra reports.
+
+    modified: tells the file's versions apart.
+    """
     node: object = None
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         node = yaml.safe_load(file.read_text(encoding="utf-8"))
