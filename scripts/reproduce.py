@@ -315,7 +315,8 @@ def start(training: Training, jobs: int) -> subprocess.Popen:
     training.folder.parent.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // jobs)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    print(f"{training.folder}: {shlex.join(training.command()[1:])}", flush=True)
+    arguments = training.command()[3:]  # after python -m fer
+    print(f"{training.folder}: {shlex.join(['fer', *arguments])}", flush=True)
     with log_of(training).open("a", encoding="utf-8") as log:
         return subprocess.Popen(training.command(), stdout=log, stderr=log, env=environment)
 
@@ -361,14 +362,11 @@ def estimate(training: Training) -> float:
     """Seconds that the training, or what is left of it, would take, from the second of two epochs
     of 64 faces.
     """
+    words = [*training.row.training_words(), *training.words]
+    epochs = epochs_left(training)
     with tempfile.TemporaryDirectory() as place:
-        words = [*training.row.training_words(), *training.words]
-        epochs = epochs_left(training)
-        few = [f"data.limit={TIMED_FACES}", f"train.batch_size={TIMED_FACES}", "train.epochs=2"]
-        trial = [f"run={place}/run", "train.patience=null", *few]
-        set_here = {word.partition("=")[0] for word in trial}
-        kept = [word for word in words if word.partition("=")[0] not in set_here]
-        command = [sys.executable, "-m", "fer", "train", *kept, *trial]
+        trial = [*trial_words(words), f"run={place}/run"]
+        command = [sys.executable, "-m", "fer", "train", *trial]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError((done.stderr.splitlines() or ["no message"])[-1].removeprefix("fer: "))
@@ -380,6 +378,19 @@ def estimate(training: Training) -> float:
     validation_faces = min(VALIDATION_FACES, faces)
     seconds = faces * training_seconds + validation_faces * validation_seconds
     return epochs * seconds / TIMED_FACES
+
+
+def trial_words(words: list[str]) -> list[str]:
+    """The words of a training, changed to two epochs of 64 faces."""
+    trial = {
+        "data.limit": TIMED_FACES,
+        "train.batch_size": TIMED_FACES,
+        "train.epochs": 2,
+        "train.patience": "null",
+        "schedule.warmup": 0,  # which may be longer
+    }
+    kept = [word for word in words if word.partition("=")[0] not in trial]
+    return [*kept, *(f"{key}={value}" for key, value in trial.items())]
 
 
 def epochs_left(training: Training) -> int:

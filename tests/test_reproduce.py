@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fer import UserError
+from fer import UserError, config
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -252,3 +252,11 @@ def test_wrong_arguments_are_refused(reproduce, given, words, capsys):
         reproduce.main(given)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_every_recipe_can_be_timed(reproduce, compose):
+    """The trial is shorter than a recipe's schedule may allow."""
+    for row in reproduce.ROWS:
+        trial = reproduce.trial_words(row.training_words())
+        checked = config.check("train", compose("train", *trial))
+        assert (checked.data["limit"], checked.train.epochs) == (64, 2)
