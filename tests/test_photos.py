@@ -3,6 +3,7 @@
 import importlib.abc
 import io
 import sys
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from skimage.data import astronaut
 
 from fer import CLASSES, UserError, api
 from fer.checkpoint import Checkpoint
-from fer.photos import FaceDetector, find_faces, read_photo, video
+from fer.photos import FaceDetector, find_faces, labeling, read_photo, video
 from fer.photos.detection import crop
 from fer.photos.pictures import draw, label_places, meet
 
@@ -208,9 +209,9 @@ def test_the_label_of_a_face_at_the_border_is_inside_the_picture():
 
 
 def test_without_a_face_the_table_has_a_header_only(fer, tmp_path, tiny):
-    Image.new("L", (100, 100)).save("plain.png")
+    Image.new("L", (1, 1)).save("plain.png")
     code, out, _ = fer("predict", f"ckpt={tiny()}", "input=plain.png", "out=faces.csv")
-    assert code == 0 and "no face" in out
+    assert code == 0 and "plain.png: no face found of 1 pixel or more\nno face in 1 photo, " in out
     assert (tmp_path / "faces.csv").read_text().splitlines() == [",".join(pd.read_csv("faces.csv"))]
     assert not (tmp_path / "faces_photos").exists()
 
@@ -295,7 +296,7 @@ def test_a_video_gives_a_row_per_frame_and_face_and_an_annotated_video(fer, tmp_
 
     words = [f"ckpt={tiny()}", "input=clip.mp4", "smallest=0.1", "device=cpu"]
     code, out, err = fer("predict", *words, "ema=0")
-    assert code == 0 and "1 faces followed through 12 frames" in out, err
+    assert code == 0 and "1 face followed through 12 frames" in out, err
     raw = pd.read_csv("faces.csv")
     assert list(raw)[:8] == ["frame", "seconds", "face", "x", "y", "width", "height", "label"]
     assert raw["frame"].tolist() == [*range(6), *range(7, 12)] and set(raw["face"]) == {0}
@@ -380,16 +381,29 @@ def test_what_is_no_video_is_refused(fer, tmp_path, tiny, clip):
     assert (tmp_path / "faces_video.mp4").read_bytes() == before
 
 
-def test_photos_that_cannot_be_read_are_named_and_the_others_labeled(fer, tiny, photo, tmp_path):
+def test_photos_that_cannot_be_read_are_named_and_the_others_labeled(
+    fer, tiny, photo, tmp_path, monkeypatch
+):
     folder = tmp_path / "photos"
     folder.mkdir()
     photo.save(folder / "b.png")
     (folder / "a.jpg").write_text("no picture")
     (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:5000])
-    code, out, err = fer("predict", f"ckpt={tiny()}", "input=photos", "out=faces.csv")
+    (folder / "d.heic").write_bytes(b"%PDF-1.4")
+    decoded = Counter()
+
+    def counted(file):
+        decoded[file.name] += 1
+        return read_photo(file)
+
+    monkeypatch.setattr(labeling, "read_photo", counted)
+    code, out, err = fer("predict", f"ckpt={tiny()}", "input=photos", "crop=whole", "out=faces.csv")
     assert (code, err) == (0, "")
-    for name in ("a.jpg", "c.png"):
-        assert f"left out: photos/{name}: not a readable image" in out
+    kinds = {"a.jpg": " (it is text)", "c.png": "", "d.heic": " (it is a PDF document)"}
+    for name, kind in kinds.items():
+        assert f"left out: photos/{name}: not a readable image{kind}; replace or remove it" in out
+    assert decoded == dict.fromkeys(["a.jpg", "b.png", "c.png", "d.heic"], 1)
+    assert "1 face in 1 photo labeled: faces.csv\n" in out
     assert pd.read_csv("faces.csv")["file"].tolist() == ["photos/b.png"]
     (folder / "b.png").unlink()
     code, _, err = fer("predict", f"ckpt={tiny()}", "input=photos", "out=new.csv")

@@ -82,8 +82,8 @@ class FaceDetector:
 
 
 def smallest_side(photo: Image.Image, smallest: float) -> int:
-    """Pixels of the photo that the smallest face takes."""
-    return round(smallest * max(photo.size))
+    """Pixels of the photo that the smallest face takes, at least one."""
+    return max(1, round(smallest * max(photo.size)))
 
 
 def find_faces(

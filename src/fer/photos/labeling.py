@@ -100,13 +100,15 @@ def label_photos(
     overwrites_photo = realpath(out) in [realpath(file) for file in files]
     if overwrites_photo or realpath(folder) == realpath(files[0].parent):
         raise UserError(f"out={out}: would write over the photos of input; choose another name")
-    files = readable_photos(files) if place.is_dir() else files
-    faces = faces_in_photos(files, crop, smallest, face_size)
+    left_out: list[Path] | None = [] if place.is_dir() else None
+    faces = faces_in_photos(files, crop, smallest, face_size, left_out)
+    files = [file for file in files if file not in (left_out or [])]
     header = ["file", "x", "y", "width", "height", "label", *classes]
     tell_if_replaced(out)
     if not faces:
         write_csv(out, header, [])
-        print(f"no face in {len(files)} photos, so {out} has a header only; {remedy(smallest)}")
+        where = "1 photo" if len(files) == 1 else f"{len(files)} photos"
+        print(f"no face in {where}, so {out} has a header only; {remedy(smallest)}")
         return
 
     pixels = torch.stack([face.pixels for face in faces])
@@ -134,30 +136,21 @@ def label_photos(
             drawing = draw(read_photo(file), texts[file])
             write(folder / f"{name}.png", partial(drawing.save, format="PNG"))
     plural = "s" if len(rows) > 1 else ""
-    print(f"{len(rows)} face{plural} in {len(texts)} of {len(files)} photos labeled: {written}")
-
-
-def readable_photos(files: list[Path]) -> list[Path]:
-    """The photos of a folder that can be read; prints the others. Raises UserError if none can."""
-    photos = []
-    refusals = []
-    for file in tqdm(files, unit=" photos checked", delay=2, leave=False, disable=None):
-        try:
-            read_photo(file)
-            photos.append(file)
-        except UserError as error:
-            refusals.append(error)
-    if not photos:
-        raise refusals[0]
-    for refusal in refusals:
-        print(f"left out: {refusal}")
-    return photos
+    where = "1 photo" if len(files) == 1 else f"{len(texts)} of {len(files)} photos"
+    print(f"{len(rows)} face{plural} in {where} labeled: {written}")
 
 
 def faces_in_photos(
-    files: list[Path], crop: str, smallest: float, face_size: int
+    files: list[Path],
+    crop: str,
+    smallest: float,
+    face_size: int,
+    left_out: list[Path] | None = None,
 ) -> list[PhotoFace]:
     """The faces in all photos, in order, at `face_size` pixels. Prints which photos have none.
+
+    left_out: if given, photos that cannot be read are printed and added to it. Raises UserError for
+    the first of them if it is not given or no photo can be read.
 
     crop: `face` looks for faces of at least `smallest` of the photo's longer side, and treats a
     picture of 48×48 pixels, the size of FER2013's faces, or of `face_size` as one face; `whole`
@@ -166,8 +159,16 @@ def faces_in_photos(
     cropped_sizes = {(FACE_SIZE, FACE_SIZE), (face_size, face_size)}
     faces: list[PhotoFace] = []
     taken_whole, detector = 0, None
+    refusals: list[UserError] = []
     for file in tqdm(files, unit=" photos", delay=2, leave=False, disable=None):
-        photo = read_photo(file)
+        try:
+            photo = read_photo(file)
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out.append(file)
+            refusals.append(error)
+            continue
         if crop == "whole" or photo.size in cropped_sizes:
             resized = photo.convert("L").resize((face_size, face_size), Image.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(resized))[None]
@@ -180,7 +181,12 @@ def faces_in_photos(
             faces.append(PhotoFace(file, x, y, side, side, pixels, whole=False))
         if not detected:
             least = smallest_side(photo, smallest)
-            tqdm.write(f"{readable(file)}: no face found of {least} pixels or more")
+            pixels_or_more = "1 pixel or more" if least == 1 else f"{least} pixels or more"
+            tqdm.write(f"{readable(file)}: no face found of {pixels_or_more}")
+    if refusals and len(refusals) == len(files):
+        raise refusals[0]
+    for refusal in refusals:
+        print(f"left out: {refusal}")
     if taken_whole and crop == "face":
         pictures = f"{taken_whole} pictures" if taken_whole > 1 else "one picture"
         sizes = " or ".join(f"{width}×{height}" for width, height in sorted(cropped_sizes))

@@ -200,7 +200,8 @@ def annotate(
         header = ["frame", "seconds", "face", "x", "y", "width", "height", "label", *classes]
         write_csv(out, header, rows)
         write(target, lambda file: file.write(drawn.read_bytes()))
-    print(f"{tracker.count} faces followed through {frame} frames: {out}, {target}")
+    plural = "" if tracker.count == 1 else "s"
+    print(f"{tracker.count} face{plural} followed through {frame} frames: {out}, {target}")
 
 
 def label_frames(

@@ -15,6 +15,8 @@ from PIL import Image
 from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import empty_images
 from fer.data.readers.names import entries
+from fer.data.readers.signatures import no_picture
+from fer.files import regular
 
 # Decoded by content; EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -66,7 +68,12 @@ def decoded(
             raise UserError(
                 f"{name}: is HEIC, which phones write and fer does not read; save it as JPEG"
             ) from None
-        raise UserError(f"{name}: not a readable image; replace or remove it") from None
+        kind = ""
+        if isinstance(file, Path):
+            with contextlib.suppress(OSError):
+                kind = no_picture(regular(file))
+        said = f" (it {kind})" if kind else ""
+        raise UserError(f"{name}: not a readable image{said}; replace or remove it") from None
 
 
 def is_heic(file: Path) -> bool:

@@ -123,11 +123,31 @@ def mistaken(path: Path, kind: str) -> str:
         return f"{path}: is empty; get the file again"
     if said := foreign(head, path.with_suffix("")):
         return f"{path}: {said}"
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its end may be half a letter
-        is_text = all(c.isprintable() or c.isspace() for c in text)
-    except ValueError:
-        is_text = False
-    if is_text:
+    if is_text(head):
         return f"{path}: is text, not {kind}; if it is CSV, {named(path, '.csv')}"
     return f"{path}: is damaged, or not {kind}; get the file again"
+
+
+def is_text(head: bytes) -> bool:
+    """Are the first bytes of a file UTF-8 without control codes?"""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # its end may be half a letter
+    except ValueError:
+        return False
+    return all(c.isprintable() or c.isspace() for c in text)
+
+
+def no_picture(path: Path) -> str:
+    """What a file is that should be a picture and is none, such as `is a web page`; nothing for a
+    damaged picture or unknown bytes.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        return "is empty"
+    kind = foreign(head, path).partition(";")[0]
+    if kind and "picture" not in kind:
+        return kind
+    if head[4:8] == b"ftyp":
+        return "is a video or a picture of a kind that fer does not read"
+    return "is text" if not kind and is_text(head) else ""
