@@ -12,11 +12,13 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer import CLASSES, UserError
+from fer import CLASSES, UserError, checkpoint, config
+from fer.checkpoint import Checkpoint
 from fer.data.readers import cache, csv_faces, folders, pictures
 
 TRAIN = [
@@ -251,6 +253,31 @@ def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path):
     with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
         csv_faces.read_csv(tmp_path / "x.csv")
     assert time.monotonic() - begin < 2
+
+
+def test_a_small_file_of_a_network_with_large_outputs_is_refused(tiny, monkeypatch):
+    """Its 65,536 weights turn a face into 12 million times as many numbers; nothing is computed."""
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: int(64e9))
+    node = {"_target_": "fer.models.convnet.ConvNet", "size": 1024, "kernel": 1}
+    node |= {"features": [65_536, "global_pool"], "head": []}
+    weights = config.build("model", config.check_node("model", node)).state_dict()
+    path = tiny(config={"model": node}, model=weights)
+    assert path.stat().st_size < 4e6
+    opened = Checkpoint.open(path)
+    with pytest.raises(UserError, match=r"takes 549.8 GB of memory for one face, where 64.0 GB"):
+        opened.network(torch.device("cpu"))
+
+
+def test_faces_are_computed_as_many_at_once_as_fit_into_memory(tiny, monkeypatch):
+    faces = torch.randint(0, 256, (5, 1, 48, 48), dtype=torch.uint8)
+    opened = Checkpoint.open(tiny())
+    expected = opened.network(torch.device("cpu")).logits(faces, 64)
+    monkeypatch.setattr(checkpoint, "available_memory", lambda: 2 * 4 * 4 * 48 * 48 * 3)
+    network = opened.network(torch.device("cpu"))
+    batches = []
+    network.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    torch.testing.assert_close(network.logits(faces, 64), expected)
+    assert batches == [3, 2]
 
 
 def test_a_csv_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):

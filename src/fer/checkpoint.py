@@ -16,8 +16,9 @@ from torch import nn
 from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config, layer_table
 from fer.contents import FORMAT, read_contents
 from fer.data.faces import Data
+from fer.data.readers.cache import available_memory
 from fer.files import regular, write
-from fer.models.network import Network, Normalize
+from fer.models.network import CPU_BATCH, Network, Normalize
 from fer.run import newest, runs
 
 OF_ITS_CONFIG = "the model of its config; the file was changed"
@@ -69,12 +70,13 @@ class Checkpoint:
 
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""
-        check_fit(self.settings.model, self.contents["model"], self.path)
+        cpu_batch = check_fit(self.settings.model, self.contents["model"], self.path)
         with blame(self.path):
             model = config.build("model", layer_table.without_weights(self.settings.model))
         load_weights(model, self.contents["model"], self.path)
         normalize = Normalize(**self.contents["normalization"])
         network = Network(model, normalize, self.classes, self.face_size).to(device)
+        network.cpu_batch = cpu_batch
         if self.settings.train.channels_last:
             network.to(memory_format=torch.channels_last)
         return network.eval()
@@ -262,18 +264,35 @@ def saved_config(text: str, contents: dict, path: Path) -> dict:
     return values
 
 
-def check_fit(node: dict, weights: dict, path: Path) -> None:
-    """Refuse weights that are not those of a model of this project, before it takes any memory:
-    a config may name a network of any size.
+def check_fit(node: dict, weights: dict, path: Path) -> int:
+    """Refuse weights that are not those of a model of this project, and a model whose outputs fill
+    the memory, before it takes any: a small file may name a network of any size.
+
+    Returns how many faces a CPU should compute at once. Other models may not run without weights;
+    of them nothing is known.
     """
     if not node["_target_"].startswith("fer."):
-        return
+        return CPU_BATCH
     with blame(path):
         model = layer_table.build(node)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     stored = {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
     if shapes != stored:
         raise UserError(f"{path}: its weights do not fit {OF_ITS_CONFIG}")
+    return batch_that_fits(model, path)
+
+
+def batch_that_fits(model: nn.Module, path: Path) -> int:
+    """How many faces a CPU should compute at once: a layer's input and output are in memory."""
+    bytes_of_face = 2 * 4 * layer_table.largest_output(model)
+    memory = available_memory()
+    batch = memory // 4 // bytes_of_face
+    if not batch:
+        raise UserError(
+            f"{path}: its network takes {bytes_of_face / 1e9:.1f} GB of memory for one face, where "
+            f"{memory / 1e9:.1f} GB are free; use a smaller model"
+        )
+    return min(batch, CPU_BATCH)
 
 
 def load_weights(

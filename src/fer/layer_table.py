@@ -5,6 +5,7 @@ elements × input channels / groups. Norms, pools, activations, biases and atten
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -118,6 +119,13 @@ def layers(model: nn.Module) -> list[Layer]:
     if uncounted:
         rows.append(Layer(OUTSIDE, "", count(uncounted)))
     return rows
+
+
+def largest_output(model: nn.Module) -> int:
+    """How many numbers the largest output of a layer, or the input, has for one face."""
+    side: Any = model.size
+    sizes = [math.prod(row.output) for row in layers(model)]
+    return max(side * side, *sizes)
 
 
 def describe_window(row: Layer, module: Any, before: Padded, output: Iterable[int]) -> None:

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, Required
 import torch
 from annotated_types import Ge, Le, Lt
 from torch import nn
+from torch.func import functional_call
 from typing_extensions import TypedDict
 
 from fer.models.layers import PReLU, Residual
@@ -192,9 +193,7 @@ class Layers:
         if hasattr(self.sequence, name):  # as for two norms in a row
             name = f"{name}_{len(self.sequence)}"
         self.sequence.add_module(name, layer)
-        output = layer.eval()(torch.zeros(1, *self.shape))
-        self.shape = tuple(output.shape[1:])
-        layer.train()
+        self.shape = output_shape(layer, self.shape)
 
     def add_activation(self, name: str, kind: Activation) -> None:
         if kind != "none":
@@ -208,6 +207,16 @@ class Layers:
         if rate is None:
             rate = self.defaults.dropout
         self.add(f"dropout{len(self.sequence)}", nn.Dropout(rate))
+
+
+def output_shape(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a layer's output for one image. The meta device computes nothing for it."""
+    tensors = [*layer.named_parameters(), *layer.named_buffers()]
+    on_meta = {name: tensor.to("meta") for name, tensor in tensors}
+    layer.eval()
+    output = functional_call(layer, on_meta, torch.zeros(1, *shape, device="meta"))
+    layer.train()
+    return tuple(output.shape[1:])
 
 
 class FeatureLayers(Layers):

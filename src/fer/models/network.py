@@ -106,6 +106,7 @@ class Network(nn.Module):
         """
         super().__init__()
         self.face_size = face_size
+        self.cpu_batch = CPU_BATCH
         self.classes = None if classes is None else tuple(classes)
         self.model: Any = model  # Any: mypy takes a module's attributes, as `size`, for modules
         self.normalize = normalize
@@ -137,7 +138,7 @@ class Network(nn.Module):
         """
         device = next(self.parameters()).device
         if device.type == "cpu":
-            batch_size = min(batch_size, CPU_BATCH)
+            batch_size = min(batch_size, self.cpu_batch)
         training = self.training
         self.eval()
         parts = []
