@@ -271,7 +271,7 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")
     assert "split=foo" in refused("predict", "ckpt=r", "split=foo")
     assert "did you mean columns?" in refused("predict", "ckpt=r", "colums=[a,b]")
-    assert "not a place for a file" in refused("predict", "ckpt=r", "out=no/where.csv")
+    assert "r: is a folder; name a file in it" in refused("predict", "ckpt=r", "out=r")
     (tmp_path / "sample.csv").write_text("Id,Emotion\n7,0\n")
     assert "sample.csv" in refused("predict", "ckpt=r", "sample=sample.csv")
     refused("report", "run=nowhere")

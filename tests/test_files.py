@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY
+from PIL import Image
 
-from fer import UserError
+from fer import UserError, plots
 from fer.files import write, write_text
 
 
@@ -208,3 +210,46 @@ def test_submissions_replace_no_file_of_another_kind(fer, tiny, tmp_path, name):
     code, _, err = fer("predict", f"ckpt={tiny()}", "data=demo", f"out={name}")
     assert code == 2 and "may be a data set" in err
     assert (tmp_path / name).read_bytes() == b"faces"
+
+
+def test_outputs_make_their_folder_and_a_refusal_leaves_none(fer, tiny, tmp_path):
+    ckpt = f"ckpt={tiny()}"
+    Image.new("L", (48, 48)).save("face.png")
+    before = set(tmp_path.rglob("*"))
+    for words, message in {
+        ("predict", ckpt, "split=none", "out=a/b/s.csv"): "the data has no such split",
+        ("predict", ckpt, "input=no.png", "out=a/s.csv"): "no such file",
+        ("predict", ckpt, "input=face.png", "out=face.png/s.csv"): "face.png: cannot be made",
+        ("predict", ckpt, "input=face.png", "out=tiny.pt/a/s.csv"): "tiny.pt/a: cannot be made",
+        ("curves", "out=a/b.txt"): "must end in .png, .svg or .pdf",
+    }.items():
+        code, _, err = fer(*words)
+        assert code == 2 and message in err and err.count("\n") == 1, words
+        assert set(tmp_path.rglob("*")) == before
+    made = ["a/b/s.csv", "a/p.csv", "c/lr.svg"]
+    words = ["input=face.png", "out=a/b/s.csv"]
+    assert fer("predict", ckpt, *words)[0] == 0
+    assert fer("predict", ckpt, "split=train", "out=a/p.csv")[0] == 0
+    assert fer("curves", "train.epochs=2", "out=c/lr.svg")[0] == 0
+    assert {
+        file.relative_to(tmp_path).as_posix() for file in set(tmp_path.rglob("*.*")) - before
+    } == {*made}
+
+
+def test_pages_and_pictures_replace_only_those_of_fer(fer, tmp_path, tiny):
+    Image.new("L", (48, 48)).save("mine.png")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<!doctype html>\n<p>mine</p>")
+    content = {file: file.read_bytes() for file in (Path("mine.png"), Path("site/index.html"))}
+    tiny()
+    for words in (
+        ["curves", "train.epochs=2", "out=mine.png"],
+        ["report", "run=tiny.pt", "out=site"],
+        ["report", "run=[tiny.pt]", "out=site"],
+    ):
+        code, _, err = fer(*words)
+        assert code == 2 and "was not written by fer, and would be replaced; choose another" in err
+    assert content == {file: file.read_bytes() for file in content}
+    for name in 2 * ["a.png", "a.svg", "a.pdf"]:
+        with plots._figure(tmp_path / name, 1, 1):
+            pass

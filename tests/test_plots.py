@@ -345,7 +345,7 @@ def test_a_failed_write_is_reported_and_keeps_the_old_file(tmp_path, monkeypatch
     with pytest.raises(UserError, match="cannot be written"):
         plots.confusion(COUNTS, CLASSES, tmp_path / "missing" / "c.png")
     path = tmp_path / "c.png"
-    path.write_text("old")
+    path.write_text("old Matplotlib")
 
     def full(self, name, **more):
         name.write(b"half")
@@ -354,7 +354,7 @@ def test_a_failed_write_is_reported_and_keeps_the_old_file(tmp_path, monkeypatch
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(UserError, match="No space"):
         plots.confusion(COUNTS, CLASSES, path)
-    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+    assert path.read_text() == "old Matplotlib" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_global_style_stays(tmp_path):

@@ -129,6 +129,13 @@ def spare_faces(path: str | Path) -> None:
         raise UserError(f"{path}: holds faces, which this would overwrite; choose another name")
 
 
+def spare_foreign(path: str | Path, mark: bytes, remedy: str) -> None:
+    """Refuse to overwrite a file that does not hold the mark of those that fer writes there."""
+    target = Path(os.path.realpath(path))
+    if target.is_file() and mark not in target.read_bytes():
+        raise UserError(f"{path}: was not written by fer, and would be replaced; {remedy}")
+
+
 @contextlib.contextmanager
 def told_of(path: str | Path) -> Iterator[None]:
     """Within the context an OSError of a write to `path` becomes a UserError."""

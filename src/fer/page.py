@@ -8,10 +8,11 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fer.files import write_text
+from fer.files import spare_foreign, told_of, write_text
 
 # CSS pixels per picture pixel: text of 6.5 points at 150 dpi is then 8.4 CSS pixels high.
 LEGIBLE = 0.62
+MARK = b'<link rel="icon" href="data:,">'  # of every page of ours
 
 
 @dataclass
@@ -54,6 +55,13 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
     write_text(
         out / "index.html", page.render(title=title, lead=lead, parts=parts, pictures=pictures)
     )
+
+
+def spare_page(out: Path) -> None:
+    """Refuse a folder whose index.html is of another program, before any work."""
+    page = out / "index.html"
+    with told_of(page):
+        spare_foreign(page, MARK, "choose another folder with out=")
 
 
 def width_of(png: Path) -> int:

@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fer import UserError
-from fer.files import write
+from fer.files import spare_foreign, told_of, write
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -647,6 +647,8 @@ def _figure(
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
+    with told_of(path):
+        spare_foreign(path, b"Matplotlib", "choose another place for it with out=")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A class name may be in a script that the font lacks; matplotlib then draws boxes.
         warnings.filterwarnings("ignore", "Glyph")

@@ -140,9 +140,27 @@ def is_unused(folder: Path) -> bool:
     return left or not any(folder.iterdir())
 
 
+@contextlib.contextmanager
+def folders(*paths: Path) -> Iterator[None]:
+    """Within the context the folders are there, made with those above them where they are missing.
+    If it ends by a refusal or a signal, those that were made and are still empty are removed.
+    """
+    made: list[Path] = []
+    try:
+        for path in paths:
+            made += [place for place in (path, *path.parents) if not os.path.lexists(place)]
+            make_folder(path)
+        yield
+    except BaseException:
+        for place in sorted(made, key=lambda place: len(place.parts), reverse=True):
+            with contextlib.suppress(OSError):  # it holds something by now
+                place.rmdir()
+        raise
+
+
 def make_folder(path: Path) -> Path:
     """The folder, made if it is missing: for pictures, which may replace older ones."""
-    with os_errors_refused(f"{path}: cannot be made", "choose another with out="):
+    with os_errors_refused(f"{path}: cannot be made", "choose another place"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 

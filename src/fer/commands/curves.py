@@ -6,6 +6,7 @@ import pandas as pd
 
 from fer import config, plots
 from fer.layer_table import build
+from fer.run import folders
 from fer.training.curves import build_curves
 
 POINTS = 20  # an epoch
@@ -23,7 +24,8 @@ def run(cfg: config.CurvesConfig, typed: list[str]) -> None:
         else:
             columns[name] = [full * curve(time, epochs) for time in times]
     if columns:
-        plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
+        with folders(Path(cfg.out).parent):
+            plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
         print(f"{', '.join(columns)} over {epochs} epochs: {cfg.out}")
     if waiting:
         print(

@@ -20,7 +20,7 @@ from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
 from fer.models.network import Network, fit
 from fer.progress import Steps
-from fer.run import make_folder, write_csv, write_text
+from fer.run import folders, write_csv, write_text
 from fer.runtime import pick_device
 
 MAP_BATCH = 4  # faces whose maps are computed at once
@@ -40,18 +40,32 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     layers = Layers(network, explain.layer_outputs(network, images[:1]))
     chosen = layers.choose(cfg.layers)
 
-    sheets = Sheets(
-        out=make_folder(Path(cfg.out or checkpoint.folder / "explain")),
-        kind=cfg.format,
-        seed=cfg.seed,
-        bar=Steps(6 + 2 * len(chosen)),
-    )
+    out = Path(cfg.out or checkpoint.folder / "explain")
+    with folders(out):
+        sheets = Sheets(out, cfg.format, cfg.seed, bar=Steps(6 + 2 * len(chosen)))
+        draw_chosen(cfg, checkpoint.classes, faces, logits, targets, images, layers, chosen, sheets)
+
+
+def draw_chosen(
+    cfg: config.ExplainConfig,
+    classes: list[str],
+    faces: Faces,
+    logits: Tensor,
+    targets: Tensor,
+    images: Tensor,
+    layers: "Layers",
+    chosen: list[str],
+    sheets: "Sheets",
+) -> None:
+    """Draw what `show=` names. images: float32 N×1×S×S, the faces as the network sees them. chosen:
+    the layers whose filters are drawn.
+    """
+    network = layers.network
     if "saliency" in cfg.show:
-        maps = saliency_maps(network, layers, images, targets.to(device), sheets.bar)
-        sheets.bar.say(draw_maps(cfg, checkpoint.classes, faces, logits, targets, maps, sheets.out))
+        maps = saliency_maps(network, layers, images, targets.to(images.device), sheets.bar)
+        sheets.bar.say(draw_maps(cfg, classes, faces, logits, targets, maps, sheets.out))
     if "ideal_faces" in cfg.show:
         sheets.bar.begin("ideal faces")
-        classes = checkpoint.classes
         title = "The ideal face of each class"
         sheets.draw_ascent("ideal_faces", network, network, len(classes), title, names=classes)
     if "kernels" in cfg.show:

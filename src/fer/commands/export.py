@@ -22,10 +22,12 @@ from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.files import write
 from fer.models.network import Network
-from fer.run import make_folder, spare_runs
+from fer.run import folders, spare_runs
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
+# A network and notes in; the file's bytes out, and what they compute.
+Exporter = Callable[[Network, dict[str, str]], tuple[bytes, Callable[[Tensor], Tensor]]]
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
@@ -35,6 +37,14 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     if cfg.out and realpath(cfg.out) == realpath(path):
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
     spare_runs(cfg.out)
+    exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
+    out = Path(cfg.out or checkpoint.folder / name)
+    with folders(out.parent):
+        export(checkpoint, exporter, out, speeds=cfg.format == "onnx")
+
+
+def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) -> None:
+    """Write the checkpoint's network to the file `out`; speeds: measure it beside PyTorch's."""
     network = (
         checkpoint.network(torch.device("cpu"))
         .requires_grad_(False)
@@ -57,7 +67,6 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
         found = torch.randint(0, 256, (4 * BATCH, 1, size, size), generator=generator)
         source = "random images"
     faces = found[: 4 * BATCH].float()
-    exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     with quiet():
         exported, call = exporter(network, notes)
 
@@ -69,14 +78,13 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
             f"{checkpoint.name}: its export differs from PyTorch by {off:.2g} in a logit; "
             "try the other format="
         )
-    out = Path(cfg.out or make_folder(checkpoint.folder) / name)
     write(out, lambda file: file.write(exported))
     print(
         f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} "
         f"of {len(faces)} "
         f"{source} labeled otherwise"
     )
-    if cfg.format == "onnx":
+    if speeds:
         ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])
         print(
             f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of "

@@ -18,7 +18,7 @@ from fer import config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
-from fer.run import make_folder, spare_runs, write_text
+from fer.run import folders, spare_runs, write_text
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
@@ -36,10 +36,10 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
         print(f"no faces of {', '.join(data.absent)} to train on")
     shown = choose(data)
     splits = distinct_splits(data)
-    out = make_folder(Path(cfg.out))
+    out = Path(cfg.out)
     spare_runs(*(out / name for name in TABLES))
     images = torch.cat([split.images for split in splits.values()])
-    with Steps(2) as bar:
+    with folders(out), Steps(2) as bar:
         bar.begin("looking for copies")
         faces, pairs = describe(splits, images, data.classes, cfg.near, {*shown})
         bar.begin("drawing")

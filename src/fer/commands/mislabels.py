@@ -16,7 +16,7 @@ from fer import UserError, config, extra, plots
 from fer.checkpoint import load_checkpoint
 from fer.data.copies import exact_copies
 from fer.data.faces import Data, Faces
-from fer.run import make_folder, spare_runs, write_text
+from fer.run import folders, spare_runs, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in
 
@@ -34,9 +34,10 @@ def run(cfg: config.MislabelsConfig, typed: list[str]) -> None:
         raise UserError(
             f"folds={cfg.folds}: no class has more than {largest_class} faces; set it lower"
         )
-    out = make_folder(Path(cfg.out))
+    out = Path(cfg.out)
     spare_runs(out / "mislabels.csv")  # now, not after hours
-    probabilities = cross_validated(cfg, data, faces, device, out)
+    with folders(out):
+        probabilities = cross_validated(cfg, data, faces, device, out)
 
     table = label_table(cleanlab, data, faces, probabilities)
     order = np.lexsort((table["quality"], ~table["suspect"]))  # suspects first

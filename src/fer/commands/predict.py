@@ -10,7 +10,7 @@ from fer import UserError, config, metrics, photos
 from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
 from fer.inference import Ensemble, learned_faces, may_hold_private_test
-from fer.run import spare_runs, tell_if_replaced, write_csv
+from fer.run import folders, spare_runs, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
 
@@ -23,6 +23,12 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
     ensemble = Ensemble.open(ckpt, device, cfg.batch_size, cfg.tta, cfg.trust)
     out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])
+    with folders(*(Path(target).parent for target in (out, cfg.probs) if target)):
+        label(cfg, typed, ensemble, out)
+
+
+def label(cfg: config.PredictConfig, typed: list[str], ensemble: Ensemble, out: Path) -> None:
+    """Label the photos of `input=` or the faces of a split, and write the table `out`."""
     if cfg.input is not None:
         ensemble, table = ensemble.weighted(cfg.select)
         print_if_any(table)
@@ -72,7 +78,7 @@ def run(cfg: config.PredictConfig, typed: list[str]) -> None:
 
 
 def check_targets(ensemble: Ensemble, targets: list[str | None]) -> None:
-    """Refuse to write over a checkpoint, over a run's file, twice to one file, or to a folder."""
+    """Refuse to write over a checkpoint, a run's file or a folder, or twice to one file."""
     taken = {realpath(member.path) for member in ensemble.members}
     for target in targets:
         if not target:
@@ -80,10 +86,8 @@ def check_targets(ensemble: Ensemble, targets: list[str | None]) -> None:
         if realpath(target) in taken:
             raise UserError(f"{target}: is the checkpoint, or is named twice; choose another name")
         taken.add(realpath(target))
-        if Path(target).is_dir() or not Path(target).absolute().parent.is_dir():
-            raise UserError(
-                f"{target}: not a place for a file; name a file in a folder that exists"
-            )
+        if Path(target).is_dir():
+            raise UserError(f"{target}: is a folder; name a file in it")
     spare_runs(*targets)
 
 

@@ -16,8 +16,8 @@ from fer.comparison import compare
 from fer.data.faces import Faces
 from fer.files import write, write_text
 from fer.layer_table import build, table_text
-from fer.page import Part, write_page
-from fer.run import PRIVATE_LOG, TIMES, make_folder, read_history
+from fer.page import Part, spare_page, write_page
+from fer.run import PRIVATE_LOG, TIMES, folders, read_history
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
@@ -25,15 +25,21 @@ OVERFITTED = 0.15  # training accuracy minus validation accuracy that is called 
 
 
 def run(cfg: config.ReportConfig, typed: list[str]) -> None:
-    folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
-    if len(folders) > 1 or isinstance(cfg.run, list):
-        compare(folders, make_folder(Path(cfg.out or "comparison")), cfg.format, cfg.trust)
+    run_folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
+    if len(run_folders) > 1 or isinstance(cfg.run, list):
+        out = Path(cfg.out or "comparison")
+        spare_page(out)
+        with folders(out):
+            compare(run_folders, out, cfg.format, cfg.trust)
     else:
-        report(folders[0], cfg)
+        out = Path(cfg.out or run_folders[0] / "report")
+        spare_page(out)
+        with folders(out):
+            report(run_folders[0], out, cfg)
 
 
-def report(folder: Path, cfg: config.ReportConfig) -> None:
-    """Write the page of the run in `folder`, and print its main figures."""
+def report(folder: Path, out: Path, cfg: config.ReportConfig) -> None:
+    """Write the page of the run in `folder` into the folder `out`, and print its main figures."""
     result = Result.open(folder, cfg.trust)
     parts = [
         *result_parts(result),
@@ -41,7 +47,6 @@ def report(folder: Path, cfg: config.ReportConfig) -> None:
         *explain_parts(folder / "explain"),
         *settings_parts(result),
     ]
-    out = make_folder(Path(cfg.out or folder / "report"))
     write_text(out / "classification_report.txt", result.table)
     write_page(out, result.title, lead_lines(result), parts, cfg.format)
     tensorboard.show(folder, [out / f"{part.name}.png" for part in parts if part.draw])

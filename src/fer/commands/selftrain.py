@@ -15,7 +15,7 @@ from torch import Tensor
 from fer import UserError, config, metrics, plots
 from fer.data.faces import Data, Faces, stratified
 from fer.inference import Ensemble
-from fer.run import make_folder, write_text
+from fer.run import folders, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in
 
@@ -31,13 +31,14 @@ def run(cfg: config.SelftrainConfig, typed: list[str]) -> None:
         raise UserError(
             f"clusters={cfg.clusters}: more than the {len(train)} faces to train on; set it lower"
         )
-    out = make_folder(Path(cfg.out))
+    out = Path(cfg.out)
     rows = []
-    for share in cfg.shares:
-        known = torch.from_numpy(stratified(train.labels.numpy(), share, cfg.seed, least=1))
-        accuracy = cluster_accuracy(train, known, held_out, cfg.clusters, cfg.seed)
-        rows.append(result(share, "clusters", accuracy, len(held_out)))
-        rows += self_train(cfg, data, device, train, known, held_out, share, out)
+    with folders(out):
+        for share in cfg.shares:
+            known = torch.from_numpy(stratified(train.labels.numpy(), share, cfg.seed, least=1))
+            accuracy = cluster_accuracy(train, known, held_out, cfg.clusters, cfg.seed)
+            rows.append(result(share, "clusters", accuracy, len(held_out)))
+            rows += self_train(cfg, data, device, train, known, held_out, share, out)
     table = pd.DataFrame(rows, columns=COLUMNS)
     write_text(out / "selftrain.csv", table.to_csv(index=False))
     picture = plots.shares(table, out / f"selftrain.{cfg.format}")
