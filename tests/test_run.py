@@ -668,10 +668,25 @@ def test_a_run_folder_that_was_never_saved_does_not_stay(fer, tmp_path, monkeypa
     assert code == 2 and not (tmp_path / "runs").exists()
 
 
-def test_a_resume_without_best_pt_does_not_say_that_the_folder_holds_it(fer, tmp_path):
+def test_a_resume_refuses_another_best_pt_and_does_without_one(fer, tmp_path):
     tiny = [*TINY, "train.epochs=2", "run=r"]
     assert fer("train", *tiny, "optim=sgd", "optim.lr=1e-12")[0] == 0
-    (tmp_path / "r" / "best.pt").unlink()
+    best = tmp_path / "r" / "best.pt"
+    contents = torch.load(best, weights_only=True)
+    other_seed = contents["config"].replace("seed: 0", "seed: 1")
+    other_faces = contents["validation"] | {"images": "0"}
+    for changes, message in [
+        ({"epoch": 2}, "weights of epoch 2 with an accuracy of "),
+        ({"val_accuracy": 0.99}, "weights of epoch 1 with an accuracy of 0.9900, but the best of"),
+        ({"config": other_seed}, "is of another training (seed: 1 → 0)"),
+        ({"validation": other_faces}, "is of another training (it was validated on other faces)"),
+    ]:
+        torch.save(contents | changes, best)
+        code, _, err = fer("train", "resume=r", "train.epochs=3")
+        assert code == 2 and "fer: r/best.pt: " in err and message in err and "move this" in err
+    torch.save(contents | {"epoch": 3}, best)  # saved before a kill, and last.pt was not
+    assert fer("train", "resume=r")[0] == 0
+    best.unlink()
     code, out, err = fer("train", "resume=r", "train.epochs=3")
     assert code == 0 and "best.pt was removed" in out, err
     assert "ckpt=r/last.pt" in out

@@ -133,7 +133,7 @@ def test_an_error_is_one_line_and_with_fer_debug_its_traceback_too(fer, monkeypa
         ["train", "resume=/dev/null"],
         ["train", "data.path=" + "x" * 5000],
         ["train", "data.path=/dev/null"],
-        ["curves", "schedule=cosine", "out=no/where.png"],
+        ["curves", "schedule=cosine", "out=/dev/null/where.png"],
         ["curves", "schedule=cosine", "out=x.exe"],
         ["summary", "models=[x]"],
     ):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fer import UserError, config, runtime, tensorboard
-from fer.checkpoint import load_checkpoint
+from fer.checkpoint import load_checkpoint, saved_config
 from fer.data.faces import Data
 from fer.files import write_text
 from fer.optim import Muon
@@ -19,6 +19,8 @@ from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import wrapped
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer, fit_outputs
+
+MOVE_AWAY = "put the run's own back or move this one away, then resume"
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
@@ -38,6 +40,8 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
             own.resume = own.run
         held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
         trainer = Trainer(own, device, data, contents)
+        if contents:
+            refuse_other_best(folder, trainer)
         del contents  # as large as the network and the optimizer
         if not trainer.done:
             fit_in_folder(trainer)
@@ -56,6 +60,34 @@ def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig)
         )
 
 
+def refuse_other_best(folder: Path, trainer: Trainer) -> None:
+    """Refuse a best.pt that is not of the training that is resumed in `folder`: other commands
+    would use its weights. One of an epoch after the last.pt was saved just before a kill.
+    """
+    path = folder / "best.pt"
+    if not path.is_file():
+        return
+    contents = load_checkpoint(path)
+    values = saved_config(contents["config"], contents, path)
+    saved = config.check("train", values, trainer.cfg.trust).model_dump()
+    differences = config.difference(saved, trainer.cfg.model_dump())
+    changed = [
+        line for key, line in differences.items() if key not in config.resumable(saved["data"])
+    ]
+    epoch, accuracy = contents.get("epoch", 0), contents.get("val_accuracy", 0.0)
+    faces = (contents.get("validation") or {}).get("images") or trainer.faces.val_hash
+    best = trainer.best
+    is_best = epoch > trainer.epoch or (epoch, accuracy) == (best["epoch"], best["val_accuracy"])
+    if changed or faces != trainer.faces.val_hash:
+        why = changed[0] if changed else "it was validated on other faces"
+        raise UserError(f"{path}: is of another training ({why}); {MOVE_AWAY}")
+    if not is_best:
+        raise UserError(
+            f"{path}: has the weights of epoch {epoch} with an accuracy of {accuracy:.4f}, but the "
+            f"best of last.pt is epoch {best['epoch']} with {best['val_accuracy']:.4f}; {MOVE_AWAY}"
+        )
+
+
 def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
     """Train in the run folder that the config names; returns it.
 
@@ -69,6 +101,7 @@ def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
         else:
             folder = held.enter_context(new_folder(cfg.run, cfg.name))
         if cfg.resume:
+            refuse_other_best(folder, trainer)
             write_history(folder, trainer.history)
             print(where_it_continues(trainer, folder), flush=True)
         cfg.run = str(folder)
