@@ -9,6 +9,7 @@ import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -145,15 +146,25 @@ def load(place: Path, name: str, key: str) -> Table | None:
         if str(arrays["key"]) != key or arrays.zip.testzip() is not None:
             return None
         values = {field: arrays[field] for field in Table.__dataclass_fields__}
-        if not values["images"].size:  # they lie in a file of their own, too large to check whole
+        if not values["images"].size:  # they lie in a file of their own
             shape = (len(values["labels"]), *values["images"].shape[1:])
             images = np.load(regular(place / f"{name}.npy"), mmap_mode="c")
             if (images.dtype, images.shape) != (np.uint8, shape) or not images.flags.c_contiguous:
+                return None
+            if checksum(images) != arrays["checksum"]:
                 return None
             values["images"] = images
         if len(values["images"]) == len(values["labels"]):
             return Table(**values)
     return None
+
+
+def checksum(images: np.ndarray) -> int:
+    """The CRC-32 of mapped images, read piece by piece."""
+    value = 0
+    for start in range(0, len(images), CHUNK):
+        value = zlib.crc32(images[start : start + CHUNK].data, value)
+    return value
 
 
 def save(place: Path, name: str, key: str, table: Table) -> Table:
@@ -165,6 +176,7 @@ def save(place: Path, name: str, key: str, table: Table) -> Table:
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         if mapped:
             values["images"] = np.empty((0, *table.images.shape[1:]), np.uint8)
+            values["checksum"] = np.array(checksum(table.images))
             np.save(Path(scratch, f"{name}.npy"), table.images)
             Path(scratch, f"{name}.npy").replace(place / f"{name}.npy")
         np.savez(Path(scratch, f"{name}.npz"), **values)
