@@ -114,12 +114,13 @@ def test_explanations_have_it(of_64, fer, explain_by):
 
 def test_a_model_smaller_than_the_faces_is_told(fer):
     write_faces("large.csv", 64)
-    code, out, err = fer("train", "data.path=large.csv", *TRAINING, "run=r")
+    code, out, err = fer("train", "data.path=large.csv", "data.size=96", *TRAINING, "run=r")
     words = " ".join((out + err).split())
-    assert code == 0 and "only the center of the faces, 48×48 of 64×64 pixels" in words
-    assert "model.size=64" in words and "data.size=48" in words
+    assert code == 0 and "only the center of the faces, 48×48 of 96×96 pixels" in words
+    assert "model.size=96" in words and "data.size=48" in words
+    assert "data.size=96: all faces are smaller and are enlarged, which takes time" in words
     code, out, _ = fer("train", "data.path=large.csv", "data.size=48", *TRAINING, "run=s")
-    assert code == 0 and "center of the faces" not in out
+    assert code == 0 and "center of the faces" not in out and "enlarged" not in out
 
 
 def test_checkpoints_of_earlier_versions_tell_it_by_their_config(tiny, tiny_contents):

@@ -516,6 +516,24 @@ def test_sizes(tmp_path):
     path = write_csv(tmp_path / "faces.csv", [0, 1] * 10, side=64)
     assert load(path).splits["train"].images.shape[-1] == 64
     assert load(path, size=32).splits["train"].images.shape[-1] == 32
+    np.savez(tmp_path / "f.npz", images=[face(64)] * 4, labels=["happy", "sad"] * 2)
+    write_parquet(tmp_path / "f.parquet", ["happy", "sad"] * 5)
+    Image.fromarray(face(100)).save(tmp_path / "a" / "train" / "sad" / "100.png")
+    for source, size, which in (
+        ("a", 64, ""),
+        ("a", 96, ""),
+        ("a", 101, "all"),
+        ("faces.csv", 64, ""),
+        ("faces.csv", 96, "all"),
+        ("f.npz", 65, "all"),
+        ("f.parquet", 48, ""),
+        ("f.parquet", 96, "all"),
+        ("f.parquet", None, ""),
+    ):
+        for _ in range(2):  # the second time from the cache
+            said = load(tmp_path / source, size=size).enlarged
+            expected = which and f"data.size={size}: {which} faces are smaller and are enlarged"
+            assert said.partition(",")[0] == expected, source
     write_csv(tmp_path / "b" / "train.csv", [0, 1] * 10, usage=False, side=32)
     write_csv(tmp_path / "b" / "test.csv", [0, 1] * 10, usage=False, side=48)
     assert {f.images.shape[-1] for f in load(tmp_path / "b").splits.values()} == {32}

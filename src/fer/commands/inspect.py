@@ -34,6 +34,8 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     data = config.build("data", cfg.data)
     if data.absent:
         print(f"no faces of {', '.join(data.absent)} to train on")
+    if data.enlarged:
+        print(data.enlarged)
     shown = choose(data)
     splits = distinct_splits(data)
     out = Path(cfg.out)

@@ -98,6 +98,7 @@ class Data:
     what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
     description: what was taken for what, in words. left_out: split → why it could not be read.
+    enlarged: what data.size does to smaller faces, in words.
     """
 
     splits: dict[str, Faces]
@@ -109,6 +110,7 @@ class Data:
     sample: str | None = None
     description: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
+    enlarged: str = ""
 
     def open(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:

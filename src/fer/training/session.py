@@ -244,6 +244,8 @@ def warnings_of(trainer: Trainer) -> list[str]:
             f"the model sees only the center of the faces, {size}×{size} of {side}×{side} pixels; "
             f"model.size={side} uses whole faces, data.size={size} shrinks them"
         )
+    if data.enlarged:
+        warnings.append(data.enlarged)
     if cfg.data.get("validation") == "test":
         warnings.append(
             "data.validation=test: the test faces select the epoch, so their accuracy says nothing "

@@ -98,7 +98,7 @@ def array_table(
         first=np.full(len(names), str(path)),
         usage=np.full(len(images), -1),
         hash=np.array(digest),
-    )
+    ).note_own_side(images.shape[-1])
 
 
 def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
@@ -130,8 +130,11 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
         raise UserError(f"{paths[0]}: has no rows, or not all of the files have labels")
     heads = [f"{label}\0".encode() for label in labels] or [b""] * len(encoded)
 
+    sides: list[int] = []
+
     def read(number: int) -> np.ndarray:
-        return read_image(io.BytesIO(encoded[number]), side, f"{paths[0]}, picture {number + 1}")
+        name = f"{paths[0]}, picture {number + 1}"
+        return read_image(io.BytesIO(encoded[number]), side, name, sides)
 
     images, digest = read_all(len(encoded), read, side, heads)
     positions, found = np.full(len(images), -1), NO_STRINGS
@@ -144,6 +147,7 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
         first=np.full(len(found), str(paths[0])),
         usage=np.full(len(images), -1),
         hash=np.array(digest),
+        enlarged=np.array(sum(own_side < side for own_side in sides)),
     )
 
 

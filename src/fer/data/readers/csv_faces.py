@@ -93,7 +93,7 @@ def read_csv(path: Path, side: int | None = None, group_column: str | None = Non
         ids=np.concatenate(ids),
         groups=np.concatenate(groups),
         hash=np.array(digest.hexdigest()),
-    )
+    ).note_own_side(own_side)
 
 
 def open_csv(path: Path) -> BufferedReader:

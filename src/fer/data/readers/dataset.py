@@ -63,6 +63,7 @@ def fer2013(
         "classes": class_names,
         "sample": source.sample,
         "left_out": source.left_out,
+        "enlarged": enlarged_in_words(size, list(tables.values())),
     }
     whole = split == "none" and set(parts) == {"train"}
     if whole and not parts["train"].by_usage:
@@ -220,6 +221,18 @@ def groups_in(table: Table, source: Source, groups: str | None) -> np.ndarray | 
             f"data.groups={groups}: {source.places['train']} has no such column; name one"
         )
     return groups_of(table.ids.tolist(), groups)
+
+
+def enlarged_in_words(size: int | None, tables: Sequence[Table]) -> str:
+    """What data.size does to faces that the source has smaller; nothing if these are few."""
+    enlarged, count = sum(int(table.enlarged) for table in tables), sum(map(len, tables))
+    if size is None or enlarged <= count / 2:
+        return ""
+    which = "all" if enlarged == count else f"{enlarged:,} of {count:,}"
+    return (
+        f"data.size={size}: {which} faces are smaller and are enlarged, which takes time and adds "
+        "no detail"
+    )
 
 
 def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:

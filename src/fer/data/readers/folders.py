@@ -62,7 +62,10 @@ def read_pictures(
     for number, file in enumerate(files):
         label = "" if labels is None else emotion(labels[number]) or labels[number]
         heads.append(f"{label}/{file.name}\0".encode("utf-8", "surrogateescape"))
-    images, digest = read_all(len(files), lambda i: read_image(files[i], side), side, heads)
+    sides: list[int] = []
+    images, digest = read_all(
+        len(files), lambda i: read_image(files[i], side, sides=sides), side, heads
+    )
     names = sorted(names)
     position = {name: number for number, name in enumerate(names)}
     positions = [-1 if labels is None else position[labels[i]] for i in range(len(files))]
@@ -76,6 +79,7 @@ def read_pictures(
         usage=np.full(len(files), -1),
         ids=np.array(ids, dtype=np.str_),
         hash=np.array(digest),
+        enlarged=np.array(sum(own_side < side for own_side in sides)),
     )
 
 

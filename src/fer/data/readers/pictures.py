@@ -87,10 +87,17 @@ def is_heic(file: Path) -> bool:
 
 
 def read_image(
-    file: Path | io.BytesIO, side: int = FACE_SIZE, name: str | None = None
+    file: Path | io.BytesIO,
+    side: int = FACE_SIZE,
+    name: str | None = None,
+    sides: list[int] | None = None,
 ) -> np.ndarray:
-    """uint8 side×side: the first frame, gray, resized."""
+    """uint8 side×side: the first frame, gray, resized. sides: the picture's longer side is added,
+    in pixels.
+    """
     with decoded(file, "make it smaller or remove it", name) as image:
+        if sides is not None:
+            sides.append(max(image.size))
         gray = eight_bits(image, str(name or file)).convert("L")
         return np.asarray(gray.resize((side, side), Image.Resampling.BILINEAR))
 

@@ -17,7 +17,8 @@ class Table:
     the labels as the source writes them; the classes of the data are made of them later. first:
     where each of `names` stands first, for messages. usage: int64 N, positions in USAGES, -1 where
     there is none. ids: N strings, or empty; of pictures their paths relative to the source. groups:
-    N strings, or empty. hash: SHA-256 of the source's bytes.
+    N strings, or empty. hash: SHA-256 of the source's bytes. enlarged: how many of the images the
+    source has smaller than S×S.
     """
 
     images: np.ndarray
@@ -28,6 +29,7 @@ class Table:
     hash: np.ndarray
     ids: np.ndarray = field(default_factory=lambda: NO_STRINGS)
     groups: np.ndarray = field(default_factory=lambda: NO_STRINGS)
+    enlarged: np.ndarray = field(default_factory=lambda: np.array(0))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,6 +38,11 @@ class Table:
     def side(self) -> int:
         """Pixels."""
         return self.images.shape[-1]
+
+    def note_own_side(self, side: int) -> "Table":
+        """Count all images as enlarged if they had fewer pixels than they have now."""
+        self.enlarged = np.array(len(self) if side < self.side else 0)
+        return self
 
     def arrays(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
