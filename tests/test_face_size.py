@@ -1,6 +1,7 @@
 """A network gets all faces at the size of those that it was trained on."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -66,14 +67,23 @@ def test_faces_of_another_size_are_resized_before_the_model_crops_them():
 
 
 def test_members_of_different_sizes_label_the_same_faces(of_64, fer):
-    write_faces("small.csv", 48)
-    assert fer("train", "data.path=small.csv", *TRAINING, "run=small")[0] == 0
+    words = ["data.path=large.csv", "data.size=48", *TRAINING]
+    assert fer("train", *words, "run=small")[0] == 0
     cpu = torch.device("cpu")
-    ensemble = Ensemble.open(["large", "small"], cpu, 64, "none")
+    ensemble = Ensemble.open(["small", "large"], cpu, 64, "none")
     assert ensemble.face_size == 64
+    assert ensemble.data().splits["validation"].hash == of_64.data().splits["validation"].hash
+    for typed in ([], ["data.path=large.csv"]):
+        code, out, err = fer("evaluate", "ckpt=[small,large]", "select=uniform", *typed)
+        assert code == 0 and ("ensemble without it" in out) is (not typed), err
+        (row,) = re.findall(r"large/best.pt +(\S+) +\S+ to ", out)
+        assert float(row) == pytest.approx(of_64.contents["val_accuracy"], abs=1e-4)
+    code, out, _ = fer("evaluate", "ckpt=[small,large]", "split=train")
+    assert "small/best.pt was trained on 14 of these 14 faces" in out
+    assert "large/best.pt was trained on 14 of these 14 faces" in out
     images = torch.randint(0, 256, (5, 1, 64, 64), dtype=torch.uint8)
     smaller = F.interpolate(images.float(), (48, 48), mode="bilinear", antialias=True)
-    large, small = (member.network(cpu) for member in ensemble.members)
+    small, large = (member.network(cpu) for member in ensemble.members)
     # In the number format of this processor, as label() computes.
     logits = [large.logits(images, batch_size=5), small.logits(smaller, batch_size=5)]
     expected = (logits[0].softmax(1) + logits[1].softmax(1)) / 2

@@ -81,11 +81,18 @@ class Checkpoint:
             network.to(memory_format=torch.channels_last)
         return network.eval()
 
-    def data(self, typed: dict | None = None, whole: bool = True, used_whole: bool = False) -> Data:
+    def data(
+        self,
+        typed: dict | None = None,
+        whole: bool = True,
+        used_whole: bool = False,
+        size: int | None = None,
+    ) -> Data:
         """Its data, with a typed `data` laid over it.
 
         whole: leave out the training's `limit`. used_whole: do not split a single file that is
-        typed as data.path, since nothing is trained on it.
+        typed as data.path, since nothing is trained on it. size: the side to read its faces at, in
+        pixels; None: that of the training.
         """
         typed = typed or {}
         if "normalize" in typed and "_target_" not in typed:
@@ -98,8 +105,11 @@ class Checkpoint:
         base = dict(self.settings.data)
         if whole and "limit" in base:
             base["limit"] = None
-        if "path" in typed and "size" in base and self.face_size != FACE_SIZE:
-            base["size"] = self.face_size  # of pictures; a CSV had its own
+        size = size or self.face_size
+        # Of other pictures; a CSV has its own.
+        own_size = FACE_SIZE if "path" in typed else self.face_size
+        if "size" in base and size != own_size:
+            base["size"] = size
         node = config.check_node("data", config.overlay(base, typed))
         splittable = node.get("split") is not None and typed.get("split", "auto") == "auto"
         if used_whole and splittable and is_file(typed.get("path")):

@@ -158,6 +158,10 @@ class Ensemble:
         """Pixels of a side of the faces that it takes from photos: the largest of its members'."""
         return max(member.face_size for member in self.members)
 
+    def data(self, typed: dict | None = None, used_whole: bool = False) -> Data:
+        """The first member's data, see Checkpoint.data, at face_size."""
+        return self.members[0].data(typed, used_whole=used_whole, size=self.face_size)
+
     @property
     def names(self) -> list[str]:
         return [member.name for member in self.members]
@@ -201,7 +205,7 @@ class Ensemble:
         if len(self.members) == 1 or (data is None and select == "uniform"):
             return self, ""
         if data is None or "validation" not in data.splits:
-            data, own_data = self.members[0].data(), True
+            data, own_data = self.data(), True
         faces = data.open("validation")
         stranger = validated_on_others(self.members, faces, own_data)
         if stranger:
@@ -243,7 +247,8 @@ def validated_on_others(
         # last.pt has no hash, and a run with data.limit has that of a part.
         if member.contents.get("validation", {}).get("images") == faces.hash:
             continue
-        if own_data and member.data().open("validation").hash == faces.hash:
+        side = faces.images.shape[-1]
+        if own_data and member.data(size=side).open("validation").hash == faces.hash:
             continue
         return member
     return None
@@ -261,7 +266,7 @@ def learned_faces(
     learned = []
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            training = member.data().open("train")
+            training = member.data(size=faces.images.shape[-1]).open("train")
         except UserError as error:
             if strict:
                 raise
@@ -287,7 +292,7 @@ def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, fac
     is_open = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            member_data = member.data()
+            member_data = member.data(size=faces.images.shape[-1])
         except UserError:  # not at hand
             continue
         shut = [

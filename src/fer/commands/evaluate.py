@@ -25,7 +25,7 @@ HEADER = ["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies
 def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
     ensemble = Ensemble.open(cfg.ckpt, pick_device(cfg.device), cfg.batch_size, cfg.tta, cfg.trust)
     members = ensemble.members
-    data = members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
+    data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.only or "validation"
     faces = data.open(split)
     if not faces.labeled:

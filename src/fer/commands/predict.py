@@ -47,7 +47,7 @@ def label(cfg: config.PredictConfig, typed: list[str], ensemble: Ensemble, out: 
     for key in PHOTO_KEYS:
         if key in typed:
             raise UserError(f"{key}: is about photos; name one, or a folder of them, with input=")
-    data = ensemble.members[0].data(cfg.data, used_whole=cfg.split in (None, "all"))
+    data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.unlabeled or data.only
     if split is None:
         raise UserError(
