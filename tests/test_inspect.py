@@ -418,3 +418,34 @@ def test_empty_class_folders_are_told(fer, tmp_path):
     assert code == 0 and "no training faces of angry, disgust, fear, surprise, neut" in words, err
     code, out, err = fer("inspect", "data.path=faces")
     assert code == 0 and told in out, err
+
+
+@pytest.mark.parametrize(
+    ("form", "split"), [("folder", "test"), ("file", "all"), ("labels that may be shut", "all")]
+)
+def test_one_split_is_inspected_as_far_as_it_can_be(fer, tmp_path, form, split):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 48, 48), dtype=np.uint8)
+    pixels[8], pixels[3] = pixels[0], 7
+    words = ["data.path=faces"]
+    if form == "folder":
+        (tmp_path / "faces").mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "faces" / f"{number}.png")
+    else:
+        rows = [" ".join(map(str, image.ravel())) for image in pixels]
+        shut = form == "labels that may be shut"
+        table = pd.DataFrame({"emotion": ["sad", "happy", "fear"] * 3} if shut else {})
+        table.assign(pixels=rows).to_csv("faces.csv", index=False)
+        words = ["data.path=faces.csv", *(["data.split=none"] if shut else [])]
+    code, out, err = fer("inspect", *words, "near=null")
+    assert (code, err) == (0, "")
+    assert "exact copies: 1 extra, in 1 groups\n" in out
+    assert len(pd.read_csv("inspection/duplicates.csv")) == 2
+    if form == "labels that may be shut":
+        assert f"{split}: 9 faces, of which only copies are told" in out
+        assert not list((tmp_path / "inspection").glob("*.png"))
+        return
+    assert f"{split}: 9 faces, 1 blank, gray values" in out and "no labels" not in out
+    assert len(pd.read_csv("inspection/blank.csv")) == 1
+    pictures = {file.stem for file in (tmp_path / "inspection").glob("*.png")}
+    assert pictures == {"samples", "pixels"}

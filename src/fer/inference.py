@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fer import Format, UserError
 from fer.augment import ten_crops
-from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
 from fer.runtime import memory_named
@@ -270,8 +270,11 @@ def learned_faces(
         except UserError as error:
             if strict:
                 raise
-            why = str(error).partition(";")[0]
-            print(f"{member.name}: its training faces are not at hand ({why}); {without}")
+            if member.name == BUILTIN:
+                print(f"builtin: FER2013, which it learned, is not in data/; {without}")
+            else:
+                why = str(error).partition(";")[0]
+                print(f"{member.name}: its training faces are not at hand ({why}); {without}")
             continue
         learned.append(training)
         copies = int(faces.among(training).sum())

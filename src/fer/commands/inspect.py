@@ -5,16 +5,18 @@ Copies are looked for in every split. Faces and labels are shown of those alone 
 are not shut. Knows of no run and no network.
 """
 
+import contextlib
 from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from fer import config, plots
+from fer import UserError, config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
@@ -31,8 +33,8 @@ GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 
 def run(cfg: config.InspectConfig, typed: list[str]) -> None:
-    data = config.build("data", cfg.data)
-    if data.absent:
+    data = read_data(cfg.data)
+    if "train" in data.splits and data.absent:
         print(f"no faces of {', '.join(data.absent)} to train on")
     if data.enlarged:
         print(data.enlarged)
@@ -45,9 +47,68 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
         bar.begin("looking for copies")
         faces, pairs = describe(splits, images, data.classes, cfg.near, {*shown})
         bar.begin("drawing")
-        pictures = write_results(cfg, out, shown, images, faces, pairs, data.classes)
-    lines = summary(faces, cfg.near)
+        if shown:
+            pictures = write_results(cfg, out, shown, images, faces, pairs, data.classes)
+        else:
+            unlabeled = {name: split for name, split in splits.items() if name not in data.shut}
+            pictures = write_without_labels(cfg, out, unlabeled, images, faces, pairs)
+    told = [*shown] or [name for name in splits if name not in data.shut]
+    lines = summary(faces, cfg.near, told)
     print(*lines, "open:", *(f"  {path}" for path in pictures), f"  {out / PAIRS}", sep="\n")
+
+
+def read_data(node: dict) -> Data:
+    """The data; a file of faces without labels, on which nothing can be trained, as one split."""
+    try:
+        return config.build("data", node)
+    except UserError:
+        with contextlib.suppress(UserError):
+            if node.get("split") == "auto":
+                data = config.build("data", node | {"split": "none"})
+                if data.only and (data.splits[data.only].labels == -1).all():
+                    return data
+        raise
+
+
+def write_without_labels(
+    cfg: config.InspectConfig,
+    out: Path,
+    splits: dict[str, Faces],
+    images: torch.Tensor,
+    faces: pd.DataFrame,
+    pairs: pd.DataFrame,
+) -> list[Path]:
+    """What can be told of data of which no labels may be shown: tables of copies and, of `splits`,
+    which are not shut, blank faces and pictures; returns these.
+    """
+    open_faces = of_splits(faces, splits)
+    blank = open_faces[open_faces["deviation"] < BLANK]
+    write_text(
+        out / "blank.csv", blank.round(4).to_csv(index=False, columns=["split", "id", "deviation"])
+    )
+    write_copies(out, faces, pairs)
+    if open_faces.empty:
+        return []
+    generator, suffix = np.random.default_rng(cfg.seed), cfg.format
+    rows = generator.permutation(open_faces.index.to_numpy())[: cfg.samples * GRID]
+    samples = [part.tolist() for part in np.split(rows, range(GRID, len(rows), GRID))]
+    pixels = {name: split.images.numpy() for name, split in splits.items()}
+    return [
+        draw_rows(images, faces, samples, out / f"samples.{suffix}"),
+        plots.gray_values(pixels, open_faces, out / f"pixels.{suffix}"),
+    ]
+
+
+def write_copies(out: Path, faces: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Write duplicates.csv and pairs.csv; returns the rows of faces that have copies."""
+    copies = faces[faces.duplicated("group", keep=False)].sort_values("group", kind="stable")
+    table = copies.assign(group=copies["group"].rank(method="dense").astype(int))
+    write_text(
+        out / "duplicates.csv",
+        table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]),
+    )
+    write_text(out / PAIRS, pairs.round(3).to_csv(index=False))
+    return copies
 
 
 def write_results(
@@ -70,14 +131,7 @@ def write_results(
         out / "blank.csv",
         blank.round(4).to_csv(index=False, columns=["split", "id", "label", "deviation"]),
     )
-    copies = faces[faces.duplicated("group", keep=False)].sort_values("group", kind="stable")
-    table = copies.assign(group=copies["group"].rank(method="dense").astype(int))
-    write_text(
-        out / "duplicates.csv",
-        table.to_csv(index=False, columns=["group", "kind", "split", "id", "label"]),
-    )
-    write_text(out / PAIRS, pairs.round(3).to_csv(index=False))
-    copies = of_splits(copies, shown)
+    copies = of_splits(write_copies(out, faces, pairs), shown)
 
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
     classes = faces.groupby("label", observed=True).indices
@@ -110,6 +164,8 @@ def choose(data: Data) -> dict[str, Faces]:
     chosen: dict[str, Faces] = {}
     for name, faces in data.splits.items():
         if name in data.shut or not faces.labeled:
+            if data.only and name not in data.shut:
+                continue  # is shown as it is
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
             print(f"{name}: {len(faces):,} faces, of which only copies are told: it {why}")
         elif not any(
@@ -227,14 +283,19 @@ def draw_rows(images: Tensor, faces: pd.DataFrame, rows: Sequence[list[int]], pa
     white = np.full(images.shape[1:], 255)
     shown = [white if i < 0 else images[i].numpy() for i in cells]
     named = zip(cells, faces.iloc[cells].itertuples(), strict=True)
-    captions = ["" if i < 0 else f"{face.label}\n{face.split} {face.id[-9:]}" for i, face in named]
+    captions = ["" if i < 0 else caption(face) for i, face in named]
     return plots.faces(shown, captions, path, columns)
 
 
-def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
-    """The findings in words."""
+def caption(face: Any) -> str:
+    """The label, where it may be shown, the split and the id of a row of faces."""
+    label = "" if pd.isna(face.label) else f"{face.label}\n"
+    return f"{label}{face.split} {face.id[-9:]}"
+
+
+def summary(faces: pd.DataFrame, near: float | None, shown: Collection[str]) -> list[str]:
+    """The findings in words. shown: the splits of which more than copies may be told."""
     splits = count(faces, ["split"])
-    shown = [name for name, rows in faces.groupby("split") if rows["label"].notna().all()]
     lines = []
     for row in splits.itertuples():
         if row.Index in shown:
@@ -245,8 +306,10 @@ def summary(faces: pd.DataFrame, near: float | None) -> list[str]:
     for kind, key in kinds:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
-        extra = f"{len(faces) - len(groups):,} extra, in {several:,} groups"
-        lines.append(f"{kind} copies: {extra}, {conflicts:,} of them with conflicting labels")
+        line = f"{kind} copies: {len(faces) - len(groups):,} extra, in {several:,} groups"
+        if faces["label"].notna().any():
+            line += f", {conflicts:,} of them with conflicting labels"
+        lines.append(line)
         for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
             line = f"  {copied:,} of {splits['faces'][later]:,} {later} faces are also in {earlier}"
