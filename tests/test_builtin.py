@@ -32,10 +32,10 @@ def test_it_has_the_accuracy_of_the_card_and_nothing_of_the_faces_that_it_was_me
 
 
 def test_it_labels_drawn_faces_far_better_than_chance():
-    faces = demo(images=700, limit=None, seed=0, normalize="dataset").open("train")
+    faces = demo(images=210, limit=None, seed=0, normalize="dataset").open("train")
     predicted = api.load("builtin", "cpu").probabilities(faces.images.numpy()).argmax(1)
     accuracy = np.mean(predicted == faces.labels.numpy())
-    assert accuracy > 0.25  # chance is 1/7; measured: 0.28
+    assert accuracy > 0.25  # chance is 1/7; measured: 0.31
 
 
 def test_photos_are_labeled_where_no_run_is_there(fer, tmp_path):

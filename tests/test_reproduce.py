@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from fer import UserError, config
+from fer import UserError, cli, config
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -55,7 +56,9 @@ def trained(reproduce, tmp_path_factory):
     trainings = [
         reproduce.Training(row, seed, runs / f"compact_dnn_{seed}", words) for seed in (0, 1)
     ]
-    assert reproduce.train_all(trainings, 2, time.monotonic() + 100, on_cpu=False) == []
+    for training in trainings:
+        assert cli.main(training.command()[3:]) == 0  # without "python -m fer"
+        assert training.done
     return runs
 
 
@@ -82,12 +85,11 @@ def test_the_pages_are_as_scripts_reproduce_writes_them(reproduce, copy):
 
 
 def test_the_parameters_in_the_readme_are_those_of_the_networks(reproduce, compose):
-    from fer import config
-
     for row in reproduce.ROWS:
         if row.title and not row.of:
             cfg = config.check("train", compose("train", row.experiment))
-            model = config.build("model", cfg.model)
+            with torch.device("meta"):
+                model = config.build("model", cfg.model)
             count = sum(p.numel() for p in model.parameters())
             assert row.parameters.startswith(f"{count:,}"), row.name
 

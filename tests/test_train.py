@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import TINY
+from processes import Command, wait_for
 from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config, runtime
@@ -221,37 +220,24 @@ def test_tencrop_accuracy_is_a_column(trainer):
 
 ARGS = [
     "data=demo",
-    "data.images=2000",
+    "data.images=400",
     "model=dnn",
     "model.head=[64, dropout]",
-    "train.epochs=4",
+    "train.epochs=16",
+    "train.patience=null",
     "device=cpu",
 ]
-
-
-def start(folder, *args):
-    command = [sys.executable, "-m", "fer", "train", *args]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nothing disturbed, and how long it trained."""
     folder = tmp_path_factory.mktemp("runs")
-    process = start(folder, *ARGS, "run=whole")
+    process = Command(folder, "train", *ARGS, "run=whole")
     wait_for(folder / "whole" / "last.pt")
     begin = time.monotonic()
-    assert process.wait(60) == 0
+    assert process.wait() == 0
     return folder, time.monotonic() - begin
-
-
-def wait_for(path, lines=0):
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.read_bytes().count(b"\n") >= lines):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def assert_same(folder, torn):
@@ -276,15 +262,14 @@ def assert_same(folder, torn):
 )
 def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
     folder, torn = whole[0], f"torn{name}"
-    process = start(folder, *ARGS, f"run={torn}")
+    process = Command(folder, "train", *ARGS, f"run={torn}")
     wait_for(folder / torn / "history.csv", lines=2)
     process.send_signal(getattr(signal, name))
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in err
+    assert process.wait() == code and "Traceback" not in process.err
     if code > 0:
-        assert f"fer train resume={torn}" in out
-    assert len(pd.read_csv(folder / torn / "history.csv")) < 4
-    assert start(folder, f"resume={torn}").wait(60) == 0
+        assert f"fer train resume={torn}" in process.out
+    assert len(pd.read_csv(folder / torn / "history.csv")) < 16
+    assert Command(folder, "train", f"resume={torn}").wait() == 0
     assert_same(folder, torn)
 
 
@@ -293,34 +278,39 @@ def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
 def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, moment):
     folder, length = whole
     torn = f"random{moment}"
-    process = start(folder, *ARGS, f"run={torn}")
+    process = Command(folder, "train", *ARGS, f"run={torn}")
     wait_for(folder / torn / "last.pt")
     time.sleep(np.random.default_rng(moment).uniform(0, length))
-    process.kill()
-    process.communicate()
-    assert start(folder, f"resume={torn}").wait(60) == 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Command(folder, "train", f"resume={torn}").wait() == 0
     assert_same(folder, torn)
+
+
+def kill_in_the_third_save():
+    """A clock so fast that every epoch saves, and a torch.save that ends its process."""
+    clock, save, saves = time.perf_counter, torch.save, []
+
+    def torn(contents, file):
+        saves.extend(["last.pt"] if "training" in contents else [])
+        if len(saves) == 3:
+            file.write(b"half")
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(contents, file)
+
+    time.perf_counter = lambda: 1000 * clock()
+    torch.save = torn
 
 
 @pytest.mark.posix
 def test_a_training_killed_inside_a_save_keeps_the_previous_checkpoint(whole):
     folder = whole[0]
-    killer = (
-        "import os, sys, torch, fer.cli, fer.training.trainer; saves = []; save = torch.save; "
-        "fer.training.trainer.SAVE_PAUSE = 0\n"
-        "def torn(contents, file):\n"
-        "    saves.append(1)\n"
-        "    if len(saves) < 4: return save(contents, file)\n"
-        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), 9)\n"
-        "torch.save = torn; fer.cli.main(sys.argv[1:])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", killer, "train", *ARGS, "run=insave"],
-        cwd=folder,
-        capture_output=True,
-    )
-    assert done.returncode == -9 and list((folder / "insave").glob(".*.tmp"))
-    assert start(folder, "resume=insave").wait(60) == 0
+    process = Command(folder, "train", *ARGS, "run=insave", before=kill_in_the_third_save)
+    assert process.wait() == -signal.SIGKILL
+    assert list((folder / "insave").glob(".*.tmp"))
+    assert torch.load(folder / "insave" / "last.pt")["training"]["epoch"] > 0
+    assert Command(folder, "train", "resume=insave").wait() == 0
     assert not list((folder / "insave").glob(".*.tmp"))
     assert_same(folder, "insave")
 
