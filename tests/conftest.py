@@ -1,4 +1,5 @@
 import copy
+import functools
 import os
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 
 from fer import cli, config
 from fer.checkpoint import save_checkpoint
+from fer.data import demo
 from fer.models.network import Network, Normalize
 
 # The overrides of a training that takes a fraction of a second.
@@ -51,6 +53,27 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("model_name", MODELS)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def drawn_once():
+    """Has data=demo draw the same faces once for all tests, since most commands on so few faces
+    spend more than half of their time on it. test_demo.py draws them anew.
+    """
+    drawn = {}
+    draw = demo.draw
+
+    @functools.wraps(draw)
+    def draw_or_copy(shown, rng, keep):
+        key = (shown.tobytes(), str(rng.bit_generator.state), keep)
+        if key not in drawn:
+            drawn[key] = draw(shown, rng, keep), rng.bit_generator.state
+        pictures, rng.bit_generator.state = drawn[key]
+        return pictures.copy()
+
+    demo.draw = draw_or_copy
+    yield
+    demo.draw = draw
+
+
 @pytest.fixture
 def catalogue_model():
     """Builds a model of configs/model/ by name, with changes to its keys."""
@@ -62,18 +85,23 @@ def catalogue_model():
     return make
 
 
-@pytest.fixture
-def fer2013_csv(tmp_path):
-    """A small fer2013.csv with all three Usages, of noise."""
+@pytest.fixture(scope="session")
+def fer2013_text():
     generator = np.random.default_rng(0)
     rows = ["emotion,pixels,Usage"]
     for usage, count in (("Training", 70), ("PublicTest", 21), ("PrivateTest", 14)):
         for i in range(count):
             pixels = " ".join(map(str, generator.integers(0, 256, 48 * 48)))
             rows.append(f"{i % 7},{pixels},{usage}")
+    return "\n".join(rows) + "\n"
+
+
+@pytest.fixture
+def fer2013_csv(tmp_path, fer2013_text):
+    """A small fer2013.csv with all three Usages, of noise."""
     (tmp_path / "archive").mkdir()
     path = tmp_path / "archive" / "fer2013.csv"
-    path.write_text("\n".join(rows) + "\n")
+    path.write_text(fer2013_text)
     return path
 
 

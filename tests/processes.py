@@ -22,16 +22,17 @@ if POSIX:
 class Command:
     """`fer ARGS` that runs in the folder; `environment` is added to that of the tests.
 
-    before: a function that is called in the process first.
+    before: a function that is called in the process first. stdout: the end of a CONTEXT.Pipe() that
+    the output goes to.
     """
 
-    def __init__(self, folder, *args, before=None, **environment):
+    def __init__(self, folder, *args, before=None, stdout=None, **environment):
         self.streams = tempfile.TemporaryDirectory()
         paths = [Path(self.streams.name, name) for name in ("out", "err")]
         for path in paths:
             path.touch()
         self.out_path, self.err_path = paths
-        given = (folder, args, paths, environment, before)
+        given = (folder, args, paths, environment, before, stdout)
         self.process = CONTEXT.Process(target=run_fer, args=given)
         self.process.start()
 
@@ -55,13 +56,16 @@ class Command:
         return self.err_path.read_text()
 
 
-def run_fer(folder, args, paths, environment, before):
+def run_fer(folder, args, paths, environment, before, stdout):
     os.chdir(folder)
     os.environ |= environment
     for path, descriptor in zip(paths, (1, 2), strict=True):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
         os.close(file)
+    if stdout is not None:
+        os.dup2(stdout.fileno(), 1)
+        stdout.close()
     sys.argv = ["fer", *args]
     if before is not None:
         before()

@@ -11,6 +11,15 @@ from fer.data.demo import EXPRESSIONS, MIX, demo
 HALF = FACE_SIZE // 2
 
 
+@pytest.fixture(scope="module", autouse=True)
+def drawn_anew():
+    """Without the drawings that conftest.py keeps for other tests."""
+    kept = drawing.draw
+    drawing.draw = kept.__wrapped__
+    yield
+    drawing.draw = kept
+
+
 @pytest.fixture(scope="module")
 def data():
     return demo(images=700, limit=None, seed=0, normalize="unit")

@@ -18,7 +18,7 @@ from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 
-TINY = ["data=demo", "data.images=400", "model=dnn", "device=cpu", "train.epochs=2"]
+TINY = ["data=demo", "data.images=141", "model=dnn", "device=cpu", "train.epochs=2"]
 
 
 @pytest.fixture

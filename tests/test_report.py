@@ -1,5 +1,6 @@
 """The report needs only the run folder, shows every picture with its numbers, and escapes HTML."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ from PIL import Image
 from sklearn.metrics import classification_report, confusion_matrix, f1_score
 from torchvision.models import squeezenet1_1
 
-from fer import CLASSES, comparison, metrics
+from fer import CLASSES, cli, comparison, metrics
 from fer.commands.report import calibration
 from fer.page import Part, write_page
 from fer.run import typed_words
@@ -31,10 +32,19 @@ PICTURES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        assert cli.main(["train", *SHORT, "run=r"]) == 0
+    return folder / "r"
+
+
 @pytest.fixture
-def run(fer, tmp_path):
-    code, _, err = fer("train", *SHORT, "run=r")
-    assert code == 0, err
+def run(fer, trained, tmp_path):
+    """A copy of that run: r, in the folder where `fer` runs."""
+    shutil.copytree(trained, tmp_path / "r")
     return tmp_path / "r"
 
 
@@ -115,7 +125,7 @@ def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_
 
 def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tmp_path):
     sweep = ["-m", "hydra.sweep.dir=s", "model.head=[4],[5]", "data.limit=20"]
-    assert fer("train", "data=demo", *SHORT[2:], *sweep)[0] == 0
+    assert fer("train", "data=demo", "data.images=200", *SHORT[2:], *sweep)[0] == 0
     assert (
         fer("report", "run=s/0")[0] == 0
         and (tmp_path / "s" / "0" / "report" / "samples.png").is_file()
@@ -132,7 +142,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     code, out, _ = fer("report", "run=[s/0,t]", "out=c")
     assert code == 0 and "c/index.html: replaces the one of" in out
     first, second = pd.read_csv("c/comparison.csv")["run"]
-    assert first == "model.head=[4] data.limit=20" and second.startswith(
+    assert first == "data.images=200 model.head=[4] data.limit=20" and second.startswith(
         "data.images=141 model.head=[8] augment=none"
     )
 
@@ -246,22 +256,28 @@ def test_runs_are_named_after_their_networks_or_settings(fer, tmp_path):
     ), err
 
 
-def test_a_damaged_record_of_the_command_is_ignored(fer, run):
-    for text in (
-        "",
-        "[",
-        "- 1",
-        "command: 3",
-        "{command: fer train, typed: [1]}",
-        "command: fer train 'optim",
-        "x: !!timestamp x\ncommand: fer train optim=adam",
-        'x: !!int ""\ncommand: fer train optim=adam',
-        "command: fer train optim=adam\nx: " + "-" * 1_000_000,
+def test_a_damaged_record_of_the_command_is_ignored(fer, run, tmp_path):
+    for number, text in enumerate(
+        (
+            "",
+            "[",
+            "- 1",
+            "command: 3",
+            "{command: fer train, typed: [1]}",
+            "command: fer train 'optim",
+            "x: !!timestamp x\ncommand: fer train optim=adam",
+            'x: !!int ""\ncommand: fer train optim=adam',
+            "command: fer train optim=adam\nx: " + "-" * 1_000_000,
+        )
     ):
-        (run / "environment.yaml").write_text(text)
-        code, _, err = fer("report", "run=[r,r/last.pt,r]", "out=o")
-        assert code == 0, err
-        assert typed_words(run) is None
+        copy = tmp_path / "damaged" / str(number)
+        shutil.copytree(run, copy)
+        (copy / "environment.yaml").write_text(text)
+        assert typed_words(copy) is None
+    code, _, err = fer("report", "run=damaged/*", "out=o")
+    assert code == 0, err
+    assert len(pd.read_csv("o/runs.csv")) == 9
+    assert fer("report", "run=damaged/1")[0] == 0
 
 
 def test_records_that_are_no_text_are_kept_and_shown_as_far_as_they_go(fer, run):

@@ -1,5 +1,7 @@
 """Sweeps with Hydra's real launchers and sweepers, in other processes."""
 
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from processes import Command, wait_for
 
 TRAIN = [
     "train",
@@ -21,28 +24,41 @@ TRAIN = [
 
 
 def sweep(folder, *args):
-    done = subprocess.run(
-        [sys.executable, "-m", "fer", *TRAIN, *args], cwd=folder, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
+    command = Command(folder, *TRAIN, *args)
+    return command.wait(120), command.out, command.err
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("swept")
+    code, _, err = sweep(folder, "seed=0,1,2", "hydra.sweep.dir=s", "train.patience=null")
+    assert code == 0, err
+    return folder / "s"
+
+
+@pytest.fixture
+def s(swept, tmp_path):
+    """A copy of a sweep of three runs, s/0 to s/2."""
+    shutil.copytree(swept, tmp_path / "s")
+    return tmp_path / "s"
 
 
 @pytest.mark.parametrize(
     "launcher", ["joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
 )
 def test_jobs_run_in_processes_of_a_launcher_and_their_refusals_come_back(fer, tmp_path, launcher):
-    code, out, err = sweep(
-        tmp_path,
-        f"hydra/launcher={launcher}",
-        "hydra.sweep.dir=s",
-        "optim=sgd",
-        "optim.lr=-1,0.1,-2",
+    words = [f"hydra/launcher={launcher}", "hydra.sweep.dir=s", "optim=sgd", "optim.lr=-1,0.1,-2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fer", *TRAIN, *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert code == 2 and err.splitlines() == [
+    assert done.returncode == 2 and done.stderr.splitlines() == [
         "fer: job 0 (optim.lr=-1): optim: Invalid learning rate: -1.0",
         "fer: job 2 (optim.lr=-2): optim: Invalid learning rate: -2.0",
     ]
-    assert "all of the sweep, side by side:\n  fer report run=s\n" in out
+    assert "all of the sweep, side by side:\n  fer report run=s\n" in done.stdout
     assert (tmp_path / "s" / "1" / "best.pt").is_file()
     code, out, err = fer("report", "run=s")
     assert code == 0 and "validation faces" in out, err
@@ -103,45 +119,35 @@ def test_optuna_gets_the_validation_accuracy_that_it_maximizes(tmp_path):
     assert found["best_value"] == pytest.approx(max(best), abs=1e-5)
 
 
-def test_a_sweep_is_resumed_run_by_run(fer, tmp_path):
-    code, _, err = sweep(tmp_path, "seed=0,1,2", "hydra.sweep.dir=s", "train.patience=null")
-    assert code == 0, err
-    (tmp_path / "s" / "1" / "last.pt").write_text("damaged")
+def test_a_sweep_is_resumed_run_by_run(fer, s):
+    (s / "1" / "last.pt").write_text("damaged")
     code, out, err = fer("train", "resume=s", "train.epochs=3")
     assert code == 2 and err.count("\n") == 1 and "s/1/last.pt: damaged" in err
-    lengths = [
-        len(pd.read_csv(tmp_path / "s" / str(number) / "history.csv")) for number in range(3)
-    ]
+    lengths = [len(pd.read_csv(s / str(number) / "history.csv")) for number in range(3)]
     assert lengths == [3, 1, 3]
-    (tmp_path / "s" / "1" / "last.pt").unlink()
+    (s / "1" / "last.pt").unlink()
     code, out, err = fer("train", "resume=s")
     assert code == 0 and out.count("training is complete, 3 of 3 epochs") == 2, err
 
 
-def test_a_signal_ends_the_resuming_of_a_sweep(fer, tmp_path, monkeypatch):
-    from fer.commands import train
-    from fer.runtime import Interrupted
-
-    assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0
-    seen = []
-
-    def interrupted(trainer, *typed):
-        seen.append(trainer)
-        raise Interrupted(2)
-
-    monkeypatch.setattr(train, "fit_in_folder", interrupted)
-    code, _, _ = fer("train", "resume=s", "train.epochs=2")
-    assert code == 130 and len(seen) == 1
+@pytest.mark.posix
+def test_a_signal_ends_the_resuming_of_a_sweep(s, tmp_path):
+    process = Command(tmp_path, "train", "resume=s", "train.epochs=10000")
+    wait_for(s / "0" / "history.csv", lines=3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 130, process.err
+    assert len(pd.read_csv(s / "0" / "history.csv")) > 1
+    assert [len(pd.read_csv(s / name / "history.csv")) for name in "12"] == [1, 1]
 
 
-def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, tmp_path):
-    assert sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")[0] == 0
-    code, out, err = sweep(tmp_path, "seed=0,1", "hydra.sweep.dir=s")
+def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, s):
+    code, out, err = fer(*TRAIN, "seed=0,1", "hydra.sweep.dir=s")
     assert code == 2 and "to resume its runs:\n  fer train resume=s\n" in out, (out, err)
-    (tmp_path / "s" / "0" / "last.pt").unlink()
+    (s / "0" / "last.pt").unlink()
     code, out, _ = fer("train", "resume=s")
     assert code == 0 and "s/0: left out, it has no last.pt" in out
-    (tmp_path / "s" / "1" / "last.pt").unlink()
+    for name in "12":
+        (s / name / "last.pt").unlink()
     code, _, err = fer("train", "resume=s")
     assert code == 2 and "resume=s: no run of this sweep has a last.pt" in err
 
