@@ -20,6 +20,7 @@ from PIL import Image
 
 from fer import CLASSES, UserError, config
 from fer.data.readers import archives, cache, fer2013
+from fer.inference import Ensemble
 
 RNG = np.random.default_rng(1)
 RAFDB = ["surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"]
@@ -606,6 +607,11 @@ def test_any_number_of_classes_from_training_to_report(fer, tmp_path, names):
     rows = list(csv.reader(Path("q.csv").read_text().splitlines()))
     assert rows[0] == ["id", *order]
     assert rows[1][0].startswith("val/") and (tmp_path / "d" / rows[1][0]).is_file()
+    draw_folders(tmp_path, ["flat"], [""])
+    code, out, err = fer("predict", "ckpt=r", "data.path=flat", "out=flat.csv")
+    assert code == 0, err
+    left_out = "contempt: not predicted, since the data has 7 classes" in out
+    assert left_out is (len(names) == 8) and "which the network also has" not in out
     code, out, err = fer("report", "run=r")
     assert code == 0, err
     page = next(Path("r").rglob("*.html")).read_text()
@@ -625,6 +631,43 @@ def test_a_checkpoint_on_data_of_other_classes_maps_by_name(fer, tmp_path):
     assert "8 faces of validation" in out and "no faces of fear" in out
     code, _, err = fer("evaluate", "ckpt=r", "data.path=f", "split=validation")
     assert code == 2 and "trained on the classes fear, happy, sad" in err and "awake" in err
+
+
+def test_names_of_numbers_hold_for_the_data_they_were_given_for(fer, tmp_path):
+    """RAF-DB's 0 and 1 are not FER2013's: its network is often tested on other data."""
+    draw_folders(tmp_path / "d", ["train", "val"], ["1", "2"], count=5)
+    shutil.copytree(tmp_path / "d", tmp_path / "moved")
+    write_csv(tmp_path / "fer2013.csv", [0, 3] * 10)
+    draw_folders(tmp_path / "words", ["train", "val"], ["happy", "fear"], count=5)
+    draw_folders(tmp_path / "other", ["train", "val"], ["0", "1"], count=5)
+    small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu"]
+    names = "data.names=[happy,fear]"
+    assert fer("train", "data.path=d", names, "run=r", *small)[0] == 0
+    (checkpoint,) = Ensemble.open("r", torch.device("cpu"), 64, "none").members
+
+    def labels(place, **typed):
+        faces = checkpoint.data({"path": str(tmp_path / place), **typed}).open("validation")
+        return [checkpoint.classes[label] for label in faces.labels]
+
+    assert labels("moved") == labels("d") == ["happy"] * 5 + ["fear"] * 5
+    assert labels("fer2013.csv") == ["happy"] * 2  # and angry, which is left out
+    assert set(labels("words")) == {"happy", "fear"}
+    with pytest.raises(UserError, match="what do these numbers mean"):
+        labels("other")
+    assert labels("other", names=["fear", "happy"]) == ["fear"] * 5 + ["happy"] * 5
+
+
+def test_one_class_is_nothing_to_learn(fer, tmp_path):
+    draw_folders(tmp_path / "d", ["train", "val"], ["faces"])
+    code, _, err = fer("train", "data.path=d", "model=dnn", "device=cpu")
+    assert code == 2 and "all faces are of one class, faces" in err and err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_groups_without_effect_are_told(tmp_path):
+    draw_folders(tmp_path, ["train", "val"], ["happy", "sad"])
+    assert "data.groups has no effect" in load(tmp_path, groups="(S[0-9]+)_").description
+    assert "data.groups" not in load(tmp_path).description
 
 
 def test_a_run_from_before_data_classes_keeps_its_seven(fer, tmp_path):

@@ -6,6 +6,9 @@ import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fer import UserError
+from fer.tensorboard import open_writer
+
 TINY = [
     "data=demo",
     "data.images=141",
@@ -48,3 +51,9 @@ def test_a_missing_package_is_refused_before_any_work_with_the_command_that_inst
         and "pip install 'fer-trainer[tensorboard]'" in err
         and not list(tmp_path.iterdir())
     )
+
+
+def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(UserError, match="tensorboard: is not a folder, .*; remove it"):
+        open_writer(tmp_path)

@@ -111,12 +111,27 @@ class Checkpoint:
         if "size" in base and size != own_size:
             base["size"] = size
         node = config.check_node("data", config.overlay(base, typed))
+        inherits_names = base.get("names") and "path" in typed and "names" not in typed
+        if inherits_names and not self.is_own_data(node):
+            node["names"] = None  # numbers may mean something else there
         splittable = node.get("split") is not None and typed.get("split", "auto") == "auto"
         if used_whole and splittable and is_file(typed.get("path")):
             data = config.build("data", node | {"split": "none"})
             if data.only == "all":  # else its column Usage splits it
                 return data.seen_as(self.classes)
         return config.build("data", node).seen_as(self.classes)
+
+    def is_own_data(self, node: dict) -> bool:
+        """Is the data that it was trained on at the `node`, perhaps at another place?"""
+        with contextlib.suppress(UserError, OSError):
+            if Path(node["path"]).samefile(self.settings.data["path"]):
+                return True
+        saved_hash = (self.contents.get("validation") or {}).get("images")
+        with contextlib.suppress(UserError):
+            limit = self.settings.data.get("limit")
+            validation = config.build("data", node | {"limit": limit}).splits.get("validation")
+            return validation is not None and validation.hash == saved_hash
+        return False
 
 
 def name_of(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fer import extra
+from fer import UserError, extra
 
 FOLDER = "tensorboard"
 
@@ -21,7 +21,10 @@ def require() -> type:
 
 def open_writer(run: Path, epoch: int | None = None) -> Any:
     """A writer for a run folder. It discards earlier events from `epoch` on."""
-    return require()(str(run / FOLDER), purge_step=epoch)
+    folder = run / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder, where TensorBoard's events go; remove it")
+    return require()(str(folder), purge_step=epoch)
 
 
 def note(writer: Any, row: dict[str, Any]) -> None:

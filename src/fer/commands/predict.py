@@ -62,6 +62,11 @@ def label(cfg: config.PredictConfig, typed: list[str], ensemble: Ensemble, out: 
     ensemble, table = ensemble.weighted(cfg.select, data, own_data=cfg.data is None)
     print_if_any(table)
     # A network of 8 classes leaves the last one out on data of 7.
+    left_out = ensemble.classes[len(data.classes) :]
+    if left_out:
+        print(
+            f"{', '.join(left_out)}: not predicted, since the data has {len(data.classes)} classes"
+        )
     probabilities = ensemble.label(faces)[:, : len(data.classes)]
     predicted = probabilities.argmax(1)
     tell_if_replaced(out)

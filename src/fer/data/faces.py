@@ -131,11 +131,13 @@ class Data:
         network does not have are left out, which is printed. As it is where the one list begins
         with the other.
 
-        Raises UserError if no class is in both.
+        Raises UserError if no class is in both. Without any label, the classes are the network's.
         """
         names = list(self.classes)
         if list(classes)[: len(names)] == names:
             return self
+        if all((faces.labels < 0).all() for faces in self.splits.values()):
+            return replace(self, classes=tuple(classes))
         shared = [name for name in names if name in classes]
         if not shared:
             raise UserError(

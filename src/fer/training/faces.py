@@ -50,6 +50,11 @@ class TrainingFaces:
             raise UserError(
                 f"{len(training)} training and {len(validation)} validation faces are too few"
             )
+        if len(data.classes) < 2:
+            raise UserError(
+                f"all faces are of one class, {data.classes[0]}, which leaves nothing to learn; "
+                "put the pictures into a folder for each class, or name several in data.classes="
+            )
         if crop:
             check_crop(training.images, crop)
         targets = training.targets

@@ -107,13 +107,17 @@ def fer2013(
         splits[name] = parts["validation"].cut()
     if "test" in parts:
         splits["test"] = parts["test"].cut()
+    unused = ""
+    if groups is not None and judge and judge != "held out":
+        unused = "data.groups has no effect, since no faces are held out"
     judge = "validation" if judge == "held out" else judge
     first = {"train": splits.get("train"), "validation": splits.get(judge)}
     splits = {name: faces for name, faces in first.items() if faces is not None} | splits
     # A test split with labels may hold PrivateTest.
     doubtful = {"private", "test"} & {*splits} - {judge}
     shut = frozenset(name for name in doubtful if splits[name].labeled)
-    description = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
+    words = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
+    description = "; ".join(filter(None, (words, unused)))
     return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 
