@@ -33,7 +33,7 @@ from fer.augment import ten_crops
 from fer.data.faces import Data, Faces
 from fer.data.readers import fer2013
 from fer.data.readers.csv_faces import read_csv
-from fer.models.network import fit
+from fer.models.network import crop_or_enlarge
 from fer.runtime import Signals, autocast, number_format
 from fer.training.trainer import EVAL_BATCH, Trainer
 
@@ -195,7 +195,7 @@ def epoch(ours: Trainer) -> None:
 def one_step(bare: Trainer) -> Callable[[], None]:
     """Forward pass, backward pass and update on one fixed batch, and nothing else."""
     network, model = bare.network, bare.network.model
-    inputs = network.normalize(fit(bare.faces.images[:BATCH], model.size))
+    inputs = network.normalize(crop_or_enlarge(bare.faces.images[:BATCH], model.size))
     labels = bare.faces.targets[:BATCH].argmax(1)
 
     def step():

@@ -12,7 +12,7 @@ from torchvision.models import vgg
 from fer import config
 from fer.models.convnet import ConvNet
 from fer.models.layers import Residual
-from fer.models.network import Network, Normalize, fit
+from fer.models.network import Network, Normalize, crop_or_enlarge
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_normalizations():
 
 def test_faces_are_cropped_or_enlarged_to_the_models_size(catalogue_model):
     image = torch.arange(48.0).expand(1, 1, 48, 48)
-    assert torch.equal(fit(image, 40), image[..., 4:44, 4:44])
+    assert torch.equal(crop_or_enlarge(image, 40), image[..., 4:44, 4:44])
     expected = torchvision.transforms.v2.functional.resize(image, [64, 64])
-    torch.testing.assert_close(fit(image, 64), expected)
+    torch.testing.assert_close(crop_or_enlarge(image, 64), expected)
     for name in ("vgg_4x2", "ferplus_vgg13"):
         assert Network(catalogue_model(name), Normalize("none")).logits(image, 1).shape == (1, 7)
 

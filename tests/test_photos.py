@@ -18,7 +18,7 @@ from fer import CLASSES, UserError, api
 from fer.checkpoint import Checkpoint
 from fer.photos import FaceDetector, find_faces, labeling, read_photo, video
 from fer.photos.detection import crop
-from fer.photos.pictures import draw, label_places, meet
+from fer.photos.drawing import draw, label_places, meet
 
 FACE = (169, 62, 113)
 

@@ -20,7 +20,7 @@ from fer.data.demo import demo
 from fer.progress import one_class_lines
 from fer.run import lock
 from fer.runtime import Interrupted
-from fer.training.faces import TrainingFaces, epoch_batches
+from fer.training.batches import TrainingFaces, epoch_batches
 from fer.training.objective import balanced_weights
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer
@@ -622,7 +622,7 @@ def test_memory_that_runs_out_is_told_wherever_it_happens(fer, monkeypatch):
     tiny = [*TINY, "train.epochs=1"]
     assert fer("train", *tiny, "run=r")[0] == 0
     for name, command in (
-        ("fer.training.faces.TrainingFaces.load", ["train", *tiny, "run=s"]),  # moving the data
+        ("fer.training.batches.TrainingFaces.load", ["train", *tiny, "run=s"]),  # moving the data
         ("torch.nn.Module.to", ["train", *tiny, "run=s"]),  # moving the model
         ("torch.nn.Module.to", ["predict", "ckpt=r"]),
         ("torch.nn.Module.to", ["explain", "ckpt=r", "out=e"]),
@@ -854,13 +854,13 @@ def test_faces_that_do_not_fit_on_the_device_stay_on_the_host(monkeypatch):
     """The meta device stands for a small GPU: batches move there, the faces do not."""
     data = demo(images=141, limit=None, seed=0, normalize="dataset")
     gpu = torch.device("meta")
-    monkeypatch.setattr("fer.training.faces.has_room", lambda device, size: size < 141 * 48 * 48)
+    monkeypatch.setattr("fer.training.batches.has_room", lambda device, size: size < 141 * 48 * 48)
     faces = TrainingFaces.load(data, gpu, drop_copies=False, crop=None)
     assert {faces.images.device.type, faces.targets.device.type} == {"cpu"}
     assert faces.val_labels.device.type == "meta"
     batch, *_ = epoch_batches(faces, 0, 0, 20, "shuffle", 1)
     assert batch.device.type == "cpu" and faces.images[batch].to(gpu).shape == (20, 1, 48, 48)
-    monkeypatch.setattr("fer.training.faces.has_room", lambda device, size: True)
+    monkeypatch.setattr("fer.training.batches.has_room", lambda device, size: True)
     faces = TrainingFaces.load(data, gpu, drop_copies=False, crop=None)
     assert faces.images.device.type == "meta"
 

@@ -1,6 +1,6 @@
 """What torch.optim lacks: Muon with AdamW in one optimizer, and a weight average for CUDA graphs.
 
-Configs name torch's own optimizers by their `_target_`.
+Configs name these and torch's own by their `_target_`; fer.training.optimizer_setup builds them.
 """
 
 from collections.abc import Iterator

@@ -82,8 +82,8 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
     return history
 
 
-def spare_runs(*paths: str | Path | None) -> None:
-    """Refuse to overwrite a file that belongs to a run, or a data set."""
+def refuse_overwriting(*paths: str | Path | None) -> None:
+    """Refuse to overwrite a file of a run, a data set or a photo."""
     for path in [path for path in paths if path]:
         target = Path(os.path.realpath(path))  # a link is followed when it is written to
         if target.name in (*FILES, PRIVATE_LOG) and target.exists():

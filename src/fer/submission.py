@@ -9,7 +9,7 @@ import pandas as pd
 from fer import UserError
 from fer.data.faces import Faces
 from fer.data.readers.csv_faces import separated
-from fer.data.readers.signatures import kind_of
+from fer.data.readers.file_types import kind_of
 from fer.files import write_text
 from fer.run import write_csv
 

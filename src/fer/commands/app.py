@@ -17,7 +17,7 @@ from fer.checkpoint import BUILTIN_FILE, Checkpoint, find_checkpoints, name_of
 from fer.explain import saliency
 from fer.inference import probabilities
 from fer.models.network import Network
-from fer.photos.pictures import beside, draw
+from fer.photos.drawing import beside, draw
 from fer.run import runs
 from fer.runtime import pick_device
 

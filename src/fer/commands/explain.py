@@ -18,7 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from fer import UserError, config, explain, nearest, photos, plots
 from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
-from fer.models.network import Network, fit
+from fer.models.network import Network, crop_or_enlarge
 from fer.progress import Steps
 from fer.run import folders, write_csv, write_text
 from fer.runtime import pick_device
@@ -36,7 +36,8 @@ def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
     torch.manual_seed(cfg.seed)
     faces, logits = choose_faces(cfg, checkpoint, network)
     targets = target_classes(cfg.target, faces, logits, checkpoint.classes)
-    images = fit(faces.images, network.model.size).float().to(device)  # what the network sees
+    # What the network sees.
+    images = crop_or_enlarge(faces.images, network.model.size).float().to(device)
     layers = Layers(network, explain.layer_outputs(network, images[:1]))
     chosen = layers.choose(cfg.layers)
 

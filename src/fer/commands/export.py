@@ -22,7 +22,7 @@ from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.files import write
 from fer.models.network import Network
-from fer.run import folders, spare_runs
+from fer.run import folders, refuse_overwriting
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
@@ -36,7 +36,7 @@ def run(cfg: config.ExportConfig, typed: list[str]) -> None:
     path = checkpoint.path
     if cfg.out and realpath(cfg.out) == realpath(path):
         raise UserError(f"out={cfg.out}: is the checkpoint itself; choose another name")
-    spare_runs(cfg.out)
+    refuse_overwriting(cfg.out)
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     out = Path(cfg.out or checkpoint.folder / name)
     with folders(out.parent):

@@ -20,7 +20,7 @@ from fer import UserError, config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
-from fer.run import folders, spare_runs, write_text
+from fer.run import folders, refuse_overwriting, write_text
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
@@ -41,7 +41,7 @@ def run(cfg: config.InspectConfig, typed: list[str]) -> None:
     shown = choose(data)
     splits = distinct_splits(data)
     out = Path(cfg.out)
-    spare_runs(*(out / name for name in TABLES))
+    refuse_overwriting(*(out / name for name in TABLES))
     images = torch.cat([split.images for split in splits.values()])
     with folders(out), Steps(2) as bar:
         bar.begin("looking for copies")

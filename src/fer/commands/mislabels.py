@@ -16,7 +16,7 @@ from fer import UserError, config, extra, plots
 from fer.checkpoint import load_checkpoint
 from fer.data.copies import exact_copies
 from fer.data.faces import Data, Faces
-from fer.run import folders, spare_runs, write_text
+from fer.run import folders, refuse_overwriting, write_text
 from fer.runtime import pick_device
 from fer.training.session import train_in
 
@@ -35,7 +35,7 @@ def run(cfg: config.MislabelsConfig, typed: list[str]) -> None:
             f"folds={cfg.folds}: no class has more than {largest_class} faces; set it lower"
         )
     out = Path(cfg.out)
-    spare_runs(out / "mislabels.csv")  # now, not after hours
+    refuse_overwriting(out / "mislabels.csv")  # now, not after hours
     with folders(out):
         probabilities = cross_validated(cfg, data, faces, device, out)
 

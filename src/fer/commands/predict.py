@@ -10,7 +10,7 @@ from fer import UserError, config, metrics, photos
 from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
 from fer.inference import Ensemble, learned_faces, may_hold_private_test
-from fer.run import folders, spare_runs, tell_if_replaced, write_csv
+from fer.run import folders, refuse_overwriting, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
 
@@ -93,7 +93,7 @@ def check_targets(ensemble: Ensemble, targets: list[str | None]) -> None:
         taken.add(realpath(target))
         if Path(target).is_dir():
             raise UserError(f"{target}: is a folder; name a file in it")
-    spare_runs(*targets)
+    refuse_overwriting(*targets)
 
 
 def print_if_any(text: str) -> None:

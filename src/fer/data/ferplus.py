@@ -20,7 +20,7 @@ from fer.data.readers import classes as class_rules
 from fer.data.readers.classes import Wishes
 from fer.data.readers.csv_faces import USAGES
 from fer.data.readers.dataset import Part
-from fer.data.readers.signatures import kind_of
+from fer.data.readers.file_types import kind_of
 from fer.data.readers.sources import Wanted, find
 from fer.files import regular
 

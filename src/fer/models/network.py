@@ -60,7 +60,7 @@ def resized(images: torch.Tensor, side: int) -> torch.Tensor:
     return F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
 
 
-def fit(images: torch.Tensor, size: int) -> torch.Tensor:
+def crop_or_enlarge(images: torch.Tensor, size: int) -> torch.Tensor:
     """Faces N×1×H×H cropped at the center, or enlarged bilinearly, to N×1×size×size."""
     side = images.shape[-1]
     if side < size:
@@ -120,7 +120,7 @@ class Network(nn.Module):
         side: pixels to which faces are shrunk; only for a model that takes images of `any_size`.
         None: the model's own size.
         """
-        images = fit(images, self.model.size)
+        images = crop_or_enlarge(images, self.model.size)
         return self.normalize(resized(images, side or self.model.size))
 
     def at_face_size(self, images: torch.Tensor) -> torch.Tensor:

@@ -4,8 +4,8 @@ The caller hands in what labels faces; networks and checkpoints are unknown here
 """
 
 from fer.photos.detection import SHARE, FaceDetector, find_faces
+from fer.photos.drawing import read_photo, readable
 from fer.photos.labeling import faces_in_photos, remedy, run
-from fer.photos.pictures import read_photo, readable
 
 __all__ = [
     "SHARE",

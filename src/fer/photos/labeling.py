@@ -18,7 +18,7 @@ from fer.data.readers.pictures import image_files
 from fer.files import write
 from fer.photos import video
 from fer.photos.detection import FaceDetector, find_faces, smallest_side
-from fer.photos.pictures import draw, read_photo, readable
+from fer.photos.drawing import draw, read_photo, readable
 from fer.run import make_folder, tell_if_replaced, write_csv
 
 MOST_PRINTED = 10  # faces: if there are more, they are in the table only

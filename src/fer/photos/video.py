@@ -18,7 +18,7 @@ from fer import UserError, extra
 from fer.data.faces import Faces
 from fer.files import write
 from fer.photos.detection import Box, FaceDetector, find_faces
-from fer.photos.pictures import draw, readable
+from fer.photos.drawing import draw, readable
 from fer.run import tell_if_replaced, write_csv
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}

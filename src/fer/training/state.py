@@ -8,7 +8,7 @@ import torch
 from fer import UserError
 from fer.checkpoint import load_weights
 from fer.training.clock import Stopwatch
-from fer.training.optimizer import load_optimizer, optimizer_state
+from fer.training.optimizer_setup import load_optimizer, optimizer_state
 
 if TYPE_CHECKING:
     from fer.training.trainer import Trainer

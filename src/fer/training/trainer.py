@@ -29,11 +29,11 @@ from fer.optim import Average
 from fer.progress import Progress, warn_if_long
 from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
 from fer.training import state
+from fer.training.batches import TrainingFaces, epoch_batches
 from fer.training.clock import Stopwatch, Throughput
 from fer.training.curves import Driven, build_curves
-from fer.training.faces import TrainingFaces, epoch_batches
 from fer.training.objective import Objective, balanced_weights
-from fer.training.optimizer import build_optimizer
+from fer.training.optimizer_setup import build_optimizer
 from fer.training.plan import Plan
 from fer.training.recorder import Recorder
 from fer.training.step import CapturedStep, Parts, Step, can_capture

@@ -15,9 +15,9 @@ from typing import IO
 
 from fer import UserError
 from fer.data.readers.cache import cache_folders, clear_abandoned, key_of, name_of, writable
+from fer.data.readers.file_types import mistaken
 from fer.data.readers.names import is_junk
 from fer.data.readers.pictures import is_picture
-from fer.data.readers.signatures import mistaken
 from fer.files import regular
 
 TABLES = (".csv", ".csv.gz", ".npz", ".parquet")

@@ -11,8 +11,8 @@ import numpy as np
 
 from fer import FACE_SIZE, UserError, extra
 from fer.data.readers.cache import available_memory
+from fer.data.readers.file_types import mistaken, named
 from fer.data.readers.pictures import read_all, read_image, resized
-from fer.data.readers.signatures import mistaken, named
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
 IMAGES = ("images", "image", "x", "faces", "data", "pixels")

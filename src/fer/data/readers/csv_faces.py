@@ -20,9 +20,9 @@ import numpy as np
 
 from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import available_memory
+from fer.data.readers.file_types import foreign, mistaken
 from fer.data.readers.names import split_named
 from fer.data.readers.pictures import resized
-from fer.data.readers.signatures import foreign, mistaken
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
 USAGES = ("Training", "PublicTest", "PrivateTest")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import empty_images
+from fer.data.readers.file_types import no_picture
 from fer.data.readers.names import entries
-from fer.data.readers.signatures import no_picture
 from fer.files import regular
 
 # Decoded by content; EPS, for one, would start Ghostscript.

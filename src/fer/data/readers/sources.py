@@ -16,6 +16,7 @@ from fer.data.readers.archives import is_archive, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
 from fer.data.readers.csv_faces import COLUMNS, has_usage, header_names, read_csv
+from fer.data.readers.file_types import HEAD, foreign
 from fer.data.readers.folders import cached_folder, class_of, listing
 from fer.data.readers.names import (
     EMOTIONS,
@@ -26,10 +27,9 @@ from fer.data.readers.names import (
     split_named,
     subfolders,
 )
+from fer.data.readers.picture_lists import Columns, cached_listed, table_columns
 from fer.data.readers.pictures import image_files
-from fer.data.readers.signatures import HEAD, foreign
 from fer.data.readers.table import Table
-from fer.data.readers.tables import Columns, cached_listed, table_columns
 
 OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
 TEST_CSV = "test.csv"

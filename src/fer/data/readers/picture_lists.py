@@ -1,4 +1,4 @@
-"""Tables of pictures: CSV files with a picture's name and its label in each row, and FER+'s own
+"""Lists of pictures: CSV files with a picture's name and its label in each row, and FER+'s own
 label.csv with the votes of ten people.
 """
 

@@ -1,4 +1,4 @@
-"""The faces of a training, on its device if they fit, and their order in each epoch."""
+"""The faces of a training, on its device if they fit, and how each epoch divides them into batches."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The optimizer of a training: built for its device, its state saved and restored."""
+"""Sets up the optimizer of a training: builds it for a device, saves and restores its state.
+
+The optimizers themselves are classes of torch.optim and fer.optim.
+"""
 
 import copy
 from typing import Any
