@@ -55,5 +55,5 @@ def test_a_missing_package_is_refused_before_any_work_with_the_command_that_inst
 
 def test_a_file_in_place_of_its_folder_is_refused(tmp_path):
     (tmp_path / "tensorboard").touch()
-    with pytest.raises(UserError, match="tensorboard: is not a folder, .*; remove it"):
+    with pytest.raises(UserError, match=r"tensorboard: is not a folder, .*; remove it"):
         open_writer(tmp_path)

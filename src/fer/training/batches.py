@@ -1,4 +1,4 @@
-"""The faces of a training, on its device if they fit, and how each epoch divides them into batches."""
+"""The faces of a training, on its device if they fit, and the batches of each epoch."""
 
 import hashlib
 from collections.abc import Sequence
