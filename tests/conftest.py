@@ -1,7 +1,9 @@
 import copy
 import functools
+import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import hydra
@@ -155,6 +157,13 @@ def tiny(tiny_contents, tmp_path):
         return tmp_path / "tiny.pt"
 
     return make
+
+
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """A clock that is 6 s later whenever it is read, so that trainings save after every epoch."""
+    seconds = itertools.count(0, 6)
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
 
 
 @pytest.fixture

@@ -141,9 +141,15 @@ def test_a_killed_process_ends_the_others_and_is_reported(tmp_path):
 
 
 def test_a_refusal_is_printed_once_and_other_commands_refuse_several_processes(tmp_path):
-    codes, out = in_two(tmp_path, "train", *SETTINGS, "run=r", "train.patience=0")
-    assert codes == [2, 2] and out.count("fer: ") == out.count("fer: train.patience=0") == 1, out
-    assert not list(tmp_path.iterdir())
+    train = ["train", "data=demo", "data.images=70", "model=dnn", "device=cpu", "run=r"]
+    for typed, words in (
+        ("train.patience=0", "should be greater"),
+        ("train.batch_size=3", "too small for 2 processes; each needs two faces of a batch"),
+        ("train.freeze=1", "not possible with several processes"),
+    ):
+        codes, out = in_two(tmp_path, *train, typed)
+        assert codes == [2, 2] and out.count("fer: ") == 1, out
+        assert f"fer: {typed}: {words}" in out and not list(tmp_path.iterdir())
     codes, out = in_two(tmp_path, "report")
     assert codes == [2, 2] and "only fer train runs in several processes" in out
 

@@ -92,11 +92,3 @@ def test_fine_tuning_resumes_to_the_same_weights_without_the_file_it_started_fro
 def test_what_cannot_be_done_is_refused(fer, words, message):
     code, _, err = fer("train", "data=demo", "data.images=70", *words)
     assert code == 2 and message in err and len(err.splitlines()) <= 2
-
-
-def test_freezing_is_refused_with_several_processes(trainer, monkeypatch):
-    from fer import UserError
-
-    monkeypatch.setattr("fer.runtime.join_processes", lambda device: (0, 2))
-    with pytest.raises(UserError, match=r"train\.freeze=1: not possible with several"):
-        trainer("train.freeze=1")

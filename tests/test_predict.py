@@ -11,10 +11,8 @@ import yaml
 from torch.nn.modules.module import register_module_forward_hook
 
 from fer import CLASSES
-from fer.checkpoint import Checkpoint
 from fer.data.demo import demo
 from fer.inference import Ensemble, greedy, probabilities
-from fer.models import network as fer_network
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 
@@ -50,21 +48,25 @@ def test_views_are_averaged_as_probabilities(network):
 def test_a_network_predicts_in_the_format_of_the_machine_not_of_its_training(
     fer, tiny, monkeypatch
 ):
-    used = []
-    autocast = fer_network.autocast
-    monkeypatch.setattr(fer_network, "number_format", lambda device: "fp32")
-    monkeypatch.setattr(
-        fer_network, "autocast", lambda device, kind: used.append(kind) or autocast(device, kind)
-    )
     train = yaml.safe_load(torch.load(tiny(), weights_only=True)["config"])["train"] | {
         "precision": "bf16"
     }
     path = tiny(config={"train": train})
-    code, _, err = fer(
-        "predict", f"ckpt={path}", "split=validation", "out=x.csv", "tta=flip", "device=cpu"
-    )
-    assert code == 0 and err == "", err
-    assert set(used) == {"fp32"}
+    for capability, computes_in_bf16 in (("AVX2", False), ("AVX512", True)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+        used = set()
+        hook = register_module_forward_hook(
+            lambda module, inputs, output, used=used: (
+                used.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+            )
+        )
+        code, _, err = fer(
+            "predict", f"ckpt={path}", "split=validation", "out=x.csv", "tta=flip", "device=cpu"
+        )
+        hook.remove()
+        assert code == 0 and err == "", err
+        assert (torch.bfloat16 in used) == computes_in_bf16
 
 
 def test_greedy_selection_finds_the_pair_that_is_right_together():
@@ -315,10 +317,11 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
 def test_a_network_is_built_once_however_often_it_labels(tiny, monkeypatch):
     """A camera asks for every frame."""
     ensemble = Ensemble.open(str(tiny()), torch.device("cpu"), 64, "none")
-    built = []
-    network = Checkpoint.network
+    built, load = [], torch.nn.Module.load_state_dict
     monkeypatch.setattr(
-        Checkpoint, "network", lambda self, device: built.append(self) or network(self, device)
+        torch.nn.Module,
+        "load_state_dict",
+        lambda self, *args, **more: built.append(self) or load(self, *args, **more),
     )
     faces = demo(images=70, limit=None, seed=0, normalize="dataset").open("train")
     first, second = ensemble.label(faces), ensemble.with_tta("none").label(faces)

@@ -107,7 +107,8 @@ def test_a_report_needs_the_run_folder_alone_save_for_faces(fer, fer2013_csv, tm
     assert code == 0, err
     made = {path.stem for path in (tmp_path / "elsewhere" / "report").glob("*.png")}
     assert made == set(PICTURES) - {"mistakes", "samples"}
-    assert "left out: " in (tmp_path / "elsewhere" / "report" / "index.html").read_text()
+    page = (tmp_path / "elsewhere" / "report" / "index.html").read_text()
+    assert f"left out: data.path={fer2013_csv}: no such folder" in page
 
 
 def test_faces_with_the_same_labels_but_other_pixels_are_not_shown(fer, fer2013_csv, tmp_path):
@@ -310,7 +311,7 @@ def test_absent_classes_are_in_no_mean_and_rare_ones_in_no_list(fer, run, tmp_pa
         "so in no mean: fear, sad, surprise, neutral" in page
         and "Evaluated on PrivateTest" not in page
     )
-    assert "label: " in page or "left out: " in page
+    assert "left out: the data is not what the run was validated on" in page
 
 
 def test_overfitting_and_collapse_are_described_in_words(fer, run):
