@@ -61,6 +61,8 @@ def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, tmp_pa
 
 
 def test_a_training_starts_from_it(fer):
+    code, _, err = fer("train", "start=builtin", "model=dnn", "data=demo", "device=cpu")
+    assert code == 2 and "that it was trained with: model=resnet_fast\n" in err
     args = ["start=builtin", "model=resnet_fast", "data=demo", "data.images=70", "run=r"]
     code, out, err = fer("train", *args, "train.epochs=1", "device=cpu")
     assert code == 0 and "best validation accuracy" in out, err

@@ -2,6 +2,7 @@
 
 import importlib.abc
 import io
+import os
 import sys
 from collections import Counter
 from itertools import combinations
@@ -277,8 +278,9 @@ def test_heic_photos_are_refused_by_name(fer, tmp_path, tiny):
 
 
 @pytest.fixture
-def clip(photo, tmp_path):
+def clip(photo, tmp_path, monkeypatch):
     """Twelve frames; the face moves to the right, and frame 6 shows none."""
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, here, where it is first used
     cv2 = pytest.importorskip("cv2")
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (320, 240))
@@ -361,19 +363,30 @@ def test_a_camera_is_read_until_its_user_ends_it(fer, tiny, photo, monkeypatch, 
     assert code == 2 and "input=1: no camera 1" in err and err.count("\n") == 1
 
 
-def test_what_is_no_video_is_refused(fer, tmp_path, tiny, clip):
+def test_what_is_no_video_is_refused_without_a_word_of_its_decoder(fer, tmp_path, tiny, clip):
     (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "half.mp4").write_bytes(clip.read_bytes()[:5000])
     path = tiny()
-    for words, message in {
-        ("input=missing.mp4",): "no such file",
-        ("input=text.mp4",): "not a readable video",
-        ("input=clip.mp4", "crop=whole"): "crop: is about photos",
-        ("input=photo.png", "ema=0.5"): "ema: is about videos",
-        ("split=validation", "ema=0.5"): "ema: is about photos",
-        ("input=-1",): "no such file",
-    }.items():
-        code, _, err = fer("predict", f"ckpt={path}", "device=cpu", *words)
-        assert code == 2 and message in err and err.count("\n") == 1, err
+    with (tmp_path / "stderr").open("wb") as file:  # OpenCV writes past Python's streams
+        kept = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            for words, message in {
+                ("input=missing.mp4",): "no such file",
+                ("input=text.mp4",): "not a readable video",
+                ("input=half.mp4",): "not a readable video",
+                ("input=99",): "no camera 99",
+                ("input=clip.mp4", "crop=whole"): "crop: is about photos",
+                ("input=photo.png", "ema=0.5"): "ema: is about videos",
+                ("split=validation", "ema=0.5"): "ema: is about photos",
+                ("input=-1",): "no such file",
+            }.items():
+                code, _, err = fer("predict", f"ckpt={path}", "device=cpu", *words)
+                assert code == 2 and message in err and err.count("\n") == 1, err
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+    assert not (tmp_path / "stderr").read_bytes()
     clip.rename(tmp_path / "faces_video.mp4")
     before = (tmp_path / "faces_video.mp4").read_bytes()
     code, _, err = fer("predict", f"ckpt={path}", "input=faces_video.mp4")
@@ -390,6 +403,7 @@ def test_photos_that_cannot_be_read_are_named_and_the_others_labeled(
     (folder / "a.jpg").write_text("no picture")
     (folder / "c.png").write_bytes((folder / "b.png").read_bytes()[:5000])
     (folder / "d.heic").write_bytes(b"%PDF-1.4")
+    (folder / "e.mp4").touch()
     decoded = Counter()
 
     def counted(file):
@@ -405,6 +419,7 @@ def test_photos_that_cannot_be_read_are_named_and_the_others_labeled(
     assert decoded == dict.fromkeys(["a.jpg", "b.png", "c.png", "d.heic"], 1)
     assert "1 face in 1 photo labeled: faces.csv\n" in out
     assert pd.read_csv("faces.csv")["file"].tolist() == ["photos/b.png"]
+    assert "left out: 1 video in photos; name each with input=\n" in out
     (folder / "b.png").unlink()
     code, _, err = fer("predict", f"ckpt={tiny()}", "input=photos", "out=new.csv")
     assert code == 2 and "a.jpg: not a readable image" in err and not Path("new.csv").exists()

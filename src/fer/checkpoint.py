@@ -24,6 +24,7 @@ from fer.run import newest, runs
 OF_ITS_CONFIG = "the model of its config; the file was changed"
 
 BUILTIN = "builtin"  # names the network that the package carries
+BUILTIN_MODEL = "resnet_fast"  # its model=
 BUILTIN_FILE = Path(__file__).with_name("builtin.pt")
 
 

@@ -94,8 +94,10 @@ def label_photos(
 ) -> None:
     """Label the faces in a photo or in a folder of photos, all in one go."""
     files = image_files(place) if place.is_dir() else [place]
+    videos = [file for file in place.iterdir() if video.is_video(file)] if place.is_dir() else []
     if not files:
-        raise UserError(f"input={place}: no images in this folder; name another, or a photo")
+        remedy_here = "name one of its videos" if videos else "name another, or a photo"
+        raise UserError(f"input={place}: no images in this folder; {remedy_here}")
     folder = out.with_name(f"{out.stem}_photos")
     overwrites_photo = realpath(out) in [realpath(file) for file in files]
     if overwrites_photo or realpath(folder) == realpath(files[0].parent):
@@ -104,6 +106,9 @@ def label_photos(
     faces = faces_in_photos(files, crop, smallest, face_size, left_out)
     files = [file for file in files if file not in (left_out or [])]
     header = ["file", "x", "y", "width", "height", "label", *classes]
+    if videos:
+        count = "1 video" if len(videos) == 1 else f"{len(videos)} videos"
+        print(f"left out: {count} in {place}; name each with input=")
     tell_if_replaced(out)
     if not faces:
         write_csv(out, header, [])

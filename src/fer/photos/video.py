@@ -1,5 +1,6 @@
 """Faces in a video file or a camera's pictures, followed from frame to frame."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -95,8 +96,11 @@ def has_display() -> bool:
 @contextmanager
 def opened_capture(source: str) -> Iterator[Any]:
     """OpenCV's reader of a video file, or of the camera with the number `source`."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what fails is told below
     with extra("photos", "videos and cameras"):
         import cv2
+    with contextlib.suppress(AttributeError):  # builds without it
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if not source.isdecimal() and not Path(source).is_file():
         what = "is not a regular file" if Path(source).exists() else "no such file"
         raise UserError(f"input={readable(Path(source))}: {what}; name a video")

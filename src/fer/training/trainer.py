@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fer import CLASSES, UserError, config, metrics, runtime
 from fer.augment import Augment
-from fer.checkpoint import find_checkpoint, load_checkpoint, load_weights
+from fer.checkpoint import BUILTIN, BUILTIN_MODEL, find_checkpoint, load_checkpoint, load_weights
 from fer.data.faces import Data
 from fer.inference import probabilities
 from fer.layer_table import without_weights
@@ -470,4 +470,6 @@ def start_from(
             if name.startswith(f"{last}."):
                 weights[name] = value
     fits = "this model; choose the model= and model.size= that it was trained with"
+    if path == BUILTIN:
+        fits += f": model={BUILTIN_MODEL}"
     load_weights(model, weights, f"start={path}", fits)
