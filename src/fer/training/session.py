@@ -69,7 +69,8 @@ def refuse_other_best(folder: Path, trainer: Trainer) -> None:
         return
     contents = load_checkpoint(path)
     values = saved_config(contents["config"], contents, path)
-    saved = config.check("train", values, trainer.cfg.trust).model_dump()
+    trust = config.modules_named(trainer.cfg.model_dump())  # is trusted already
+    saved = config.check("train", values, trust).model_dump()
     differences = config.difference(saved, trainer.cfg.model_dump())
     changed = [
         line for key, line in differences.items() if key not in config.resumable(saved["data"])
