@@ -17,7 +17,7 @@ from torchvision.models import squeezenet1_1
 from fer import CLASSES, cli, comparison, metrics
 from fer.commands.report import calibration
 from fer.page import Part, write_page
-from fer.run import typed_words
+from fer.run import overrides_of_run
 
 SHORT = [*TINY, "train.epochs=2"]
 PICTURES = [
@@ -274,7 +274,7 @@ def test_a_damaged_record_of_the_command_is_ignored(fer, run, tmp_path):
         copy = tmp_path / "damaged" / str(number)
         shutil.copytree(run, copy)
         (copy / "environment.yaml").write_text(text)
-        assert typed_words(copy) is None
+        assert overrides_of_run(copy) is None
     code, _, err = fer("report", "run=damaged/*", "out=o")
     assert code == 0, err
     assert len(pd.read_csv("o/runs.csv")) == 9

@@ -84,21 +84,22 @@ class Checkpoint:
 
     def data(
         self,
-        typed: dict | None = None,
+        overrides: dict | None = None,
         whole: bool = True,
         used_whole: bool = False,
         size: int | None = None,
     ) -> Data:
-        """Its data, with a typed `data` laid over it.
+        """Its data, with the keys of `overrides` in place of its own.
 
         whole: leave out the training's `limit`. used_whole: do not split a single file that is
-        typed as data.path, since nothing is trained on it. size: the side to read its faces at, in
+        given as data.path, since nothing is trained on it. size: the side to read its faces at, in
         pixels; None: that of the training.
         """
-        typed = typed or {}
-        if "normalize" in typed and "_target_" not in typed:
+        overrides = overrides or {}
+        if "normalize" in overrides and "_target_" not in overrides:
             raise UserError("data.normalize: comes from the checkpoint; leave it out")
-        if typed and typed.get("validation") == "test" != self.settings.data.get("validation"):
+        validated_on_test = self.settings.data.get("validation") == "test"
+        if overrides.get("validation") == "test" and not validated_on_test:
             raise UserError(
                 "data.validation=test: is for training; leave it out, and name the split: "
                 "split=test"
@@ -108,15 +109,15 @@ class Checkpoint:
             base["limit"] = None
         size = size or self.face_size
         # Of other pictures; a CSV has its own.
-        own_size = FACE_SIZE if "path" in typed else self.face_size
+        own_size = FACE_SIZE if "path" in overrides else self.face_size
         if "size" in base and size != own_size:
             base["size"] = size
-        node = config.check_node("data", config.overlay(base, typed))
-        inherits_names = base.get("names") and "path" in typed and "names" not in typed
+        node = config.check_node("data", config.overlay(base, overrides))
+        inherits_names = base.get("names") and "path" in overrides and "names" not in overrides
         if inherits_names and not self.is_own_data(node):
             node["names"] = None  # numbers may mean something else there
-        splittable = node.get("split") is not None and typed.get("split", "auto") == "auto"
-        if used_whole and splittable and is_file(typed.get("path")):
+        splittable = node.get("split") is not None and overrides.get("split", "auto") == "auto"
+        if used_whole and splittable and is_file(overrides.get("path")):
             data = config.build("data", node | {"split": "none"})
             if data.only == "all":  # else its column Usage splits it
                 return data.seen_as(self.classes)
@@ -141,7 +142,7 @@ def name_of(path: Path) -> str:
 
 
 def is_file(place: str | None) -> bool:
-    """Whether a typed path is a file. What is wrong with one is told where it is read."""
+    """Whether a given path is a file. What is wrong with one is told where it is read."""
     with contextlib.suppress(OSError, RuntimeError):
         return bool(place) and Path(str(place)).expanduser().is_file()
     return False
@@ -342,9 +343,9 @@ def blame(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: its config, {error}") from None
 
 
-def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
-    """The config of the run that `resume` names with the `typed` keys of `values` laid over it, and
-    the contents of its last.pt. What would make it another training is refused.
+def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
+    """The config of the run that `resume` names with the `given_keys` of `values` laid over it,
+    and the contents of its last.pt. What would make it another training is refused.
     """
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
@@ -356,7 +357,7 @@ def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
     contents = load_checkpoint(path)
     if "training" not in contents:
         raise UserError(f"{path}: holds weights only; resume needs a last.pt written by fer train")
-    if "run" in typed:
+    if "run" in given_keys:
         raise UserError("run: cannot be set with resume, which uses the run's own folder; leave it")
     saved = saved_config(contents["config"], contents, path)
     trust = config.trusted(values)
@@ -368,7 +369,7 @@ def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
 
     before = merged(())
     # An experiment says something of every key.
-    after = merged(values if "experiment" in typed else typed)
+    after = merged(values if "experiment" in given_keys else given_keys)
     may_change = config.resumable(before["data"])
     lines = config.difference(before, after)
     changed = [line for key, line in lines.items() if key not in may_change]
@@ -377,4 +378,4 @@ def resumed(values: dict, typed: list[str]) -> tuple[dict, dict]:
             f"resume={folder}: cannot change {'; '.join(changed)}; start a new run for that"
         )
     check_fit(before["model"], contents["model"], path)
-    return merged(typed) | {"run": None, "resume": str(folder)}, contents
+    return merged(given_keys) | {"run": None, "resume": str(folder)}, contents

@@ -20,7 +20,7 @@ from fer.checkpoint import Checkpoint
 from fer.files import write_text
 from fer.layer_table import build, totals
 from fer.page import Part, write_page
-from fer.run import read_history, tell_if_replaced, typed_words
+from fer.run import overrides_of_run, read_history, tell_if_replaced
 from fer.text import aligned
 
 LABEL_LENGTH = 60  # characters of a name or a value that fit into tables and pictures
@@ -32,13 +32,13 @@ class Run:
     folder: Path
     checkpoint: Checkpoint
     history: pd.DataFrame
-    typed: list[str] | None  # KEY=VALUE as typed for the run; None if unknown
+    overrides: list[str] | None  # the words KEY=VALUE that were typed for it; None if unknown
 
     @classmethod
     def open(cls, folder: Path, trust: list[str]) -> "Run":
         checkpoint = Checkpoint.open(folder / "best.pt", trust)
         history = read_history(folder, checkpoint.classes)
-        return cls(folder, checkpoint, history, typed_words(folder))
+        return cls(folder, checkpoint, history, overrides_of_run(folder))
 
     @property
     def settings(self) -> config.TrainConfig:
@@ -299,16 +299,16 @@ def displayed_differences(
 
 def recipe_settings(run: Run) -> dict[str, str]:
     """The settings that make the recipe, as text, {dotted key: value}. A group's own key has its
-    choice as typed, or else the class that it instantiates.
+    choice from the command line, or else the class that it instantiates.
     """
-    typed = dict(word.split("=", 1) for word in run.typed or [])
+    choices = dict(word.split("=", 1) for word in run.overrides or [])
     skipped = config.not_of_the_recipe(run.settings.data) | {"name"}
     values: dict[str, str] = {}
 
     def collect(key: str, value: Any) -> None:
         if key in config.GROUPS:
             class_name = str(value["_target_"]).rpartition(".")[2]
-            values[key] = typed.get(key, class_name)
+            values[key] = choices.get(key, class_name)
         if isinstance(value, dict) and not key.startswith("curves."):
             for name, inner in value.items():
                 if name != "_target_":
@@ -324,11 +324,11 @@ def recipe_names(runs: list[Run]) -> list[str]:
     """A name for the recipe of each run: the words that were typed for it but not for all runs, or
     else the run's name. Settings and folders are added where names would be equal.
     """
-    typed = [recipe_words(run) for run in runs]
-    known = [set(words) for words in typed if words is not None]
+    recipes = [recipe_words(run) for run in runs]
+    known = [set(words) for words in recipes if words is not None]
     common = set.intersection(*known) if known else set()
     names = []
-    for run, words in zip(runs, typed, strict=True):
+    for run, words in zip(runs, recipes, strict=True):
         distinctive = [word for word in words or [] if word not in common]
         parts = [word for word in distinctive if not repeats_the_name(word, run.settings)]
         if len(parts) < len(distinctive) or not parts:
@@ -340,10 +340,10 @@ def recipe_names(runs: list[Run]) -> list[str]:
 
 def recipe_words(run: Run) -> list[str] | None:
     """The words KEY=VALUE that were typed and belong to the recipe; None if unknown."""
-    if run.typed is None:
+    if run.overrides is None:
         return None
     skipped = config.not_of_the_recipe(run.settings.data)
-    return [word for word in run.typed if word.partition("=")[0] not in skipped]
+    return [word for word in run.overrides if word.partition("=")[0] not in skipped]
 
 
 def repeats_the_name(word: str, settings: config.TrainConfig) -> bool:

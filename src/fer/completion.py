@@ -74,8 +74,8 @@ def behind_equals(candidate: str, line: str) -> str:
     """
     if "=" in os.environ.get("FER_WORD", "").rstrip("="):
         return candidate
-    typed = split(line)[0][-1].count("=")
-    return candidate.split("=", typed)[typed]
+    equals_signs = split(line)[0][-1].count("=")
+    return candidate.split("=", equals_signs)[equals_signs]
 
 
 def split(line: str) -> tuple[list[str], bool]:
@@ -99,21 +99,21 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
         return [path for path in paths(word, open_quote) if path.endswith("/")]
     if word.startswith("-"):
         return [f"{option} " for option in OPTIONS if option.startswith(word)]
-    typed = dict(other.partition("=")[::2] for other in given if "=" in other)
+    values = dict(other.partition("=")[::2] for other in given if "=" in other)
     groups = choices(command, user_dir)
     key, equals, value = word.partition("=")
     if not equals:
         chosen = {
-            group: choice for group, choice in typed.items() if choice in groups.get(group, ())
+            group: choice for group, choice in values.items() if choice in groups.get(group, ())
         }
-        names = vocabulary.keys(command, user_dir, chosen) + keys_of_targets(typed, groups)
-        return [f"{name}=" for name in names if name.startswith(word) and name not in typed]
+        names = vocabulary.keys(command, user_dir, chosen) + keys_of_targets(values, groups)
+        return [f"{name}=" for name in names if name.startswith(word) and name not in values]
     before, value = re.fullmatch(r"(.*[\[,]|)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
     end = "" if before.startswith("[") else " "
     if key in groups:
         return [f"{key}={before}{name}{end}" for name in groups[key] if name.startswith(value)]
     group = key.partition(".")[0] if "." in key else ""
-    if key in signatures.path_keys(command, group, user_dir, typed.get(f"{group}._target_")):
+    if key in signatures.path_keys(command, group, user_dir, values.get(f"{group}._target_")):
         return [
             f"{key}={before}{path}{'' if path.endswith('/') else end}"
             for path in paths(value, open_quote)
@@ -123,11 +123,11 @@ def following(command: str, given: list[str], word: str, open_quote: bool) -> li
     return []
 
 
-def keys_of_targets(typed: dict[str, str], groups: Iterable[str]) -> list[str]:
-    """The parameters of each `_target_` that is typed, as keys of its group."""
+def keys_of_targets(values: dict[str, str], groups: Iterable[str]) -> list[str]:
+    """The parameters of each `_target_` that was given, as keys of its group."""
     dotted = []
     for group in groups:
-        target = typed.get(f"{group}._target_")
+        target = values.get(f"{group}._target_")
         if target:
             dotted += [f"{group}.{name}" for name in signatures.parameters(target)]
     return dotted
@@ -143,7 +143,7 @@ def default(command: str, key: str) -> object:
 
 def paths(start: str, open_quote: bool) -> list[str]:
     """The files and folders whose path begins with `start`, as the shell takes them; folders end in
-    /. Hidden ones only after a typed dot.
+    /. Hidden ones only after a dot.
     """
     folder, slash, name = start.rpartition("/")
     place = Path(f"{folder}{slash}" or ".")

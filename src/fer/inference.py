@@ -158,9 +158,9 @@ class Ensemble:
         """Pixels of a side of the faces that it takes from photos: the largest of its members'."""
         return max(member.face_size for member in self.members)
 
-    def data(self, typed: dict | None = None, used_whole: bool = False) -> Data:
+    def data(self, overrides: dict | None = None, used_whole: bool = False) -> Data:
         """The first member's data, see Checkpoint.data, at face_size."""
-        return self.members[0].data(typed, used_whole=used_whole, size=self.face_size)
+        return self.members[0].data(overrides, used_whole=used_whole, size=self.face_size)
 
     @property
     def names(self) -> list[str]:

@@ -192,19 +192,20 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 
 def write_environment(
-    folder: Path, data_hash: str, typed: list[str], machine: dict[str, Any], data: str = ""
+    folder: Path, data_hash: str, overrides: list[str], machine: dict[str, Any], data: str = ""
 ) -> None:
     """Append to environment.yaml what the training depends on besides its config, a document for
     each start.
 
-    typed: the words of the command line; of a sweep, those of this job. machine: device, number
-    format and the like, see runtime.describe. data: what was taken for what, in words.
+    overrides: the words KEY=VALUE of the command line; of a sweep, those of this job. machine:
+    device, number format and the like, see runtime.describe. data: what was taken for what, in
+    words.
     """
     path = folder / "environment.yaml"
     values = {
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.orig_argv),
-        "typed": typed,
+        "typed": overrides,
         "fer": __version__,
         "git": git_commit(Path(__file__).parents[2]),
         "python": platform.python_version(),
@@ -232,9 +233,9 @@ def processor_name() -> str:
     return platform.processor()
 
 
-def typed_words(folder: Path) -> list[str] | None:
-    """What was typed when the run in `folder` began, as KEY=VALUE. None if that is unknown, as for
-    a sweep's job of an earlier version.
+def overrides_of_run(folder: Path) -> list[str] | None:
+    """The words KEY=VALUE with which the run in `folder` began. None if they are unknown, as for a
+    sweep's job of an earlier version.
     """
     try:
         text = regular(folder / "environment.yaml").read_text(encoding="utf-8")
@@ -243,13 +244,15 @@ def typed_words(folder: Path) -> list[str] | None:
             return None
         started = yaml.safe_load(first)
         command = shlex.split(str(started["command"]))
-        typed = started.get("typed")
+        overrides = started.get("typed")
     except Exception:  # a tag such as !!timestamp makes PyYAML raise anything
         return None
-    if typed is None and "train" in command and not {"-m", "--multirun"} & {*command}:
-        typed = [word for word in command if "=" in word and not word.startswith("-")]
-    if isinstance(typed, list) and all(isinstance(word, str) and "=" in word for word in typed):
-        return typed
+    if overrides is None and "train" in command and not {"-m", "--multirun"} & {*command}:
+        overrides = [word for word in command if "=" in word and not word.startswith("-")]
+    if isinstance(overrides, list) and all(
+        isinstance(word, str) and "=" in word for word in overrides
+    ):
+        return overrides
     return None
 
 

@@ -1,1 +1,1 @@
-"""One module a command, each with run(cfg, typed); cli.py names them."""
+"""One module a command, each with run(cfg, given_keys); cli.py names them."""

@@ -24,7 +24,7 @@ from fer.runtime import pick_device
 HOST = "127.0.0.1"
 
 
-def run(cfg: config.AppConfig, typed: list[str]) -> None:
+def run(cfg: config.AppConfig, given_keys: list[str]) -> None:
     uploads = tempfile.TemporaryDirectory(prefix="fer_app_")  # deleted when the program ends
     os.environ.update(GRADIO_TEMP_DIR=uploads.name, HF_HUB_OFFLINE="1")
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")

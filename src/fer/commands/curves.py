@@ -12,7 +12,7 @@ from fer.training.curves import build_curves
 POINTS = 20  # an epoch
 
 
-def run(cfg: config.CurvesConfig, typed: list[str]) -> None:
+def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
     epochs = cfg.train.epochs
     times = [point / POINTS for point in range(epochs * POINTS + 1)]
     columns = {}

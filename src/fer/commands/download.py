@@ -16,7 +16,7 @@ ACCOUNT = (
 )
 
 
-def run(cfg: config.DownloadConfig, typed: list[str]) -> None:
+def run(cfg: config.DownloadConfig, given_keys: list[str]) -> None:
     competition = cfg.source == "competition"
     if not competition and not re.fullmatch(r"[\w-]+/[\w-]+", cfg.source):
         raise UserError(

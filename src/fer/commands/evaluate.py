@@ -22,7 +22,7 @@ from fer.text import aligned
 HEADER = ["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]
 
 
-def run(cfg: config.EvaluateConfig, typed: list[str]) -> None:
+def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
     ensemble = Ensemble.open(cfg.ckpt, pick_device(cfg.device), cfg.batch_size, cfg.tta, cfg.trust)
     members = ensemble.members
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))

@@ -26,7 +26,7 @@ from fer.runtime import pick_device
 MAP_BATCH = 4  # faces whose maps are computed at once
 
 
-def run(cfg: config.ExplainConfig, typed: list[str]) -> None:
+def run(cfg: config.ExplainConfig, given_keys: list[str]) -> None:
     ckpt = BUILTIN if names_photos(cfg.image) and use_builtin(cfg.ckpt) else cfg.ckpt
     checkpoint = Checkpoint.open(find_checkpoint(ckpt), cfg.trust)
     device = pick_device(cfg.device)

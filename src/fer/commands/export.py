@@ -31,7 +31,7 @@ Exporter = Callable[[Network, dict[str, str]], tuple[bytes, Callable[[Tensor], T
 DYNAMIC = ({0: torch.export.Dim("batch")},)
 
 
-def run(cfg: config.ExportConfig, typed: list[str]) -> None:
+def run(cfg: config.ExportConfig, given_keys: list[str]) -> None:
     checkpoint = Checkpoint.open(find_checkpoint(cfg.ckpt), cfg.trust)
     path = checkpoint.path
     if cfg.out and realpath(cfg.out) == realpath(path):

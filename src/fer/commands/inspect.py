@@ -32,7 +32,7 @@ NO_PAIRS = Pairs(np.empty((0, 2), np.int64), np.empty(0, np.str_), np.empty(0, n
 GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 
-def run(cfg: config.InspectConfig, typed: list[str]) -> None:
+def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
     data = read_data(cfg.data)
     if "train" in data.splits and data.absent:
         print(f"no faces of {', '.join(data.absent)} to train on")

@@ -25,7 +25,7 @@ from fer.training.session import train_in
 TRUSTED = 0.5
 
 
-def run(cfg: config.MislabelsConfig, typed: list[str]) -> None:
+def run(cfg: config.MislabelsConfig, given_keys: list[str]) -> None:
     cleanlab = import_cleanlab()
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
     faces = data.open("train")

@@ -17,17 +17,17 @@ from fer.submission import Submission, as_sampled
 PHOTO_KEYS = ("crop", "smallest", "ema")  # keys that are about photos and videos alone
 
 
-def run(cfg: config.PredictConfig, typed: list[str]) -> None:
+def run(cfg: config.PredictConfig, given_keys: list[str]) -> None:
     device = pick_device(cfg.device)
     ckpt = BUILTIN if cfg.input is not None and use_builtin(cfg.ckpt) else cfg.ckpt
     ensemble = Ensemble.open(ckpt, device, cfg.batch_size, cfg.tta, cfg.trust)
     out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])
     with folders(*(Path(target).parent for target in (out, cfg.probs) if target)):
-        label(cfg, typed, ensemble, out)
+        label(cfg, given_keys, ensemble, out)
 
 
-def label(cfg: config.PredictConfig, typed: list[str], ensemble: Ensemble, out: Path) -> None:
+def label(cfg: config.PredictConfig, given_keys: list[str], ensemble: Ensemble, out: Path) -> None:
     """Label the photos of `input=` or the faces of a split, and write the table `out`."""
     if cfg.input is not None:
         ensemble, table = ensemble.weighted(cfg.select)
@@ -38,14 +38,14 @@ def label(cfg: config.PredictConfig, typed: list[str], ensemble: Ensemble, out: 
             cfg.crop,
             cfg.smallest,
             cfg.ema,
-            typed,
+            given_keys,
             ensemble.classes,
             ensemble.label,
             ensemble.face_size,
         )
         return
     for key in PHOTO_KEYS:
-        if key in typed:
+        if key in given_keys:
             raise UserError(f"{key}: is about photos; name one, or a folder of them, with input=")
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.unlabeled or data.only

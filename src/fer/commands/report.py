@@ -24,7 +24,7 @@ FEW = 20
 OVERFITTED = 0.15  # training accuracy minus validation accuracy that is called overfitting
 
 
-def run(cfg: config.ReportConfig, typed: list[str]) -> None:
+def run(cfg: config.ReportConfig, given_keys: list[str]) -> None:
     run_folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
     if len(run_folders) > 1 or isinstance(cfg.run, list):
         out = Path(cfg.out or "comparison")

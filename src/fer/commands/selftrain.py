@@ -23,7 +23,7 @@ COMPONENTS = 50  # of the pixels, for the clusters
 COLUMNS = ["share", "method", "accuracy", "low", "high", "predictions", "right"]
 
 
-def run(cfg: config.SelftrainConfig, typed: list[str]) -> None:
+def run(cfg: config.SelftrainConfig, given_keys: list[str]) -> None:
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
     train = replace(data.open("train"), targets=None)
     held_out = replace(data.open("validation"), targets=None)

@@ -14,16 +14,16 @@ from fer.training.trainer import Trainer
 
 
 @runtime.others_named()
-def run(values: dict, typed: dict[str, str]) -> float:
+def run(values: dict, overrides: dict[str, str]) -> float:
     """Train as the composed `values` say; returns the best validation accuracy, for sweeps that
     optimize it.
 
-    typed: each key given on the command line, and its words.
+    overrides: each key given on the command line, with its words KEY=VALUE.
     """
     resume = values.get("resume")
     if resume and is_sweep(Path(resume)):
-        return resume_sweep(Path(resume), values, typed)
-    return run_one(values, typed)
+        return resume_sweep(Path(resume), values, overrides)
+    return run_one(values, overrides)
 
 
 def is_sweep(folder: Path) -> bool:
@@ -54,7 +54,7 @@ def runs_of_sweep(sweep: Path) -> list[Path]:
     return runs
 
 
-def resume_sweep(sweep: Path, values: dict, typed: dict[str, str]) -> float:
+def resume_sweep(sweep: Path, values: dict, overrides: dict[str, str]) -> float:
     """Resume each run of a sweep in turn; returns the best accuracy of all. A run that is refused
     does not stop the others; a signal stops all.
     """
@@ -63,7 +63,7 @@ def resume_sweep(sweep: Path, values: dict, typed: dict[str, str]) -> float:
     refusals = []
     for folder in runs_of_sweep(sweep):
         try:
-            accuracies.append(run_one(values | {"resume": str(folder)}, typed))
+            accuracies.append(run_one(values | {"resume": str(folder)}, overrides))
         except Interrupted:
             print(f"to resume the whole sweep:\n  fer train resume={shlex.quote(str(sweep))}")
             raise
@@ -75,14 +75,14 @@ def resume_sweep(sweep: Path, values: dict, typed: dict[str, str]) -> float:
     return max(accuracies)
 
 
-def run_one(values: dict, typed: dict[str, str]) -> float:
+def run_one(values: dict, overrides: dict[str, str]) -> float:
     """One training, new or resumed; returns its best validation accuracy."""
     with runtime.processes_left(), contextlib.ExitStack() as held:
         saved = None
         if values.get("resume"):
             # Locked before last.pt is read: another process may be training there.
             held.enter_context(locked_run(values["resume"]))
-            values, saved = resumed(values, list(typed))
+            values, saved = resumed(values, list(overrides))
         cfg = config.check("train", values)
         device = runtime.pick_device(cfg.device)
         if cfg.tensorboard:
@@ -93,7 +93,7 @@ def run_one(values: dict, typed: dict[str, str]) -> float:
         if trainer.rank:  # the first process has the run folder, and speaks
             trainer.fit()
         else:
-            train_and_report(trainer, list(typed.values()))
+            train_and_report(trainer, list(overrides.values()))
         return trainer.best["val_accuracy"]
 
 
@@ -106,10 +106,10 @@ def locked_run(resume: str) -> contextlib.AbstractContextManager[None]:
     return lock(folder)
 
 
-def train_and_report(trainer: Trainer, typed: list[str]) -> None:
+def train_and_report(trainer: Trainer, overrides: list[str]) -> None:
     """Train, then print what was reached and what comes next; after a signal, how to resume."""
     try:
-        folder = fit_in_folder(trainer, typed)
+        folder = fit_in_folder(trainer, overrides)
     except Interrupted:
         trust = config.trust_override(trainer.cfg.model_dump())
         again = f"fer train resume={shlex.quote(trainer.cfg.run or '')}{trust}"

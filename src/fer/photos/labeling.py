@@ -58,7 +58,7 @@ def run(
     crop: str,
     smallest: float,
     ema: float,
-    typed: list[str],
+    given_keys: list[str],
     classes: list[str],
     label: Labeler,
     face_size: int,
@@ -66,20 +66,20 @@ def run(
     """Find the faces at `source`, label them, and write the table `out` and annotated pictures.
 
     source: a photo, a folder of photos, a video file, or the number of a camera. crop, smallest:
-    see faces_in_photos. ema: see video.annotate. typed: the keys given on the command line.
+    see faces_in_photos. ema: see video.annotate. given_keys: those given on the command line.
     face_size: the side of the faces that `label` takes, in pixels.
     """
-    refuse_keys(typed, SPLIT_KEYS, "does not go with input, whose faces belong to no split")
+    refuse_keys(given_keys, SPLIT_KEYS, "does not go with input, whose faces belong to no split")
     if source.isdecimal() or video.is_video(Path(source)):
-        refuse_keys(typed, {"crop"}, "is about photos, and input is a video")
+        refuse_keys(given_keys, {"crop"}, "is about photos, and input is a video")
         video.annotate(source, out, smallest, ema, classes, label, face_size)
         return
-    refuse_keys(typed, {"ema"}, "is about videos and cameras, and input is neither")
+    refuse_keys(given_keys, {"ema"}, "is about videos and cameras, and input is neither")
     label_photos(Path(source), out, crop, smallest, classes, label, face_size)
 
 
-def refuse_keys(typed: list[str], refused: set[str], why: str) -> None:
-    for key in sorted({key.split(".")[0] for key in typed} & refused):
+def refuse_keys(given_keys: list[str], refused: set[str], why: str) -> None:
+    for key in sorted({key.split(".")[0] for key in given_keys} & refused):
         raise UserError(f"{key}: {why}; leave it out")
 
 

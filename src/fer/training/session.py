@@ -89,11 +89,11 @@ def refuse_other_best(folder: Path, trainer: Trainer) -> None:
         )
 
 
-def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
+def fit_in_folder(trainer: Trainer, overrides: list[str] | None = None) -> Path:
     """Train in the run folder that the config names; returns it.
 
-    A resumed run's folder is locked already, since before its last.pt was read. typed: the words of
-    the command line, for the record.
+    A resumed run's folder is locked already, since before its last.pt was read. overrides: the
+    words KEY=VALUE of the command line, for the record.
     """
     cfg = trainer.cfg
     with contextlib.ExitStack() as held:
@@ -111,7 +111,7 @@ def fit_in_folder(trainer: Trainer, typed: list[str] | None = None) -> Path:
         write_text(folder / "config.yaml", config.dump(cfg))
         machine = runtime.describe(trainer.device, trainer.computed_in)
         data = trainer.faces.data
-        write_environment(folder, data.hash, typed or [], machine, data.description)
+        write_environment(folder, data.hash, overrides or [], machine, data.description)
         print_start(trainer, folder)
         trainer.fit()
     return folder
