@@ -547,9 +547,12 @@ def test_resume_refuses_data_that_have_changed(fer, refused, fer2013_csv):
 
 
 def test_what_to_do_next_is_a_command_that_works(fer, fer2013_csv):
-    for data, command in (("data=demo", "predict"), (f"data.path={fer2013_csv}", "evaluate")):
+    for data, command in (
+        (["data=demo", "data.images=141"], "predict"),
+        ([f"data.path={fer2013_csv}"], "evaluate"),
+    ):
         limit = ["data.limit=70", "model=dnn", "model.head=[4]", "device=cpu", "train.epochs=1"]
-        code, out, _ = fer("train", data, *limit, f"run={command}")
+        code, out, _ = fer("train", *data, *limit, f"run={command}")
         last = out.splitlines()[-1].split()
         assert code == 0 and last[:2] == ["fer", command] and fer(*last[1:])[0] == 0
 

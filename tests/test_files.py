@@ -1,6 +1,8 @@
 """Files are written completely or not at all, and never replace what is not a regular file."""
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from fer import UserError, plots
+from fer import UserError, cli, plots
 from fer.files import write, write_text
 
 
@@ -69,38 +71,36 @@ def test_what_was_there_stays_where_a_save_fails(tmp_path):
 
 
 @pytest.mark.posix
-def test_a_submission_goes_through_a_pipe(fer, tmp_path):
-    tiny = [*TINY, "train.epochs=1"]
-    assert fer("train", *tiny, "run=r")[0] == 0
+def test_a_submission_goes_through_a_pipe(fer, tiny, tmp_path):
+    path = tiny()
     os.mkfifo("ff")
     read = []
     reader = threading.Thread(
         target=lambda: read.append((tmp_path / "ff").read_text()), daemon=True
     )
     reader.start()
-    code, _, err = fer("predict", "ckpt=r", "split=validation", "out=ff")
+    code, _, err = fer("predict", f"ckpt={path}", "split=validation", "out=ff")
     reader.join(10)
     assert code == 0 and (tmp_path / "ff").is_fifo(), err
     assert read[0].startswith("id,label\n")
 
 
 @pytest.mark.posix
-def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tmp_path):
-    tiny = [*TINY, "train.epochs=1"]
-    assert fer("train", *tiny, "run=r")[0] == 0
+def test_a_pipe_to_be_read_and_a_circle_of_links_do_not_hang_a_command(fer, tiny, tmp_path):
+    ckpt = f"ckpt={tiny()}"
     os.mkfifo("pipe")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
-    predict = ["predict", "ckpt=r", "split=validation"]
+    predict = ["predict", ckpt, "split=validation"]
     for words in (
         [*predict, "sample=pipe", "out=x.csv"],
         [*predict, "out=circle"],
-        ["export", "ckpt=r", "out=circle"],
+        ["export", ckpt, "out=circle"],
     ):
         code, _, err = fer(*words)
         assert code == 2 and err.count("\n") == 1, (words, err)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").symlink_to(tmp_path / "photos" / "a.jpg")
-    code, _, err = fer("predict", "ckpt=r", "input=photos", "out=x.csv")
+    code, _, err = fer("predict", ckpt, "input=photos", "out=x.csv")
     assert code == 2 and "Traceback" not in err
     assert not (tmp_path / "x.csv").exists()
 
@@ -115,10 +115,19 @@ def test_a_runs_own_file_is_not_written_to_through_a_link(fer, tmp_path, tiny, w
     assert (tmp_path / "r" / "history.csv").read_text() == "epoch\n"
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of one epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    with contextlib.chdir(folder):
+        assert cli.main(["train", *TINY, "train.epochs=1", "run=r"]) == 0
+    return folder / "r"
+
+
 @pytest.mark.posix
 @pytest.mark.parametrize("name", [".lock", "config.yaml", "environment.yaml", "history.csv"])
-def test_a_pipe_in_a_run_folder_does_not_hang_a_command(fer, tmp_path, name):
-    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+def test_a_pipe_in_a_run_folder_does_not_hang_a_command(fer, trained, tmp_path, name):
+    shutil.copytree(trained, tmp_path / "r")
     (tmp_path / "r" / name).unlink()
     os.mkfifo(tmp_path / "r" / name)
     code, _, err = fer("train", "resume=r", "train.epochs=2")
