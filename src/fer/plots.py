@@ -517,18 +517,16 @@ def mosaic(
         axes = panels
         if face is not None:
             face_axes, axes = panels
-            face_axes.imshow(face, **FACE_GRAYS)
-            face_axes.set_xticks([])
-            face_axes.set_yticks([])
-            _bare(face_axes)
+            _show_face(face_axes, face)
         colors = matplotlib.colormaps[COLORMAPS[look]]
         if texture:
             colors = colors.with_extremes(bad=MASKED)  # bluish gaps set off a white image
         shown = axes.imshow(sheet, cmap=colors, vmin=low, vmax=high)
+        # Each column's name, or number to be added to that of the row's first image.
         across = names or [f"+{i}" for i in range(columns)]
         down = [""] if names else np.arange(rows) * columns
-        axes.set_xticks(np.arange(len(across)) * cell_width + cell_width / 2, across, fontsize=6.5)
-        axes.set_yticks(np.arange(rows) * cell_height + cell_height / 2, down)
+        axes.set_xticks(_centers(len(across), cell_width), across, fontsize=6.5)
+        axes.set_yticks(_centers(rows, cell_height), down)
         _bare(axes)
         axes.set_title(textwrap.fill(title, int(13 * width)), loc="left")
         if not texture:
@@ -536,6 +534,19 @@ def mosaic(
             place: dict[str, Any] = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
             figure.colorbar(shown, **place, extend=extend).outline.set_visible(False)
     return path
+
+
+def _show_face(axes: Axes, face: Any) -> None:
+    """A gray face H×W without a frame or numbers."""
+    axes.imshow(face, **FACE_GRAYS)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    _bare(axes)
+
+
+def _centers(count: int, size: int) -> np.ndarray:
+    """The middles of `count` cells of this size side by side, in pixels."""
+    return np.arange(count) * size + size / 2
 
 
 def _color_scale(images: np.ndarray) -> tuple[str, float, float]:

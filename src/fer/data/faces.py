@@ -38,6 +38,23 @@ class Faces:
             self.images[index], self.labels[index], [self.ids[i] for i in index.tolist()], targets
         )
 
+    def relabeled(self, names: Sequence[str], classes: Sequence[str]) -> "Faces":
+        """The faces with labels and targets of `classes` in place of `names`. Faces of other classes
+        are left out.
+        """
+        left_out = -2
+        position = [classes.index(name) if name in classes else left_out for name in names]
+        labels = torch.tensor([*position, -1])[self.labels]  # -1, no label, stays so
+        targets = None
+        if self.targets is not None:
+            targets = self.targets.new_zeros(len(self), len(classes))
+            for column, name in enumerate(names):
+                if name in classes:
+                    targets[:, classes.index(name)] = self.targets[:, column]
+        relabeled = Faces(self.images, labels, self.ids, targets)
+        kept = labels != left_out
+        return relabeled if kept.all() else relabeled.take(kept)
+
     def positions(self, ids: list[str]) -> dict[str, int]:
         """Id → position. By the names of the files, without folders, where these tell the faces
         apart and each of `ids` is one of them.
@@ -145,21 +162,11 @@ class Data:
                 f"none of them, only {', '.join(names)}; name other data, or the data's labels "
                 "with data.names= or data.merge="
             )
-        position = [classes.index(name) if name in classes else -2 for name in names]
-        lookup = torch.tensor([*position, -1])  # -1, no label, stays so
         splits = {}
         seen: dict[int, Faces] = {}  # PublicTest has two names
         for split, faces in self.splits.items():
             if id(faces) not in seen:
-                labels = lookup[faces.labels]
-                targets = None
-                if faces.targets is not None:
-                    targets = faces.targets.new_zeros(len(faces), len(classes))
-                    for column, name in enumerate(names):
-                        if name in classes:
-                            targets[:, classes.index(name)] = faces.targets[:, column]
-                kept = Faces(faces.images, labels, faces.ids, targets)
-                seen[id(faces)] = kept if (labels > -2).all() else kept.take(labels > -2)
+                seen[id(faces)] = faces.relabeled(names, classes)
             splits[split] = seen[id(faces)]
         count = sum(len(faces) for faces in {id(f): f for f in self.splits.values()}.values())
         lost = count - sum(len(faces) for faces in seen.values())

@@ -115,6 +115,41 @@ def opened_capture(source: str) -> Iterator[Any]:
         capture.release()
 
 
+class DrawnVideo:
+    """A video file that drawn frames are written to, and a window that shows them if `shown`."""
+
+    def __init__(self, file: Path, frame_rate: float, shown: bool) -> None:
+        self.file = file
+        self.frame_rate = frame_rate
+        self.shown = shown
+        self.writer: Any = None  # opened for the first frame, whose size all have
+
+    def add(self, picture: Image.Image) -> None:
+        import cv2
+
+        pixels = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
+        if self.writer is None:
+            codec = cv2.VideoWriter.fourcc(*"mp4v")
+            self.writer = cv2.VideoWriter(str(self.file), codec, self.frame_rate, picture.size)
+        self.writer.write(pixels)
+        if self.shown:
+            cv2.imshow(WINDOW, pixels)
+
+    def asked_to_quit(self) -> bool:
+        """Was q or Escape pressed in the window?"""
+        import cv2
+
+        return self.shown and cv2.waitKey(1) & 0xFF in QUIT
+
+    def close(self) -> None:
+        import cv2
+
+        if self.writer is not None:
+            self.writer.release()
+        if self.shown:
+            cv2.destroyAllWindows()
+
+
 def frames(capture: Any) -> Iterator[Image.Image]:
     """RGB, in order, until the end."""
     while True:
@@ -165,7 +200,7 @@ def annotate(
         if camera:
             print(f"reading camera {source}; end with {'q' if window else 'Ctrl-C'}")
         drawn = Path(folder) / "drawn.mp4"
-        writer = None
+        output = DrawnVideo(drawn, frame_rate, shown=window)
         rows: list[list[object]] = []
         frame = 0
         bar = tqdm(total=frame_count or None, unit=" frames", delay=2, leave=False, disable=None)
@@ -177,27 +212,17 @@ def annotate(
                     tracks = tracker.update(frame, [box for box, _ in faces], probabilities)
                     for track in tracks:
                         rows.append(table_row(frame, frame_rate, track, classes))
-                    picture = draw_tracks(picture, tracks, classes)
-                    pixels = np.ascontiguousarray(np.asarray(picture)[..., ::-1])
-                    if writer is None:
-                        codec = cv2.VideoWriter.fourcc(*"mp4v")
-                        writer = cv2.VideoWriter(str(drawn), codec, frame_rate, picture.size)
-                    writer.write(pixels)
-                    if window:
-                        cv2.imshow(WINDOW, pixels)
+                    output.add(draw_tracks(picture, tracks, classes))
                     frame += 1
                     bar.update()
-                if window and cv2.waitKey(1) & 0xFF in QUIT:
+                if output.asked_to_quit():
                     break
         except KeyboardInterrupt:
             if not camera:
                 raise
         finally:
             bar.close()
-            if writer is not None:
-                writer.release()
-            if window:
-                cv2.destroyAllWindows()
+            output.close()
         if not frame:
             raise UserError(f"input={source}: no frames; name another video")
         tell_if_replaced(out)
