@@ -144,7 +144,7 @@ def test_from_index(challenge, tmp_path):
     data = load(challenge, split="from_index")
     same(data.splits["train"], np.arange(25))
     same(data.splits["validation"], np.arange(25, 40))
-    with pytest.raises(UserError, match="from_index=40: nothing would validate; there are 40"):
+    with pytest.raises(UserError, match="from_index=40: leaves no validation faces; there are 40"):
         load(challenge, split="from_index", from_index=40)
 
 
@@ -373,7 +373,7 @@ def test_contempt_is_the_eighth_class(folders):
 
 def test_a_misspelt_class_folder_is_told_the_nearest_name(folders):
     (folders / "train" / "suprise").mkdir()
-    with pytest.raises(UserError, match=r"suprise' is no emotion; did you mean surprise\?"):
+    with pytest.raises(UserError, match=r"suprise' is not an emotion; did you mean surprise\?"):
         load(folders)
     merge = {"surprise": ["surprise", "suprise"]}
     assert load(folders, merge=merge).classes.count("surprise") == 1
@@ -525,8 +525,8 @@ NO_TEXT = {
     "html": (b"<!DOCTYPE html><html>", "is a web page; get the file again"),
     "blank html": (b"\n\n <html>", "is a web page; get the file again"),
     "json": (b'{"error": "403"}', "is JSON; name a CSV file of faces"),
-    "control characters": (b"\x1b[31m\x07,pixels\n", "is no text in UTF-8"),
-    "latin-1": (b"\xff\xfa\x80,pixels\n", "is no text in UTF-8"),
+    "control characters": (b"\x1b[31m\x07,pixels\n", "is not UTF-8 text"),
+    "latin-1": (b"\xff\xfa\x80,pixels\n", "is not UTF-8 text"),
     "semicolons": (b"emotion;pixels;Usage\n", "its columns are separated by semicolons"),
     "no header": (b"0," + b"17 " * 2304, "holds a face where the names of the columns should be"),
 }

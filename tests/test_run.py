@@ -334,24 +334,24 @@ NO_CODE = "holds more than weights and plain values; not loaded, it could run co
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda p: p.write_bytes(b""), "damaged or no checkpoint"),
-        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(b""), "damaged, or not a checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-1]), "damaged, or not a checkpoint"),
         (
             lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
-            "damaged or no checkpoint",
+            "damaged, or not a checkpoint",
         ),
-        (lambda p: p.write_bytes(p.read_bytes()[1000:]), "damaged or no checkpoint"),
-        (lambda p: p.write_text("{}"), "damaged or no checkpoint"),
-        (lambda p: p.write_bytes(pickle.dumps(RunsCode())), "damaged or no checkpoint"),
+        (lambda p: p.write_bytes(p.read_bytes()[1000:]), "damaged, or not a checkpoint"),
+        (lambda p: p.write_text("{}"), "damaged, or not a checkpoint"),
+        (lambda p: p.write_bytes(pickle.dumps(RunsCode())), "damaged, or not a checkpoint"),
         (
             lambda p: torch.save(RunsCode(), p, _use_new_zipfile_serialization=False),
-            "damaged or no checkpoint",
+            "damaged, or not a checkpoint",
         ),
         (lambda p: torch.save({"format": 1, "model": RunsCode()}, p), NO_CODE),
         (lambda p: torch.save(torch.nn.Linear(1, 1), p), NO_CODE),
         (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "no checkpoint"),
         (lambda p: zipped(p, "x/data.pkl", b"cos\nmkdir\n(S'ran'\ntR."), "no checkpoint"),
-        (bomb, "damaged or no checkpoint"),
+        (bomb, "damaged, or not a checkpoint"),
         (lambda p: torch.save([1], p), "not one of fer's checkpoints"),
         (
             lambda p: torch.save(torch.nn.Linear(1, 1).state_dict(), p),
@@ -678,8 +678,11 @@ def test_a_resume_refuses_another_best_pt_and_does_without_one(fer, tmp_path):
     for changes, message in [
         ({"epoch": 2}, "weights of epoch 2 with an accuracy of "),
         ({"val_accuracy": 0.99}, "weights of epoch 1 with an accuracy of 0.9900, but the best of"),
-        ({"config": other_seed}, "is of another training (seed: 1 → 0)"),
-        ({"validation": other_faces}, "is of another training (it was validated on other faces)"),
+        ({"config": other_seed}, "belongs to another training run (seed: 1 → 0)"),
+        (
+            {"validation": other_faces},
+            "belongs to another training run (it was validated on other faces)",
+        ),
     ]:
         torch.save(contents | changes, best)
         code, _, err = fer("train", "resume=r", "train.epochs=3")

@@ -35,7 +35,7 @@ def class_names(count: int) -> tuple[str, ...]:
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that says what was wrong, where, and what to do. Exit
+    """Something the user can fix: one line that says what was wrong, where, and what to do. Exit
     code 2.
     """
 

@@ -1,5 +1,5 @@
 """fer from Python: train, load, label faces and photos in a notebook; see docs/api.md. What a user
-can mend raises fer.UserError, with the message of the command line.
+can fix raises fer.UserError, with the message of the command line.
 """
 
 import os

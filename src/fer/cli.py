@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(args: list[str]) -> int:
-    """Run one command. What a user can mend is one line on standard error."""
+    """Run one command. What a user can fix is one line on standard error."""
     try:
         return run(*args)
     except KeyboardInterrupt:

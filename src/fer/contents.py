@@ -154,7 +154,7 @@ def unpickle(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # zipfile and torch raise a dozen kinds
         raise UserError(
-            f"{path}: damaged or no checkpoint; use the run's other one (best.pt, last.pt)"
+            f"{path}: damaged, or not a checkpoint; use the run's other one (best.pt, last.pt)"
         ) from None
 
 

@@ -115,7 +115,7 @@ def refuse_other_kinds(target: Path, path: str | Path) -> None:
     if target.is_symlink():  # realpath leaves a link that leads in a circle
         raise UserError(f"{path}: is a link that leads in a circle; choose another name")
     if target.exists() and not target.is_file():
-        raise UserError(f"{path}: is a folder or no plain file; choose another name")
+        raise UserError(f"{path}: is a folder or a special file; choose another name")
 
 
 def spare_faces(path: str | Path) -> None:

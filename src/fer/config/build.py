@@ -170,7 +170,9 @@ def parameters_schema(group: str, target: Callable, named: str) -> type[Strict]:
     try:
         parameters = dict(signature(target).parameters)
     except (TypeError, ValueError):
-        raise UserError(f"{named}: cannot be configured; it tells no parameters") from None
+        raise UserError(
+            f"{named}: its parameters cannot be read, so it cannot be configured"
+        ) from None
     if group == "optim" and not parameters.pop("params", None):  # given by the program
         raise UserError(f"{named}: not an optimizer; it has no parameter params")
     schema: type[Strict] = Strict
@@ -247,7 +249,7 @@ def refuse_untrusted(group: str, path: str, named: str, trust: Sequence[str]) ->
     if not any(f"{path}.".startswith(f"{name}.") for name in trust):
         raise UserError(
             f"{named}: refused; it is code from outside this project, which would run with your "
-            f"rights. If you trust it, type trust={package}"
+            f"permissions. If you trust it, type trust={package}"
         )
 
 

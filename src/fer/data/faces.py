@@ -39,8 +39,8 @@ class Faces:
         )
 
     def relabeled(self, names: Sequence[str], classes: Sequence[str]) -> "Faces":
-        """The faces with labels and targets of `classes` in place of `names`. Faces of other classes
-        are left out.
+        """The faces with labels and targets of `classes` in place of `names`. Faces of other
+        classes are left out.
         """
         left_out = -2
         position = [classes.index(name) if name in classes else left_out for name in names]

@@ -81,7 +81,7 @@ def refuse_other_best(folder: Path, trainer: Trainer) -> None:
     is_best = epoch > trainer.epoch or (epoch, accuracy) == (best["epoch"], best["val_accuracy"])
     if changed or faces != trainer.faces.val_hash:
         why = changed[0] if changed else "it was validated on other faces"
-        raise UserError(f"{path}: is of another training ({why}); {MOVE_AWAY}")
+        raise UserError(f"{path}: belongs to another training run ({why}); {MOVE_AWAY}")
     if not is_best:
         raise UserError(
             f"{path}: has the weights of epoch {epoch} with an accuracy of {accuracy:.4f}, but the "

@@ -150,8 +150,8 @@ def refuse_misspelt(first: Mapping[str, str], named: Mapping[str, str], wishes: 
         near = difflib.get_close_matches(named[label].lower(), EMOTION_OF, n=1, cutoff=0.8)
         if near and named[label] not in asked:
             raise UserError(
-                f"{first[label]}: {named[label]!r} is no emotion; did you mean {near[0]}? Rename "
-                f"it, or join it with data.merge={{{near[0]}: [{near[0]},{named[label]}]}}"
+                f"{first[label]}: {named[label]!r} is not an emotion; did you mean {near[0]}? "
+                f"Rename it, or join it with data.merge={{{near[0]}: [{near[0]},{named[label]}]}}"
             )
 
 

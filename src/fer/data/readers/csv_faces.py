@@ -187,7 +187,7 @@ def fields_of(place: str, line: bytes) -> list[str]:
     try:
         (fields,) = csv.reader([text], strict=True)
     except (csv.Error, ValueError):
-        raise UserError(f"{place}: its quotes do not close; mend or remove the line") from None
+        raise UserError(f"{place}: its quotes do not close; correct or remove the line") from None
     return fields
 
 
@@ -196,7 +196,7 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
     text = line.decode("utf-8", "replace")
     if "\ufffd" in text or any(not c.isprintable() and c != "\t" for c in text):
         raise UserError(
-            f"{place}: is no text in UTF-8; name a CSV file with columns emotion and pixels"
+            f"{place}: is not UTF-8 text; name a CSV file with columns emotion and pixels"
         )
     names = [field.strip().lower() for field in fields_of(place, line)]
     columns = dict(COLUMNS)
@@ -240,8 +240,8 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
         width = len(row)  # more columns: two rows that lost the line end between them
         if width != len(roles):
             raise UserError(
-                f"{place}: has {width} columns where the header has {len(roles)}; mend or remove "
-                "the line"
+                f"{place}: has {width} columns where the header has {len(roles)}; correct or "
+                "remove the line"
             )
     columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
     labels = [field.strip() for field in columns.get("label", ())]
@@ -267,7 +267,7 @@ def check_label(place: str, label: str) -> None:
         problem = "is not a label, a whole number or a word"
     else:
         return
-    raise UserError(f"{place}: {label[:20]!r} {problem}; mend or remove the line")
+    raise UserError(f"{place}: {label[:20]!r} {problem}; correct or remove the line")
 
 
 def parse_usage(places: list[str], fields: Sequence[str]) -> np.ndarray:
@@ -281,8 +281,8 @@ def parse_usage(places: list[str], fields: Sequence[str]) -> np.ndarray:
             split = split_named(field)
             if split is None:
                 raise UserError(
-                    f"{place}: {field.strip()[:20]!r} is not a Usage ({', '.join(USAGES)}); mend "
-                    "or remove the line"
+                    f"{place}: {field.strip()[:20]!r} is not a Usage ({', '.join(USAGES)}); "
+                    "correct or remove the line"
                 )
             number = ("train", "validation", "test").index(split)
         numbers.append(number)
@@ -297,7 +297,8 @@ def short_fields(places: list[str], fields: Sequence[str], what: str) -> np.ndar
     for place, name in zip(places, stripped, strict=False):
         if len(name) > MAX_ID or "\0" in name:
             raise UserError(
-                f"{place}: {name[:20]!r} … is no {what}, up to {MAX_ID} characters; mend the line"
+                f"{place}: {name[:20]!r} … is no {what}, up to {MAX_ID} characters; "
+                "correct the line"
             )
     return np.array(stripped, dtype=np.str_)
 
@@ -332,11 +333,12 @@ def explain(place: str, field: str, side: int) -> str:
     bad = [value for value in values if not re.fullmatch("[0-9]{1,3}", value) or int(value) > 255]
     if bad:
         return (
-            f"{place}: {bad[0][:20]!r} is not a gray value from 0 to 255; mend or remove the line"
+            f"{place}: {bad[0][:20]!r} is not a gray value from 0 to 255; correct or remove the "
+            "line"
         )
     if len(values) == side * side:
         return ""
     return (
-        f"{place}: has {len(values)} pixels, not {side * side} ({side}×{side}); mend or remove "
+        f"{place}: has {len(values)} pixels, not {side * side} ({side}×{side}); correct or remove "
         "the line"
     )

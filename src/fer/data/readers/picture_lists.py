@@ -105,8 +105,8 @@ def read_listed(
         if file is None:
             if places.everywhere:
                 raise UserError(
-                    f"{place}: no picture {row[columns.file]!r} in {places.where}; mend or remove "
-                    "the line"
+                    f"{place}: no picture {row[columns.file]!r} in {places.where}; correct or "
+                    "remove the line"
                 )
             continue
         label = label_in(place, row, columns)
@@ -176,7 +176,7 @@ def label_in(place: str, row: Sequence[str], columns: Columns) -> str | None:
 def voted(place: str, votes: Sequence[str]) -> str | None:
     """The emotion that alone has the most of FER+'s votes; None if that is none."""
     if not all(vote.isdecimal() for vote in votes):
-        raise UserError(f"{place}: its votes are not counts; mend or remove the line")
+        raise UserError(f"{place}: its votes are not counts; correct or remove the line")
     counts = [int(vote) for vote in votes]
     most = max(counts)
     name = VOTES[counts.index(most)]
@@ -190,7 +190,7 @@ def usage_of(place: str, word: str) -> int:
     if split is None:
         raise UserError(
             f"{place}: {word[:20]!r} is not a split ({', '.join(USAGES)}, or train, val, test); "
-            "mend or remove the line"
+            "correct or remove the line"
         )
     return ("train", "validation", "test").index(split)
 

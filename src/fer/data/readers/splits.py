@@ -24,8 +24,8 @@ def held_out(
     if split == "from_index":
         if from_index >= count:
             raise UserError(
-                f"data.from_index={from_index}: nothing would validate; there are {count} rows to "
-                "train"
+                f"data.from_index={from_index}: leaves no validation faces; there are {count} "
+                "rows to train"
             )
         return np.arange(count) >= from_index
     if groups is not None:
