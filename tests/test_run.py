@@ -349,8 +349,8 @@ NO_CODE = "holds more than weights and plain values; not loaded, it could run co
         ),
         (lambda p: torch.save({"format": 1, "model": RunsCode()}, p), NO_CODE),
         (lambda p: torch.save(torch.nn.Linear(1, 1), p), NO_CODE),
-        (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "no checkpoint"),
-        (lambda p: zipped(p, "x/data.pkl", b"cos\nmkdir\n(S'ran'\ntR."), "no checkpoint"),
+        (lambda p: torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), p), "not a checkpoint"),
+        (lambda p: zipped(p, "x/data.pkl", b"cos\nmkdir\n(S'ran'\ntR."), "not a checkpoint"),
         (bomb, "damaged, or not a checkpoint"),
         (lambda p: torch.save([1], p), "not one of fer's checkpoints"),
         (

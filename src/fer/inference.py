@@ -271,7 +271,7 @@ def learned_faces(
             if strict:
                 raise
             if member.name == BUILTIN:
-                print(f"builtin: FER2013, which it was trained on, is not in data/; {without}")
+                print(f"builtin: its training data FER2013 is not in data/; {without}")
             else:
                 why = str(error).partition(";")[0]
                 print(f"{member.name}: its training faces are not at hand ({why}); {without}")
