@@ -478,12 +478,11 @@ class Augment:
         targets = batch.targets
         if self.crops > 1:
             targets = targets.repeat_interleave(self.crops, dim=0)
-        partners = None
-        if permutation is not None:
-            partners = Pair(
-                images.index_select(0, permutation), targets.index_select(0, permutation)
-            )
-        return Pair(images, targets), partners
+        changed = Pair(images, targets)
+        if permutation is None:
+            return changed, None
+        partner_images = images.index_select(0, permutation)
+        return changed, Pair(partner_images, targets.index_select(0, permutation))
 
     def change_part(
         self,
@@ -496,16 +495,15 @@ class Augment:
         """The rows of `change_batch` that belong to these images."""
         sources = torch.arange(len(batch.images), device=batch.images.device)[part]
         rows = self.crop_rows(sources)
-        others = rows.new_empty(0) if permutation is None else permutation[rows]
-        needed = torch.cat([rows, others])
+        needed = rows if permutation is None else torch.cat([rows, permutation[rows]])
         images = self.change_some(batch.images, changes, needed)
         images = self.erase_boxes(images, pick(erasures, needed))
         targets = batch.targets[needed // self.crops]
-        count = len(rows)
-        partners = None
-        if permutation is not None:
-            partners = Pair(images[count:], targets[count:])
-        return Pair(images[:count], targets[:count]), partners
+        count = len(rows)  # behind these, their partners
+        changed = Pair(images[:count], targets[:count])
+        if permutation is None:
+            return changed, None
+        return changed, Pair(images[count:], targets[count:])
 
     def mix(self, batch: Pair, partners: Pair, amounts: Mapping[str, Number], draws: Draws) -> Pair:
         """The batch mixed with its partners by mixup or by CutMix, as a coin decides."""

@@ -59,30 +59,22 @@ def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) 
         "fer": __version__,
         "val_accuracy": str(checkpoint.contents.get("val_accuracy", "")),
     }
-    try:
-        found = checkpoint.data().open("validation").images
-        source = "validation faces"
-    except UserError:  # the data is not at hand
-        generator = torch.Generator().manual_seed(0)
-        found = torch.randint(0, 256, (4 * BATCH, 1, size, size), generator=generator)
-        source = "random images"
-    faces = found[: 4 * BATCH].float()
+    faces, source = faces_to_compare(checkpoint)
     with quiet():
         exported, call = exporter(network, notes)
 
     parts = [(network(part), call(part)) for part in (faces[:1], *faces.split(BATCH))]
-    off = max((ours - theirs).abs().max().item() for ours, theirs in parts)
-    other = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
-    if not off <= TOLERANCE:
+    difference = max((ours - theirs).abs().max().item() for ours, theirs in parts)
+    relabeled = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
+    if not difference <= TOLERANCE:
         raise UserError(
-            f"{checkpoint.name}: its export differs from PyTorch by {off:.2g} in a logit; "
+            f"{checkpoint.name}: its export differs from PyTorch by {difference:.2g} in a logit; "
             "try the other format="
         )
     write(out, lambda file: file.write(exported))
     print(
-        f"{out}: {len(exported) / 1e6:.1f} MB; at most {off:.1g} from PyTorch in a logit, {other} "
-        f"of {len(faces)} "
-        f"{source} labeled otherwise"
+        f"{out}: {len(exported) / 1e6:.1f} MB; at most {difference:.1g} from PyTorch in a logit, "
+        f"{relabeled} of {len(faces)} {source} labeled otherwise"
     )
     if speeds:
         ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])
@@ -90,6 +82,22 @@ def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) 
             f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of "
             f"{len(faces[:BATCH])}, fp32, this CPU"
         )
+
+
+def faces_to_compare(checkpoint: Checkpoint) -> tuple[Tensor, str]:
+    """Images, float N×1×H×H from 0 to 255, and what they are: validation faces, or random ones if
+    the data is not at hand.
+    """
+    count = 4 * BATCH
+    try:
+        faces = checkpoint.data().open("validation").images
+        source = "validation faces"
+    except UserError:
+        generator = torch.Generator().manual_seed(0)
+        size = checkpoint.face_size
+        faces = torch.randint(0, 256, (count, 1, size, size), generator=generator)
+        source = "random images"
+    return faces[:count].float(), source
 
 
 def example(network: Network) -> Tensor:

@@ -24,29 +24,38 @@ def run(cfg: config.PredictConfig, given_keys: list[str]) -> None:
     out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])
     with folders(*(Path(target).parent for target in (out, cfg.probs) if target)):
-        label(cfg, given_keys, ensemble, out)
+        if cfg.input is not None:
+            label_photos(cfg, given_keys, ensemble, out)
+            return
+        for key in PHOTO_KEYS:
+            if key in given_keys:
+                raise UserError(
+                    f"{key}: is about photos; name one, or a folder of them, with input="
+                )
+        label_split(cfg, ensemble, out)
 
 
-def label(cfg: config.PredictConfig, given_keys: list[str], ensemble: Ensemble, out: Path) -> None:
-    """Label the photos of `input=` or the faces of a split, and write the table `out`."""
-    if cfg.input is not None:
-        ensemble, table = ensemble.weighted(cfg.select)
-        print_if_any(table)
-        photos.run(
-            str(cfg.input),
-            out,
-            cfg.crop,
-            cfg.smallest,
-            cfg.ema,
-            given_keys,
-            ensemble.classes,
-            ensemble.label,
-            ensemble.face_size,
-        )
-        return
-    for key in PHOTO_KEYS:
-        if key in given_keys:
-            raise UserError(f"{key}: is about photos; name one, or a folder of them, with input=")
+def label_photos(
+    cfg: config.PredictConfig, given_keys: list[str], ensemble: Ensemble, out: Path
+) -> None:
+    """Label the photos, the video or the camera of `input=`, and write the table `out`."""
+    ensemble, table = ensemble.weighted(cfg.select)
+    print_if_any(table)
+    photos.run(
+        str(cfg.input),
+        out,
+        cfg.crop,
+        cfg.smallest,
+        cfg.ema,
+        given_keys,
+        ensemble.classes,
+        ensemble.label,
+        ensemble.face_size,
+    )
+
+
+def label_split(cfg: config.PredictConfig, ensemble: Ensemble, out: Path) -> None:
+    """Label the faces of a split, and write the table `out`."""
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.unlabeled or data.only
     if split is None:

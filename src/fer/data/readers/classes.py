@@ -80,6 +80,42 @@ def resolve(tables: Sequence[Table], wishes: Wishes, known_numbers: Sequence[str
     return Meaning(classes, named)
 
 
+def names_in_order(numbers: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Each number and its name: the first name is that of the lowest number."""
+    values = {int(number) for number in numbers}
+    if len(names) != len(values):
+        raise UserError(
+            f"data.names: has {len(names)} names for the {len(values)} numbers "
+            f"{listed(sorted(values))}; give one for each, in their order"
+        )
+    meaning = dict(zip(sorted(values), names, strict=True))
+    return {number: meaning[int(number)] for number in numbers}
+
+
+def refuse_unknown_numbers(
+    numbers: Sequence[str], first: Mapping[str, str], known_numbers: Sequence[str]
+) -> None:
+    """Refuse numbers whose meaning nothing tells, or that look like another data set's numbering.
+
+    numbers: sorted. first: where each label stands first.
+    """
+    strange = [number for number in numbers if not 0 <= int(number) < len(known_numbers)]
+    if strange and known_numbers:
+        raise UserError(
+            f"{first[strange[0]]}: {strange[0]!r} is not a label of FER2013 ({MEANINGS}). If "
+            f"this file numbers its classes otherwise, {QUESTION}"
+        )
+    if strange:
+        raise UserError(
+            f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}; {QUESTION}"
+        )
+    if len(numbers) > 1 and [*map(int, numbers)] == [*range(1, len(numbers) + 1)]:
+        raise UserError(
+            f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}, where FER2013 "
+            f"begins with 0, angry; {QUESTION}"
+        )
+
+
 def name_numbers(
     first: Mapping[str, str],
     names: Sequence[str] | Mapping[str, str] | None,
@@ -104,30 +140,9 @@ def name_numbers(
                 f"data.names: names numbers, but the labels here are words "
                 f"({listed(in_order(set(words)))}); remove data.names"
             )
-        values = {int(number) for number in numbers}
-        if len(names) != len(values):
-            raise UserError(
-                f"data.names: has {len(names)} names for the {len(values)} numbers "
-                f"{listed(sorted(values))}; give one for each, in their order"
-            )
-        meaning = dict(zip(sorted(values), names, strict=True))
-        labels |= {number: meaning[int(number)] for number in numbers}
+        labels |= names_in_order(numbers, names)
     elif numbers:
-        strange = [number for number in numbers if not 0 <= int(number) < len(known_numbers)]
-        if strange and known_numbers:
-            raise UserError(
-                f"{first[strange[0]]}: {strange[0]!r} is not a label of FER2013 ({MEANINGS}). If "
-                f"this file numbers its classes otherwise, {QUESTION}"
-            )
-        if strange:
-            raise UserError(
-                f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}; {QUESTION}"
-            )
-        if len(numbers) > 1 and [*map(int, numbers)] == [*range(1, len(numbers) + 1)]:
-            raise UserError(
-                f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}, where FER2013 "
-                f"begins with 0, angry; {QUESTION}"
-            )
+        refuse_unknown_numbers(numbers, first, known_numbers)
         labels |= {number: known_numbers[int(number)] for number in numbers}
     spelled = {label: emotion(name) for label, name in labels.items()}
     if all(spelled.values()):

@@ -23,6 +23,7 @@ from fer.data.readers.table import Table
 
 # Positions of train.usage, and what is held out where none of them validates.
 SPLIT_NAMES = ("train", "public", "private", "validation")
+HELD_OUT = "held out"  # what validates where it is a part of the training faces
 Name = Annotated[str, MinLen(1), MaxLen(100)]
 Names = Annotated[list[Name], MinLen(1), MaxLen(1000)]
 
@@ -79,44 +80,33 @@ def fer2013(
         raise UserError(f"data.path={path}: the faces to train on have no labels; {needed(source)}")
     if split == "usage" and not train.by_usage and "validation" not in parts:
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
-    judge = choose_judge(path, source, parts, split, validation)
-    usage = np.where(train.labels >= 0, train.table.usage.clip(0), -1)
-    if judge == "held out":
-        pool = np.flatnonzero(usage == 0)
+    validating = choose_validating(path, source, parts, split, validation)
+    split_of_row = np.where(train.labels >= 0, train.table.usage.clip(0), -1)
+    if validating == HELD_OUT:
+        candidates = np.flatnonzero(split_of_row == 0)
         group = groups_in(train.table, source, groups)
         chosen = held_out(
-            train.labels[pool],
+            train.labels[candidates],
             split,
             fraction,
             from_index,
             seed,
-            None if group is None else group[pool],
+            None if group is None else group[candidates],
         )
-        usage[pool[chosen]] = SPLIT_NAMES.index("validation")
-    if 0 not in usage and split != "none":
+        split_of_row[candidates[chosen]] = SPLIT_NAMES.index("validation")
+    if 0 not in split_of_row and split != "none":
         raise UserError(
             f"data.path={path}: no rows are left to train on; it needs Training rows or a lower "
             "data.fraction"
         )
-    splits = {
-        SPLIT_NAMES[number]: train.cut(np.flatnonzero(usage == number))
-        for number in np.unique(usage[usage >= 0])
-    }
-    if "validation" in parts:
-        name = "val" if judge == "held out" else "validation"
-        splits[name] = parts["validation"].cut()
-    if "test" in parts:
-        splits["test"] = parts["test"].cut()
+    splits = cut_splits(parts, split_of_row, validating)
     unused = ""
-    if groups is not None and judge and judge != "held out":
+    if groups is not None and validating not in ("", HELD_OUT):
         unused = "data.groups has no effect, since no faces are held out"
-    judge = "validation" if judge == "held out" else judge
-    first = {"train": splits.get("train"), "validation": splits.get(judge)}
-    splits = {name: faces for name, faces in first.items() if faces is not None} | splits
-    # A test split with labels may hold PrivateTest.
-    doubtful = {"private", "test"} & {*splits} - {judge}
-    shut = frozenset(name for name in doubtful if splits[name].labeled)
-    words = in_words(source, splits, shut, judge, split, fraction, class_names, left_out)
+    if validating == HELD_OUT:
+        validating = "validation"
+    shut = shut_splits(splits, validating)
+    words = in_words(source, splits, shut, validating, split, fraction, class_names, left_out)
     description = "; ".join(filter(None, (words, unused)))
     return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
@@ -156,6 +146,34 @@ class Part:
         return Faces(images[:, None], torch.from_numpy(labels[kept]), ids[kept].tolist())
 
 
+def cut_splits(
+    parts: dict[str, Part], split_of_row: np.ndarray, validating: str
+) -> dict[str, Faces]:
+    """The faces of each split, `train` and `validation` first. The split that validates is listed
+    under its own name too.
+
+    split_of_row: positions in SPLIT_NAMES for the rows of the part `train`, -1 for rows left out.
+    """
+    splits = {
+        SPLIT_NAMES[number]: parts["train"].cut(np.flatnonzero(split_of_row == number))
+        for number in np.unique(split_of_row[split_of_row >= 0])
+    }
+    if "validation" in parts:
+        name = "val" if validating == HELD_OUT else "validation"
+        splits[name] = parts["validation"].cut()
+    if "test" in parts:
+        splits["test"] = parts["test"].cut()
+    validation = splits.get("validation" if validating == HELD_OUT else validating)
+    first = {"train": splits.get("train"), "validation": validation}
+    return {name: faces for name, faces in first.items() if faces is not None} | splits
+
+
+def shut_splits(splits: dict[str, Faces], validating: str) -> frozenset[str]:
+    """The splits that may hold PrivateTest; a test split without labels cannot."""
+    may_be_shut = {"private", "test"} & {*splits} - {validating}
+    return frozenset(name for name in may_be_shut if splits[name].labeled)
+
+
 def same_side(parts: dict[str, Part]) -> None:
     """Resize the parts to the side of the training faces."""
     sides = {part.table.side for part in parts.values()}
@@ -183,11 +201,11 @@ def needed(source: Source) -> str:
     return "a column emotion or label is needed"
 
 
-def choose_judge(
+def choose_validating(
     path: str, source: Source, parts: dict[str, Part], split: str, validation: str
 ) -> str:
-    """The name of the split that validates; `held out` for a part of the training faces, nothing
-    where data.split=none and there is none.
+    """The name of the split that validates; HELD_OUT for a part of the training faces, empty where
+    data.split=none and there is none.
     """
     by_usage = 1 in parts["train"].table.usage
     if validation == "test" and split != "none":
@@ -211,7 +229,7 @@ def choose_judge(
             return ""
     if split == "usage":
         raise UserError(f"data.split=usage: {path} has no PublicTest rows; use data.split=fraction")
-    return "held out"
+    return HELD_OUT
 
 
 def groups_in(table: Table, source: Source, groups: str | None) -> np.ndarray | None:
@@ -256,7 +274,7 @@ def in_words(
     source: Source,
     splits: dict[str, Faces],
     shut: frozenset[str],
-    judge: str,
+    validating: str,
     split: str,
     fraction: float,
     classes: Sequence[str],
@@ -271,15 +289,15 @@ def in_words(
         named = dict(source.places)
         named["val"] = named.get("validation", "")
         words = [f"{train} trains"]
-    if judge == "validation" and "validation" not in source.parts:
+    if validating == "validation" and "validation" not in source.parts:
         how = (
             "the rows from data.from_index on" if split == "from_index" else f"{fraction:.0%} of it"
         )
         words.append(f"{how} validates")
-    elif judge:
-        words.append(f"{named.get(judge, judge)} validates")
+    elif validating:
+        words.append(f"{named.get(validating, validating)} validates")
     for name, faces in splits.items():
-        if name in ("train", "validation", judge):
+        if name in ("train", "validation", validating):
             continue
         state = "is kept shut" if name in shut else "is not used in training"
         if not faces.labeled:
