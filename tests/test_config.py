@@ -100,7 +100,10 @@ TRAINING = ("commands/train.py", "training/*.py", "config/*.py", "checkpoint.py"
 
 
 def keys_read(*patterns):
-    """The keys that source files read of a config: `cfg.seed`, `self.cfg.train.epochs`."""
+    """The keys that source files read of a config: `cfg.seed`, `self.cfg.train.epochs`.
+
+    The source is searched since no run of a command shows that one of its keys changes nothing.
+    """
     read = set()
     for pattern in patterns:
         for path in (Path(config.__file__).parents[1]).glob(pattern):

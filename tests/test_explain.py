@@ -143,7 +143,9 @@ def test_excitation_is_each_images_own_unit(network, faces):
 
 @pytest.fixture
 def saved(compose, tmp_path, monkeypatch):
-    """Writes the checkpoint of an untrained network as r/best.pt; everything takes few steps."""
+    """Writes the checkpoint of an untrained network as r/best.pt. The methods take few steps, whose
+    numbers the command does not offer: only so is a picture made in less than a second.
+    """
     monkeypatch.setattr(explain, "ascend", partial(explain.ascend, steps=3))
     monkeypatch.setattr(
         explain, "integrated_gradients", partial(explain.integrated_gradients, steps=4)

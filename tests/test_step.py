@@ -109,7 +109,11 @@ def fake_capture(graph, pool=None, stream=None):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Steps are captured, on a CPU; returns the graphs that were made."""
+    """Steps are captured, on a CPU; returns the graphs that were made.
+
+    torch's CUDA graphs are faked. can_capture() is replaced too: it asks for tensors on a GPU, which
+    no fake of torch can give.
+    """
     graphs = []
     monkeypatch.setattr("fer.training.trainer.can_capture", lambda *args: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(FakeGraph()) or graphs[-1])
