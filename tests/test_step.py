@@ -111,8 +111,8 @@ def fake_capture(graph, pool=None, stream=None):
 def gpu(monkeypatch):
     """Steps are captured, on a CPU; returns the graphs that were made.
 
-    torch's CUDA graphs are faked. can_capture() is replaced too: it asks for tensors on a GPU, which
-    no fake of torch can give.
+    torch's CUDA graphs are faked. can_capture() is replaced too: it asks for tensors on a GPU,
+    which no fake of torch can give.
     """
     graphs = []
     monkeypatch.setattr("fer.training.trainer.can_capture", lambda *args: True)
