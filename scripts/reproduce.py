@@ -481,7 +481,9 @@ class Run:
     def machine(self) -> str:
         device = self.environment["device"]
         if device == "cpu":
-            device = f"{self.environment['threads']} threads of an {self.environment['cpu']}"
+            threads = self.environment["threads"]
+            plural = "" if threads == 1 else "s"
+            device = f"{threads} thread{plural} of an {self.environment['cpu']}"
         return f"{device}, torch {self.environment['torch']}"
 
 
