@@ -76,8 +76,8 @@ def needs_hydras_launcher(options: Namespace) -> bool:
     its settings may have changed? It composes a single job twice, so we start that without it.
     """
     plain = get_args_parser().parse_args(options.overrides)
-    settings_typed = any(word.lstrip("+~").startswith("hydra") for word in options.overrides)
-    return options != plain or settings_typed
+    sets_hydra = any(word.lstrip("+~").startswith("hydra") for word in options.overrides)
+    return options != plain or sets_hydra
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Jobs:
         self.failures[number] = of_job(refusal, self.overrides)
 
     def call_command(self, composed: DictConfig) -> float | None:
-        values, typed = settle(self.command, self.groups, composed)
+        values, overrides = settle(self.command, self.groups, composed)
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
             sweep = Path(hydra.sweep.dir)
@@ -134,7 +134,7 @@ class Jobs:
             self.trust = config.trust_override(values) or self.trust
             if self.command == "train" and not values["run"]:
                 values["run"] = str(sweep / str(hydra.job.num))
-        return run_command(self.command, values, typed)
+        return run_command(self.command, values, overrides)
 
     def remove_empty_sweeps(self) -> None:
         """Hydra makes a sweep's folder before the first job is checked; if all were refused, it
@@ -203,12 +203,12 @@ def lines_of(failures: list[Exception]) -> list[str]:
     return lines
 
 
-def run_command(command: str, values: dict[str, Any], typed: dict[str, str]) -> float | None:
+def run_command(command: str, values: dict[str, Any], overrides: dict[str, str]) -> float | None:
     """Check the values and run the command on them. Returns what a sweep may optimize."""
     run = import_module(f"fer.commands.{command}").run
     if command == "train":  # checks by itself: resume= lays these values over saved ones
-        return run(values, typed)
-    return run(config.check(command, values), list(typed))
+        return run(values, overrides)
+    return run(config.check(command, values), list(overrides))
 
 
 def call(command: str, overrides: list[str]) -> None:
@@ -221,8 +221,8 @@ def call(command: str, overrides: list[str]) -> None:
         refuse_twice(overrides)
         rewritten = [rewrite(command, groups, override, options) for override in overrides]
         with composed(command, rewritten) as config_of_job:
-            values, typed = settle(command, groups, config_of_job)
-        run_command(command, values, typed)
+            values, given = settle(command, groups, config_of_job)
+        run_command(command, values, given)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         raise worded(better_key(error, command, None)) from error
 
@@ -296,9 +296,9 @@ def parse(command: str, args: list[str]) -> Namespace:
 def check_chosen(folder: Path, groups: dict[str, list[str]], overrides: list[str]) -> None:
     """Refuse a chosen config of one's own that is not YAML, by its file; Hydra names none."""
     for override in overrides:
-        group, _, choices_typed = override.lstrip("+").partition("=")
+        group, _, chosen = override.lstrip("+").partition("=")
         if group in groups:
-            for choice in choices_typed.split(","):
+            for choice in chosen.split(","):
                 check_file(folder / group / f"{choice}.yaml", [])
 
 
@@ -406,8 +406,8 @@ def path_key(command: str, key: str, group: str, options: Namespace) -> signatur
     """What the type of a key says of paths: of the command's own keys, and of those of `group`, of
     whose `_target_` one may be typed beside it.
     """
-    typed = dict(word.lstrip("+").partition("=")[::2] for word in options.overrides)
-    target = typed.get(f"{group}._target_")
+    given = dict(word.lstrip("+").partition("=")[::2] for word in options.overrides)
+    target = given.get(f"{group}._target_")
     return signatures.path_keys(command, group, options.config_dir, target).get(key)
 
 
@@ -434,30 +434,29 @@ def quoted_list(paths: str) -> str:
 def settle(
     command: str, groups: dict[str, list[str]], composed: DictConfig
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed values, and each key that was typed with its words, in a sweep those of this
-    job.
+    """The composed values, and the overrides, KEY → KEY=VALUE; in a sweep those of this job.
 
     An experiment sets keys of other groups; a group that is typed beside it counts whole. A
     `_target_` that is typed takes no keys from the group's default choice, but those of a choice
     that is typed beside it.
     """
-    overrides: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
+    words: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
-    typed = {override.lstrip("+~").partition("=")[0]: override for override in overrides}
-    if "experiment" in typed:
-        others = [override for key, override in typed.items() if key != "experiment"]
+    overrides = {override.lstrip("+~").partition("=")[0]: override for override in words}
+    if "experiment" in overrides:
+        others = [override for key, override in overrides.items() if key != "experiment"]
         loader = GlobalHydra.instance().config_loader()
         plain = loader.load_configuration(command, others, RunMode.RUN)
         for group in groups:
-            if group in typed and group != "experiment":
+            if group in overrides and group != "experiment":
                 values[group] = OmegaConf.to_container(plain[group])
     for group in groups:
-        if f"{group}._target_" in typed and group not in typed:
-            keys = [key for key in typed if key.startswith(f"{group}.")]
+        if f"{group}._target_" in overrides and group not in overrides:
+            keys = [key for key in overrides if key.startswith(f"{group}.")]
             values[group] = config.pick(values, keys)[group]
-            if group == "model" and "name" in values and "name" not in typed:
+            if group == "model" and "name" in values and "name" not in overrides:
                 values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
-    return values, {key: override.lstrip("+") for key, override in typed.items()}
+    return values, {key: override.lstrip("+") for key, override in overrides.items()}
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
