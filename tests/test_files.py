@@ -262,3 +262,19 @@ def test_pages_and_pictures_replace_only_those_of_fer(fer, tmp_path, tiny):
     for name in 2 * ["a.png", "a.svg", "a.pdf"]:
         with plots._figure(tmp_path / name, 1, 1):
             pass
+
+
+def test_a_tilde_is_the_home_folder_and_makes_none_of_that_name(fer, tiny, tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    tiny().rename(home / "tiny.pt")
+    for _ in range(2):
+        code, out, err = fer("curves", "train.epochs=2", "out=~/a/c.png")
+        assert code == 0 and f"lr over 2 epochs: {home}/a/c.png" in out, err
+    assert f"{home}/a/c.png: replaces the one of " in out
+    code, _, err = fer("predict", "ckpt=[~/tiny.pt]", "split=train", "out=~/a/s.csv", "device=cpu")
+    assert code == 0 and (home / "a" / "s.csv").is_file(), err
+    code, _, err = fer("train", "resume=~/a")
+    assert code == 2 and f"{home}/a/last.pt: no such checkpoint" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]

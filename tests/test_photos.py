@@ -431,3 +431,7 @@ def test_photos_of_16_bits_are_scaled(tmp_path):
     Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
     photos = [np.asarray(read_photo(tmp_path / f"{bits}.png")) for bits in (8, 16)]
     assert np.array_equal(*photos)
+    scaled = Image.fromarray(astronaut()).convert("L")
+    wide = Image.fromarray(np.asarray(scaled).astype(np.uint16) * 257)  # as api.find_faces gets it
+    ((box, face),), ((expected_box, expected),) = map(api.find_faces, (wide, scaled))
+    assert box == expected_box and np.array_equal(face, expected)

@@ -19,6 +19,7 @@ from PIL import Image
 from fer import FACE_SIZE, UserError, config, inference, photos
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.data.faces import Faces
+from fer.data.readers.pictures import eight_bits
 from fer.launch import call
 from fer.models.network import Network
 from fer.run import read_history
@@ -150,7 +151,10 @@ def find_faces(
     """
     if not 0.01 <= smallest <= 1:
         raise UserError(f"smallest={smallest}: should be from 0.01 to 1")
-    image = photo if isinstance(photo, Image.Image) else photos.read_photo(Path(photo))
+    if isinstance(photo, Image.Image):
+        image = eight_bits(photo, "photo")
+    else:
+        image = photos.read_photo(Path(photo))
     detector = photos.FaceDetector()
     faces = photos.find_faces(image, detector, smallest, face_size)
     return [(box, face[0].numpy()) for box, face in faces]

@@ -20,6 +20,8 @@ def run(values: dict, overrides: dict[str, str]) -> float:
 
     overrides: each key given on the command line, with its words KEY=VALUE.
     """
+    if values.get("resume"):
+        values = values | {"resume": config.at_home(str(values["resume"]))}
     resume = values.get("resume")
     if resume and is_sweep(Path(resume)):
         return resume_sweep(Path(resume), values, overrides)

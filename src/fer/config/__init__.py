@@ -30,6 +30,7 @@ from fer.config.schema import (
     TrainConfig,
     Training,
     Views,
+    at_home,
     device_name,
 )
 from fer.config.validation import UnknownKeyError
@@ -66,6 +67,7 @@ __all__ = [
     "Training",
     "UnknownKeyError",
     "Views",
+    "at_home",
     "build",
     "check",
     "check_node",

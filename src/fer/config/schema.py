@@ -3,12 +3,27 @@
 configs/ has the values. The keys of a `_target_` are in its signature.
 """
 
+import contextlib
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fer import FilePath, Precision
+from fer import Precision
+
+
+def at_home(path: str) -> str:
+    """The path with its `~` replaced, which no shell does after an equals sign in zsh, nor within
+    quotes; else a folder of that name would be made.
+    """
+    if path == "~" or path.startswith("~/"):
+        with contextlib.suppress(RuntimeError):  # no home
+            return str(Path(path).expanduser())
+    return path
+
+
+FilePath = Annotated[str, AfterValidator(at_home)]  # see fer.FilePath
 
 # Notes on a field, next to its type.
 PLACE = "where a run is stored, or what it runs on; the result does not depend on it"
