@@ -23,7 +23,7 @@ def at_home(path: str) -> str:
     return path
 
 
-FilePath = Annotated[str, AfterValidator(at_home)]  # see fer.FilePath
+FilePath = Annotated[str, "path", AfterValidator(at_home)]  # see fer.FilePath
 
 # Notes on a field, next to its type.
 PLACE = "where a run is stored, or what it runs on; the result does not depend on it"

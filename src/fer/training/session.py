@@ -62,12 +62,16 @@ def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig)
 
 def refuse_other_best(folder: Path, trainer: Trainer) -> None:
     """Refuse a best.pt that is not of the training that is resumed in `folder`: other commands
-    would use its weights. One of an epoch after the last.pt was saved just before a kill.
+    would use its weights. One of an epoch after the last.pt was saved just before a kill; one that
+    cannot be read is used by no command.
     """
     path = folder / "best.pt"
     if not path.is_file():
         return
-    contents = load_checkpoint(path)
+    try:
+        contents = load_checkpoint(path)
+    except UserError:
+        return
     values = saved_config(contents["config"], contents, path)
     trust = config.modules_named(trainer.cfg.model_dump())  # is trusted already
     saved = config.check("train", values, trust).model_dump()
