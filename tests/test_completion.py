@@ -13,6 +13,7 @@ import pytest
 from fer import FilePath, cli, completion
 from fer.augment import Augment
 from fer.config import SCHEMAS
+from fer.config.schema import FilePath as SchemaPath
 from fer.data.demo import demo
 from fer.data.ferplus import ferplus
 from fer.data.readers import fer2013
@@ -91,7 +92,7 @@ def test_every_key_of_every_command_is_completed():
 
 def is_path(annotation):
     """Whether a type, as it is at run time, is FilePath or holds it."""
-    if annotation == FilePath:
+    if annotation in (FilePath, SchemaPath):
         return True
     return any(is_path(kind) for kind in get_args(annotation) if kind is not str)
 
