@@ -865,3 +865,12 @@ def test_a_folder_that_cannot_name_a_class_is_refused(tmp_path, name):
     with pytest.raises(UserError) as error:
         load(tmp_path)
     assert "its name cannot be a class's" in str(error.value) and str(error.value).isprintable()
+
+
+def test_splits_that_are_not_read_and_missing_labels_are_refused(tmp_path):
+    path = write_csv(tmp_path / "f.csv", ["happy", "sad"] * 5, usage=False, split=["test"] * 10)
+    with pytest.raises(UserError, match="column split is not read; rename the column to Usage"):
+        load(path)
+    write_parquet(tmp_path / "f.parquet", ["happy", None])
+    with pytest.raises(UserError, match="has rows without a label; remove them"):
+        load(tmp_path / "f.parquet")

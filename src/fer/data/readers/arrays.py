@@ -119,6 +119,8 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
             for batch in file.iter_batches(BATCH, columns=[c for c in (picture, label) if c]):
                 rows = batch.to_pydict()
                 encoded += [picture_bytes(value) for value in rows[picture]]
+                if label and None in rows[label]:
+                    raise UserError(f"{path}: has rows without a {label}; remove them")
                 if label:
                     labels += [names[v] if names else str(v) for v in rows[label]]
         except UserError:

@@ -208,6 +208,9 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
             raise UserError(
                 f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one"
             )
+    unread = [name for name, role in zip(names, roles, strict=True) if not role]
+    if "pixels" in roles and "usage" not in roles and "split" in unread:
+        raise UserError(f"{place}: its column split is not read; rename the column to Usage")
     if "pixels" not in roles and len(names) == 1 and (words := separated(names[0])):
         raise UserError(f"{place}: its columns are {words}; separate them by commas")
     if "pixels" not in roles and any(re.fullmatch(r"[0-9 ]{100,}", name) for name in names):
