@@ -1,5 +1,6 @@
 """Sweeps with Hydra's real launchers and sweepers, in other processes."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -171,3 +172,17 @@ def test_settings_of_hydra_are_followed_wherever_they_stand(fer):
     code, _, err = fer("train", *TRAIN[2:], "run=one", "hydra.job.chdir=true", "hydra.run.dir=here")
     assert code == 0, err
     assert Path("here/one/best.pt").is_file()
+
+
+@pytest.mark.posix
+def test_a_sweep_that_would_write_to_one_place_or_into_a_pipe_is_refused(fer, tmp_path):
+    (tmp_path / "s").mkdir()
+    os.mkfifo(tmp_path / "s" / "multirun.yaml")
+    for args, words in (
+        (["train", "seed=0,1", "run=r"], "run=r: all jobs of a sweep would write there"),
+        (["curves", "seed=0,1", "out=c.png"], "out=c.png: all jobs of a sweep would write there"),
+        (["train", "seed=0,1", "hydra.sweep.dir=s"], "s/multirun.yaml: not a regular file"),
+    ):
+        code, _, err = fer(*args, "-m", "data=demo")
+        assert code == 2 and words in err, err
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]

@@ -30,6 +30,8 @@ from fer import UserError, choices, config, config_dir, nearest, signatures, voc
 from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
 from fer.streams import never_failing
 
+SWEEP_FILES = ("multirun.yaml", "optimization_results.yaml")  # which Hydra writes
+
 
 def launch(command: str, args: list[str]) -> int:
     """Compose the command's config with Hydra and run it, once or, with -m, once for each of a
@@ -40,6 +42,8 @@ def launch(command: str, args: list[str]) -> int:
     refuse_twice(options.overrides)
     if options.config_dir:
         check_chosen(Path(options.config_dir), groups, options.overrides)
+    if options.multirun:
+        check_sweep(command, options.overrides)
     options.overrides = [
         rewrite(command, groups, override, options) for override in options.overrides
     ]
@@ -142,7 +146,7 @@ class Jobs:
         """
         for sweep in filter(Path.is_dir, self.sweeps):
             names = {entry.name for entry in sweep.iterdir()}
-            if names <= {"multirun.yaml", "optimization_results.yaml"}:
+            if names <= {*SWEEP_FILES}:
                 shutil.rmtree(sweep)
                 with contextlib.suppress(OSError):  # runs/ holds other runs
                     sweep.parent.rmdir()
@@ -322,6 +326,24 @@ def check_file(file: Path, chain: list[str]) -> None:
         if isinstance(entry, str):
             name = entry.partition("@")[0]
             check_file(file.with_name(f"{name}.yaml"), [*chain, file.stem])
+
+
+def check_sweep(command: str, overrides: list[str]) -> None:
+    """Refuse a sweep whose jobs would all write to one place, or whose own files cannot be written:
+    Hydra would wait for the reader of a pipe.
+    """
+    values = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    output = "run" if command == "train" else "out"
+    place = values.get(output, "")
+    if place and not re.search(r"[,({]", place):
+        remedy = "leave it out"
+        if command == "train":
+            remedy += f", or set hydra.sweep.dir={place}, in which each job has its folder"
+        raise UserError(f"{output}={place}: all jobs of a sweep would write there; {remedy}")
+    for name in SWEEP_FILES:
+        path = Path(values.get("hydra.sweep.dir", ""), name)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file; remove it, or choose another folder")
 
 
 def option_meant(command: str, word: str, args: list[str]) -> str:

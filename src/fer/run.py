@@ -141,7 +141,7 @@ def is_unused(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def folders(*paths: Path) -> Iterator[None]:
+def folders_made(*paths: Path) -> Iterator[None]:
     """Within the context the folders are there, made with those above them where they are missing.
     If it ends by a refusal or a signal, those that were made and are still empty are removed.
     """

@@ -6,7 +6,7 @@ import pandas as pd
 
 from fer import config, plots
 from fer.layer_table import build
-from fer.run import folders, tell_if_replaced
+from fer.run import folders_made, tell_if_replaced
 from fer.training.curves import build_curves
 
 POINTS = 20  # an epoch
@@ -25,7 +25,7 @@ def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
             columns[name] = [full * curve(time, epochs) for time in times]
     if columns:
         tell_if_replaced(Path(cfg.out))
-        with folders(Path(cfg.out).parent):
+        with folders_made(Path(cfg.out).parent):
             plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
         print(f"{', '.join(columns)} over {epochs} epochs: {cfg.out}")
     if waiting:

@@ -20,7 +20,7 @@ from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
 from fer.models.network import Network, crop_or_enlarge
 from fer.progress import Steps
-from fer.run import folders, write_csv, write_text
+from fer.run import folders_made, write_csv, write_text
 from fer.runtime import pick_device
 
 MAP_BATCH = 4  # faces whose maps are computed at once
@@ -35,45 +35,59 @@ def run(cfg: config.ExplainConfig, given_keys: list[str]) -> None:
         explain.captum_attr()  # refused before any work where it is missing
     torch.manual_seed(cfg.seed)
     faces, logits = choose_faces(cfg, checkpoint, network)
-    targets = target_classes(cfg.target, faces, logits, checkpoint.classes)
-    # What the network sees.
-    images = crop_or_enlarge(faces.images, network.model.size).float().to(device)
-    layers = Layers(network, explain.layer_outputs(network, images[:1]))
+    subject = Subject(
+        classes=checkpoint.classes,
+        faces=faces,
+        logits=logits,
+        targets=target_classes(cfg.target, faces, logits, checkpoint.classes),
+        images=crop_or_enlarge(faces.images, network.model.size).float().to(device),
+    )
+    layers = Layers(network, explain.layer_outputs(network, subject.images[:1]))
     chosen = layers.choose(cfg.layers)
 
     out = Path(cfg.out or checkpoint.folder / "explain")
-    with folders(out):
+    with folders_made(out):
         sheets = Sheets(out, cfg.format, cfg.seed, bar=Steps(6 + 2 * len(chosen)))
-        draw_chosen(cfg, checkpoint.classes, faces, logits, targets, images, layers, chosen, sheets)
+        draw_chosen(cfg, subject, layers, chosen, sheets)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The faces to explain and what the network said of them.
+
+    classes: names of the logits. logits: N×C, on the CPU. targets: int64 N, the class whose score
+    is explained. images: float32 N×1×S×S on the network's device, the faces as it sees them.
+    """
+
+    classes: list[str]
+    faces: Faces
+    logits: Tensor
+    targets: Tensor
+    images: Tensor
 
 
 def draw_chosen(
     cfg: config.ExplainConfig,
-    classes: list[str],
-    faces: Faces,
-    logits: Tensor,
-    targets: Tensor,
-    images: Tensor,
+    subject: Subject,
     layers: "Layers",
     chosen: list[str],
     sheets: "Sheets",
 ) -> None:
-    """Draw what `show=` names. images: float32 N×1×S×S, the faces as the network sees them. chosen:
-    the layers whose filters are drawn.
-    """
+    """Draw what `show=` names. chosen: the layers whose filters are drawn."""
     network = layers.network
     if "saliency" in cfg.show:
-        maps = saliency_maps(network, layers, images, targets.to(images.device), sheets.bar)
-        sheets.bar.say(draw_maps(cfg, classes, faces, logits, targets, maps, sheets.out))
+        maps = saliency_maps(subject, layers, sheets.bar)
+        sheets.bar.say(draw_maps(cfg, subject, maps, sheets.out))
     if "ideal_faces" in cfg.show:
         sheets.bar.begin("ideal faces")
         title = "The ideal face of each class"
-        sheets.draw_ascent("ideal_faces", network, network, len(classes), title, names=classes)
+        count = len(subject.classes)
+        sheets.draw_ascent("ideal_faces", network, network, count, title, names=subject.classes)
     if "kernels" in cfg.show:
         draw_kernels(layers, sheets)
     if "filters" in cfg.show:
         for name in chosen:
-            draw_filters(name, layers, faces.ids[0], images[0, 0].cpu(), sheets)
+            draw_filters(name, layers, subject.faces.ids[0], subject.images[0, 0].cpu(), sheets)
     sheets.bar.close()
 
 
@@ -280,9 +294,7 @@ def target_classes(named: str, faces: Faces, logits: Tensor, classes: Sequence[s
     return torch.full_like(faces.labels, list(classes).index(named))
 
 
-def saliency_maps(
-    network: Network, layers: Layers, images: Tensor, classes: Tensor, bar: Steps
-) -> dict[str, Tensor]:
+def saliency_maps(subject: Subject, layers: Layers, bar: Steps) -> dict[str, Tensor]:
     """Name → maps N×1×H×W: the faces themselves, then what each method says of them."""
     methods: dict[str, Callable[..., Tensor]] = {
         "saliency": explain.saliency,
@@ -297,38 +309,35 @@ def saliency_maps(
         methods["Grad-CAM"] = grad_cam
     else:
         bar.say("no convolution: Grad-CAM is left out")
-    batches = list(zip(images.split(MAP_BATCH), classes.split(MAP_BATCH), strict=True))
+    images = subject.images
+    targets = subject.targets.to(images.device)
+    batches = list(zip(images.split(MAP_BATCH), targets.split(MAP_BATCH), strict=True))
     maps = {"face": images}
     for name, method in methods.items():
         bar.begin(name)
-        maps[name] = torch.cat([method(network, *batch) for batch in batches])
+        maps[name] = torch.cat([method(layers.network, *batch) for batch in batches])
     return maps
 
 
 def draw_maps(
-    cfg: config.ExplainConfig,
-    classes: Sequence[str],
-    faces: Faces,
-    logits: Tensor,
-    targets: Tensor,
-    maps: dict[str, Tensor],
-    out: Path,
+    cfg: config.ExplainConfig, subject: Subject, maps: dict[str, Tensor], out: Path
 ) -> Path:
     """The picture saliency and its CSV: a row for each face, a column for each map, and the face
     masked where its saliency is below the threshold.
     """
-    names = np.array([*classes, ""])  # label -1, an unknown truth, has the last name
-    probabilities = logits.softmax(1)
-    truth, predicted = names[faces.labels.numpy()], names[logits.argmax(1).numpy()]
+    faces = subject.faces
+    names = np.array([*subject.classes, ""])  # label -1, an unknown truth, has the last name
+    probabilities = subject.logits.softmax(1)
+    truth, predicted = names[faces.labels.numpy()], names[subject.logits.argmax(1).numpy()]
     table = pd.DataFrame(
         {
             "face": faces.ids,
             "truth": truth,
             "prediction": predicted,
-            "target": names[targets.numpy()],
+            "target": names[subject.targets.numpy()],
         }
     )
-    table[list(classes)] = probabilities.numpy()
+    table[subject.classes] = probabilities.numpy()
     write_text(out / "saliency.csv", table.to_csv(index=False, float_format="%.6f"))
 
     blurred = gaussian_blur(maps["saliency"], 9, 2.0)  # single pixels would hardly leave any

@@ -22,7 +22,7 @@ from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.files import write
 from fer.models.network import Network
-from fer.run import folders, refuse_overwriting
+from fer.run import folders_made, refuse_overwriting
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
@@ -39,7 +39,7 @@ def run(cfg: config.ExportConfig, given_keys: list[str]) -> None:
     refuse_overwriting(cfg.out)
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     out = Path(cfg.out or checkpoint.folder / name)
-    with folders(out.parent):
+    with folders_made(out.parent):
         export(checkpoint, exporter, out, speeds=cfg.format == "onnx")
 
 

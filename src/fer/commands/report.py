@@ -17,7 +17,7 @@ from fer.data.faces import Faces
 from fer.files import write, write_text
 from fer.layer_table import build, table_text
 from fer.page import Part, spare_page, write_page
-from fer.run import PRIVATE_LOG, TIMES, folders, read_history
+from fer.run import PRIVATE_LOG, TIMES, folders_made, read_history
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
@@ -29,12 +29,12 @@ def run(cfg: config.ReportConfig, given_keys: list[str]) -> None:
     if len(run_folders) > 1 or isinstance(cfg.run, list):
         out = Path(cfg.out or "comparison")
         spare_page(out)
-        with folders(out):
+        with folders_made(out):
             compare(run_folders, out, cfg.format, cfg.trust)
     else:
         out = Path(cfg.out or run_folders[0] / "report")
         spare_page(out)
-        with folders(out):
+        with folders_made(out):
             report(run_folders[0], out, cfg)
 
 
