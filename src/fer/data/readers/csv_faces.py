@@ -141,7 +141,7 @@ def first_face(path: Path) -> tuple[int, int]:
     try:
         header, face = first_lines(path, 2, LONGEST_LINE)
         roles = read_header("", header.rstrip(b"\r\n"))
-        count = len(fields_of("", face)[roles.index("pixels")].split())
+        count = len(without_brackets(fields_of("", face)[roles.index("pixels")]).split())
     except (UserError, IndexError, ValueError):
         return MAX_LINE, FACE_SIZE  # told when all lines are read
     side = math.isqrt(count)
@@ -247,7 +247,10 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
                 "remove the line"
             )
     columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
-    labels = [field.strip() for field in columns.get("label", ())]
+    labels = [label_in(field) for field in columns.get("label", ())]
+    pixels = columns["pixels"]
+    if pixels[0].startswith("["):
+        pixels = tuple(without_brackets(field) for field in pixels)
     first: dict[str, str] = {}
     for place, label in zip(places, labels, strict=False):
         if label not in first:
@@ -256,7 +259,21 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
     usage = parse_usage(places, columns.get("usage", ()))
     ids = short_fields(places, columns.get("id", ()), "id")
     groups = short_fields(places, columns.get("group", ()), "group")
-    return parse_pixels(places, columns["pixels"], side), labels, usage, ids, groups, first
+    return parse_pixels(places, pixels, side), labels, usage, ids, groups, first
+
+
+def label_in(field: str) -> str:
+    """The label, without white space. pandas writes 3 as 3.0 where labels of other rows are
+    missing.
+    """
+    label = field.strip()
+    number = label.removesuffix(".0")
+    return number if number.isdecimal() else label
+
+
+def without_brackets(field: str) -> str:
+    """Numbers between blanks, of a list in brackets, `[70, 80]`, as pandas writes one."""
+    return field.strip("[]").replace(",", " ")
 
 
 def check_label(place: str, label: str) -> None:
