@@ -795,6 +795,12 @@ SAMPLES = {
     "`train.csv` with": (lambda d: write_csv(d / "train.csv", [*range(7)] * 9, usage=False), 7),
     "a CSV of any name with a": (lambda d: write_csv(d / "ckextended.csv", [*range(8)] * 5), 8),
     "a CSV of any name without": (lambda d: write_csv(d / "own.csv", [0, 1] * 9, usage=False), 2),
+    "a CSV of faces with a column": (
+        lambda d: write_csv(
+            d / "words.csv", ["happy", "Sad"] * 9, usage=False, split=["train", "train", "val"] * 6
+        ),
+        2,
+    ),
     "a CSV whose labels": (lambda d: write_csv(d / "fer2013.csv", ["happy", "Sad"] * 9), 2),
     "a CSV of larger": (lambda d: write_csv(d / "large.csv", [0, 3] * 9, side=64), 2),
     "a CSV as pandas": (as_pandas_writes_lists, 7),
@@ -886,10 +892,20 @@ def test_a_folder_that_cannot_name_a_class_is_refused(tmp_path, name):
     assert "its name cannot be a class's" in str(error.value) and str(error.value).isprintable()
 
 
-def test_splits_that_are_not_read_and_missing_labels_are_refused(tmp_path):
-    path = write_csv(tmp_path / "f.csv", ["happy", "sad"] * 5, usage=False, split=["test"] * 10)
-    with pytest.raises(UserError, match="column split is not read; rename the column to Usage"):
+def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(tmp_path):
+    names = ["train", "val", "test", "train", "Training"]
+    path = write_csv(tmp_path / "f.csv", ["happy", "sad"] * 5, usage=False, split=names * 2)
+    found = counts(load(path))
+    assert (found["train"], found["validation"], found["private"]) == (6, 2, 2)
+    path = write_csv(tmp_path / "n.csv", [0, 1] * 5, usage=False, split=names * 2)
+    with pytest.raises(UserError, match="what do these numbers mean"):
         load(path)
+    path = write_csv(tmp_path / "w.csv", ["happy", "sad"] * 5, usage=False, split=["fold1"] * 10)
+    with pytest.raises(UserError, match="line 2: 'fold1' is not a split"):
+        load(path)
+
+
+def test_missing_labels_of_a_parquet_file_are_refused(tmp_path):
     write_parquet(tmp_path / "f.parquet", ["happy", None])
     with pytest.raises(UserError, match="has rows without a label; remove them"):
         load(tmp_path / "f.parquet")

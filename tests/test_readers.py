@@ -212,7 +212,7 @@ def test_limit_takes_the_first_of_each_split(archive):
         (lambda t: t.replace("\n1,", "\n7,", 1), "line 3: '7' is not a label"),
         (lambda t: t.replace("\n1,", "\n,", 1), "line 3: '' is not a label"),
         (lambda t: t.replace("\n1,", "\n1.5,", 1), "line 3: '1.5' is not a label"),
-        (lambda t: t.replace("PublicTest", "Public", 1), "line 32: 'Public' is not a Usage"),
+        (lambda t: t.replace("PublicTest", "Public", 1), "line 32: 'Public' is not a split"),
         (lambda t: t.replace("emotion,pixels", "emotion,pixel"), "line 1: no column pixels"),
         (lambda t: t.replace("emotion,pixels", "mood,pixels"), "have no labels"),
         (lambda t: t.split("\n")[0], "has a header but no rows"),

@@ -208,9 +208,9 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
             raise UserError(
                 f"{place}: {roles.count(role)} columns named {' or '.join(known)}; keep one"
             )
-    unread = [name for name, role in zip(names, roles, strict=True) if not role]
-    if "pixels" in roles and "usage" not in roles and "split" in unread:
-        raise UserError(f"{place}: its column split is not read; rename the column to Usage")
+    if "usage" not in roles and names.count("split") == 1:
+        position = names.index("split")
+        roles[position] = roles[position] or "usage"
     if "pixels" not in roles and len(names) == 1 and (words := separated(names[0])):
         raise UserError(f"{place}: its columns are {words}; separate them by commas")
     if "pixels" not in roles and any(re.fullmatch(r"[0-9 ]{100,}", name) for name in names):
@@ -301,8 +301,8 @@ def parse_usage(places: list[str], fields: Sequence[str]) -> np.ndarray:
             split = split_named(field)
             if split is None:
                 raise UserError(
-                    f"{place}: {field.strip()[:20]!r} is not a Usage ({', '.join(USAGES)}); "
-                    "correct or remove the line"
+                    f"{place}: {field.strip()[:20]!r} is not a split ({', '.join(USAGES)}, or "
+                    "train, val, test); correct the line, or rename the column"
                 )
             number = ("train", "validation", "test").index(split)
         numbers.append(number)
