@@ -788,6 +788,17 @@ def test_lists_and_numbers_with_a_point_are_those_without(tmp_path):
         assert listed.splits[name].images.equal(faces.images)
 
 
+def test_numbers_with_a_point_in_a_list_of_pictures_and_in_parquet(tmp_path):
+    table_of_pictures(tmp_path)
+    table = tmp_path / "train_labels.csv"
+    plain = load(tmp_path, names=["no", "yes"])
+    table.write_text(table.read_text().replace(",1", ",1.0"))
+    pointed = load(tmp_path, names=["no", "yes"])
+    assert pointed.splits["train"].labels.equal(plain.splits["train"].labels)
+    write_parquet(tmp_path / "p" / "f.parquet", [0.0, 1.0] * 10)
+    assert load(tmp_path / "p", names=["no", "yes"]).classes == ("no", "yes")
+
+
 # What a row of the table in docs/data.md begins with → draws a sample into a folder, and the
 # classes to be found.
 SAMPLES = {

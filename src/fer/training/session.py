@@ -40,10 +40,10 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
             own.resume = own.run
         held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
         trainer = Trainer(own, device, data, contents)
-        if contents:
-            refuse_other_best(folder, trainer)
         del contents  # as large as the network and the optimizer
-        if not trainer.done:
+        if trainer.done:
+            refuse_other_best(folder, trainer)
+        else:
             fit_in_folder(trainer)
     return trainer.best["val_accuracy"]
 

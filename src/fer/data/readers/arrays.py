@@ -12,6 +12,7 @@ import numpy as np
 from fer import FACE_SIZE, UserError, extra
 from fer.data.readers.cache import available_memory
 from fer.data.readers.file_types import mistaken, named
+from fer.data.readers.names import plain_label
 from fer.data.readers.pictures import read_all, read_image, resized
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
@@ -122,7 +123,7 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
                 if label and None in rows[label]:
                     raise UserError(f"{path}: has rows without a {label}; remove them")
                 if label:
-                    labels += [names[v] if names else str(v) for v in rows[label]]
+                    labels += [names[v] if names else plain_label(str(v)) for v in rows[label]]
         except UserError:
             raise
         except Exception as error:  # pyarrow raises a dozen kinds

@@ -21,7 +21,7 @@ import numpy as np
 from fer import FACE_SIZE, UserError
 from fer.data.readers.cache import available_memory
 from fer.data.readers.file_types import foreign, mistaken
-from fer.data.readers.names import split_named
+from fer.data.readers.names import plain_label, split_named
 from fer.data.readers.pictures import resized
 from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 
@@ -247,7 +247,7 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
                 "remove the line"
             )
     columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
-    labels = [label_in(field) for field in columns.get("label", ())]
+    labels = [plain_label(field) for field in columns.get("label", ())]
     pixels = columns["pixels"]
     if pixels[0].startswith("["):
         pixels = tuple(without_brackets(field) for field in pixels)
@@ -260,15 +260,6 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
     ids = short_fields(places, columns.get("id", ()), "id")
     groups = short_fields(places, columns.get("group", ()), "group")
     return parse_pixels(places, pixels, side), labels, usage, ids, groups, first
-
-
-def label_in(field: str) -> str:
-    """The label, without white space. pandas writes 3 as 3.0 where labels of other rows are
-    missing.
-    """
-    label = field.strip()
-    number = label.removesuffix(".0")
-    return number if number.isdecimal() else label
 
 
 def without_brackets(field: str) -> str:
@@ -297,16 +288,19 @@ def parse_usage(places: list[str], fields: Sequence[str]) -> np.ndarray:
     numbers = []
     for place, field in zip(places, fields, strict=True):
         number = USAGE_OF.get(field.strip())
-        if number is None:
-            split = split_named(field)
-            if split is None:
-                raise UserError(
-                    f"{place}: {field.strip()[:20]!r} is not a split ({', '.join(USAGES)}, or "
-                    "train, val, test); correct the line, or rename the column"
-                )
-            number = ("train", "validation", "test").index(split)
-        numbers.append(number)
+        numbers.append(usage_of(place, field) if number is None else number)
     return np.array(numbers)
+
+
+def usage_of(place: str, word: str) -> int:
+    """The position in USAGES of the split that a word names."""
+    split = split_named(word)
+    if split is None:
+        raise UserError(
+            f"{place}: {word.strip()[:20]!r} is not a split ({', '.join(USAGES)}, or train, val, "
+            "test); correct the line, or rename the column"
+        )
+    return ("train", "validation", "test").index(split)
 
 
 def short_fields(places: list[str], fields: Sequence[str], what: str) -> np.ndarray:

@@ -37,6 +37,13 @@ def emotion(word: str) -> str | None:
     return EMOTION_OF.get(re.sub(r"^\d+[\W_]+(?=\w)", "", word.strip().lower()))
 
 
+def plain_label(text: str) -> str:
+    """A label without white space, and 3 for 3.0: pandas writes it so where some are missing."""
+    label = text.strip()
+    number = label.removesuffix(".0")
+    return number if number.isdecimal() else label
+
+
 def split_named(word: str) -> str | None:
     """train, validation or test for a split's name in any case; FER+'s `FER2013Valid` too."""
     return SPLIT_OF.get(word.strip().lower().removeprefix("fer2013"))

@@ -15,13 +15,13 @@ from fer import UserError
 from fer.data.readers.cache import cached
 from fer.data.readers.csv_faces import (
     COLUMNS,
-    USAGES,
     check_label,
     first_lines,
     header_names,
+    usage_of,
 )
 from fer.data.readers.folders import read_pictures
-from fer.data.readers.names import entries, split_named
+from fer.data.readers.names import entries, plain_label
 from fer.data.readers.pictures import image_files, is_picture
 from fer.data.readers.table import MAX_LABELS, Table
 
@@ -170,7 +170,7 @@ def pictures_below(folder: Path, depth: int) -> list[Path]:
 def label_in(place: str, row: Sequence[str], columns: Columns) -> str | None:
     if columns.label is None:
         return voted(place, row[columns.votes :])
-    return row[columns.label].strip()
+    return plain_label(row[columns.label])
 
 
 def voted(place: str, votes: Sequence[str]) -> str | None:
@@ -183,16 +183,6 @@ def voted(place: str, votes: Sequence[str]) -> str | None:
     if counts.count(most) > 1 or name in ("unknown", "no face"):
         return None
     return name
-
-
-def usage_of(place: str, word: str) -> int:
-    split = split_named(word)
-    if split is None:
-        raise UserError(
-            f"{place}: {word[:20]!r} is not a split ({', '.join(USAGES)}, or train, val, test); "
-            "correct or remove the line"
-        )
-    return ("train", "validation", "test").index(split)
 
 
 def cached_listed(
