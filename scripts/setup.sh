@@ -1,5 +1,6 @@
-# Sourced by the other scripts: goes to the project's root and makes .venv with the extras in $1 if that has not been
-# done for this pyproject.toml. PYTHON names the interpreter to start from, 3.11 or newer.
+# Sourced by the other scripts: goes to the project's root and makes .venv with the extras in $1 if
+# that has not been done for this pyproject.toml. PYTHON names the interpreter to start from, 3.11
+# or newer.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
