@@ -788,6 +788,77 @@ def test_lists_and_numbers_with_a_point_are_those_without(tmp_path):
         assert listed.splits[name].images.equal(faces.images)
 
 
+def with_a_column_for_each_pixel(path, names, target):
+    """Rewrite a CSV of faces: each pixel into a column of its own, the others after them."""
+    header, *lines = path.read_text().splitlines()
+    label, _, *others = header.split(",")
+    rows = [",".join([*names, label, *others])]
+    for line in lines:
+        label, pixels, *others = line.split(",")
+        rows.append(",".join([*pixels.split(), label, *others]))
+    target.write_text("\n".join(rows) + "\n")
+
+
+def pixel_names(side=48):
+    return [f"pixel{position}" for position in range(side * side)]
+
+
+def a_column_for_each_pixel(place):
+    narrow = write_csv(place.with_name("narrow.csv"), [0, 1] * 9, usage=False)
+    place.mkdir(exist_ok=True)
+    with_a_column_for_each_pixel(narrow, pixel_names(), place / "wide.csv")
+
+
+@pytest.mark.parametrize("side", [48, 96])
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda x, y, side: f"pixel{y * side + x}",
+        lambda x, y, side: str(y * side + x),
+        lambda x, y, side: f"{y + 1}x{x + 1}",
+        lambda x, y, side: f"Pixel_{y}_{x}",
+    ],
+)
+def test_a_column_for_each_pixel(tmp_path, named, side):
+    write_csv(tmp_path / "a" / "fer2013.csv", [*range(7)] * 2, side=side)
+    names = [named(x, y, side) for y in range(side) for x in range(side)]
+    (tmp_path / "b").mkdir()
+    with_a_column_for_each_pixel(
+        tmp_path / "a" / "fer2013.csv", names, tmp_path / "b" / "fer2013.csv"
+    )
+    plain, wide = load(tmp_path / "a"), load(tmp_path / "b")
+    for name, faces in plain.splits.items():
+        assert wide.splits[name].labels.equal(faces.labels)
+        assert wide.splits[name].images.equal(faces.images)
+
+
+def test_columns_that_are_not_pixels_are_refused(tmp_path):
+    file = write_csv(tmp_path / "a.csv", [0, 1] * 5)
+    names = pixel_names()
+    wrong = {
+        "backwards": names[::-1],
+        "x": [name.replace("pixel", "x") for name in names],
+        "apart": [*names[:100], "note", *names[101:]],
+    }
+    for what, columns in wrong.items():
+        target = tmp_path / what / "b.csv"
+        target.parent.mkdir()
+        with_a_column_for_each_pixel(file, columns, target)
+        with pytest.raises(UserError, match="no column pixels"):
+            load(target)
+
+
+def test_a_missing_pixel_is_told_with_its_line(tmp_path):
+    file = write_csv(tmp_path / "a.csv", [0, 1] * 5)
+    target = tmp_path / "b.csv"
+    with_a_column_for_each_pixel(file, pixel_names(), target)
+    lines = target.read_text().splitlines()
+    lines[3] = "," + lines[3].partition(",")[2]
+    target.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="line 4: has 2303 pixels, not 2304"):
+        load(target)
+
+
 def test_numbers_with_a_point_in_a_list_of_pictures_and_in_parquet(tmp_path):
     table_of_pictures(tmp_path)
     table = tmp_path / "train_labels.csv"
@@ -815,6 +886,7 @@ SAMPLES = {
     "a CSV whose labels": (lambda d: write_csv(d / "fer2013.csv", ["happy", "Sad"] * 9), 2),
     "a CSV of larger": (lambda d: write_csv(d / "large.csv", [0, 3] * 9, side=64), 2),
     "a CSV as pandas": (as_pandas_writes_lists, 7),
+    "a CSV with a column for each": (a_column_for_each_pixel, 2),
     "a compressed CSV": (compressed, 7),
     "`train/<emotion>/`, `test": (lambda d: draw_folders(d, ["train", "test"], CLASSES), 7),
     "`train/`, `val/`, `test/`": (lambda d: draw_folders(d, ["train", "val", "test"], CLASSES), 7),

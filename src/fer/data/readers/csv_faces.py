@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BufferedReader, FileIO
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,8 @@ COLUMNS = {
 BLOCK = 64  # rows parsed together, half a megabyte
 MAX_LINE = 64 << 10  # bytes; a face of 48×48 has 9,300 at the most
 LONGEST_LINE = 1 << 20  # bytes of the first face, by which the size of the others is known
+# A column of one pixel: `pixel0`, `0`, or `1x1` by row and column.
+PIXEL_COLUMN = re.compile(r"(?:pixel|pix|px|p|col)?[ _]?([0-9]+)(?:[x_]([0-9]+))?")
 SMALLEST = 8  # pixels of a side; fewer numbers are a damaged row
 MAX_ID = 200  # characters; NumPy gives every id the room of the longest
 MAX_LABEL = 100  # characters
@@ -108,6 +110,12 @@ def has_usage(path: Path) -> bool:
     return "usage" in [name.lower() for name in header_names(path)]
 
 
+def has_pixels(path: Path) -> bool:
+    """Does the header have a column of pixels, or a column for each pixel?"""
+    names = [name.lower() for name in header_names(path)]
+    return any(name in COLUMNS["pixels"] for name in names) or len(pixel_columns(names)) > 0
+
+
 def first_lines(path: Path, count: int, longest: int = MAX_LINE) -> list[bytes]:
     """The first lines that are not blank, cut after `longest` bytes; none of what is no text."""
     try:
@@ -141,13 +149,14 @@ def first_face(path: Path) -> tuple[int, int]:
     try:
         header, face = first_lines(path, 2, LONGEST_LINE)
         roles = read_header("", header.rstrip(b"\r\n"))
-        count = len(without_brackets(fields_of("", face)[roles.index("pixels")]).split())
+        (pixels,) = pixel_fields([fields_of("", face)], roles)
+        count = len(pixels.split())
     except (UserError, IndexError, ValueError):
         return MAX_LINE, FACE_SIZE  # told when all lines are read
     side = math.isqrt(count)
     if side**2 != count or side < SMALLEST:
         return MAX_LINE, FACE_SIZE
-    return max(MAX_LINE, 8 * count), side
+    return max(MAX_LINE, 8 * count, len(header)), side
 
 
 def filled_lines(file: BufferedReader, path: Path, digest, longest: int) -> Iterator[Line]:
@@ -192,7 +201,9 @@ def fields_of(place: str, line: bytes) -> list[str]:
 
 
 def read_header(place: str, line: bytes, group_column: str | None = None) -> list[str]:
-    """Each column's role, "" where it has none, from names in any order, case and white space."""
+    """Each column's role, "" where it has none, from names in any order, case and white space.
+    Where each pixel has a column, all of these are `pixels`.
+    """
     text = line.decode("utf-8", "replace")
     if "\ufffd" in text or any(not c.isprintable() and c != "\t" for c in text):
         raise UserError(
@@ -211,6 +222,9 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
     if "usage" not in roles and names.count("split") == 1:
         position = names.index("split")
         roles[position] = roles[position] or "usage"
+    if "pixels" not in roles:
+        for position in pixel_columns(names):
+            roles[position] = "pixels"
     if "pixels" not in roles and len(names) == 1 and (words := separated(names[0])):
         raise UserError(f"{place}: its columns are {words}; separate them by commas")
     if "pixels" not in roles and any(re.fullmatch(r"[0-9 ]{100,}", name) for name in names):
@@ -223,6 +237,18 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
             f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so"
         )
     return roles
+
+
+def pixel_columns(names: Sequence[str]) -> range:
+    """The columns of one pixel each: neighbors whose names count up, such as `pixel0`, `pixel1`."""
+    found = [PIXEL_COLUMN.fullmatch(name) for name in names]
+    positions = [position for position, match in enumerate(found) if match]
+    if len(positions) < SMALLEST**2:
+        return range(0)
+    columns = range(positions[0], positions[-1] + 1)
+    numbers = [[int(number or 0) for number in match.groups()] for match in found if match]
+    counts_up = all(before < after for before, after in pairwise(numbers))
+    return columns if len(columns) == len(positions) and counts_up else range(0)
 
 
 def separated(header: str) -> str:
@@ -246,11 +272,12 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
                 f"{place}: has {width} columns where the header has {len(roles)}; correct or "
                 "remove the line"
             )
-    columns = dict(zip(roles, zip(*rows, strict=True), strict=True))
+    columns: dict[str, list[str]] = {}
+    for position, role in enumerate(roles):
+        if role not in ("", "pixels"):
+            columns[role] = [row[position] for row in rows]
     labels = [plain_label(field) for field in columns.get("label", ())]
-    pixels = columns["pixels"]
-    if pixels[0].startswith("["):
-        pixels = tuple(without_brackets(field) for field in pixels)
+    pixels = pixel_fields(rows, roles)
     first: dict[str, str] = {}
     for place, label in zip(places, labels, strict=False):
         if label not in first:
@@ -262,9 +289,17 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
     return parse_pixels(places, pixels, side), labels, usage, ids, groups, first
 
 
-def without_brackets(field: str) -> str:
-    """Numbers between blanks, of a list in brackets, `[70, 80]`, as pandas writes one."""
-    return field.strip("[]").replace(",", " ")
+def pixel_fields(rows: Sequence[Sequence[str]], roles: Sequence[str]) -> list[str]:
+    """Each row's pixels as numbers between blanks: from a field of them, from a list in brackets,
+    `[70, 80]`, as pandas writes one, or from a column for each pixel.
+    """
+    start, count = roles.index("pixels"), roles.count("pixels")
+    if count > 1:
+        return [" ".join(row[start : start + count]) for row in rows]
+    fields = [row[start] for row in rows]
+    if fields[0].startswith("["):
+        return [field.strip("[]").replace(",", " ") for field in fields]
+    return fields
 
 
 def check_label(place: str, label: str) -> None:

@@ -13,13 +13,7 @@ import pandas as pd
 
 from fer import UserError
 from fer.data.readers.cache import cached
-from fer.data.readers.csv_faces import (
-    COLUMNS,
-    check_label,
-    first_lines,
-    header_names,
-    usage_of,
-)
+from fer.data.readers.csv_faces import check_label, first_lines, has_pixels, usage_of
 from fer.data.readers.folders import read_pictures
 from fer.data.readers.names import entries, plain_label
 from fer.data.readers.pictures import image_files, is_picture
@@ -59,7 +53,7 @@ class Columns:
 
 def table_columns(path: Path, group_column: str | None = None) -> Columns | None:
     """The columns of a CSV that lists pictures with their labels; None for any other."""
-    if any(name.lower() in COLUMNS["pixels"] for name in header_names(path)):
+    if has_pixels(path):
         return None
     peeked = io.BytesIO(b"".join(first_lines(path, PEEKED)))
     try:

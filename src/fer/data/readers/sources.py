@@ -15,7 +15,7 @@ from fer import CLASSES, FACE_SIZE, UserError
 from fer.data.readers.archives import is_archive, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
-from fer.data.readers.csv_faces import COLUMNS, has_usage, header_names, read_csv
+from fer.data.readers.csv_faces import has_pixels, has_usage, header_names, read_csv
 from fer.data.readers.file_types import HEAD, foreign
 from fer.data.readers.folders import cached_folder, class_of, listing
 from fer.data.readers.names import (
@@ -355,10 +355,6 @@ def is_csv(file: Path) -> bool:
 
 def stem_of(file: Path) -> str:
     return file.name.partition(".")[0]
-
-
-def has_pixels(file: Path) -> bool:
-    return any(name.lower() in COLUMNS["pixels"] for name in header_names(file))
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:
