@@ -4,9 +4,13 @@ from contextlib import redirect_stderr
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fer import progress
+from fer.models.convnet import ConvNet
 from fer.progress import Progress, epoch_line, lasting, seconds_left, warn_if_long
+from fer.text import with_prefix
+from fer.training.clock import Throughput
 
 
 class Terminal:
@@ -129,3 +133,34 @@ def test_the_warning_of_a_long_training_fits_80_columns(terminal):
     with redirect_stderr(terminal):
         warn_if_long(3000, 1, torch.device("cpu"))
     assert not terminal.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (257.3e12, "257 T"),
+        (1.02e12, "1.02 T"),
+        (999.6e9, "1 T"),
+        (32.1e6, "32.1 M"),
+        (1500, "1.5 k"),
+        (7, "7 "),
+    ],
+)
+def test_numbers_have_the_prefix_that_keeps_them_short(value, text):
+    assert with_prefix(value) == text
+
+
+@pytest.mark.parametrize("crops", [1, 10])
+def test_speed_counts_the_operations_that_torch_counts(crops):
+    """A backward pass is taken as two forward passes; torch counts the forward pass."""
+    model = ConvNet(features=[4, "pool", 8, "global_pool"], head=[16])
+    throughput = Throughput(crops)
+    throughput.faces[48], throughput.faces[24] = 3, 5
+    throughput.seconds = 2.0
+    operations = 0
+    for side, faces in throughput.faces.items():
+        with FlopCounterMode(display=False) as counter:
+            model(torch.zeros(faces * crops, 1, side, side))
+        operations += 3 * counter.get_total_flops()
+    assert throughput.operations_per_second(model) == operations / 2.0
+    assert throughput.images_per_second() == 4

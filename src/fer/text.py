@@ -24,3 +24,12 @@ def wrapped(text: str) -> str:
     return textwrap.fill(
         text, COLUMNS - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+
+
+def with_prefix(value: float) -> str:
+    """The value to three digits with an SI prefix, from k to T: `257 T`, `32.1 M`."""
+    prefixes = {1e12: "T", 1e9: "G", 1e6: "M", 1e3: "k"}
+    for factor, prefix in prefixes.items():
+        if value >= 0.9995 * factor:  # which rounds up to it
+            return f"{value / factor:.3g} {prefix}"
+    return f"{value:.3g} "

@@ -8,7 +8,7 @@ from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import resumed
 from fer.run import lock
 from fer.runtime import Interrupted
-from fer.text import wrapped
+from fer.text import with_prefix, wrapped
 from fer.training.session import fit_in_folder
 from fer.training.trainer import Trainer
 
@@ -136,7 +136,7 @@ def print_result(trainer: Trainer, folder: Path) -> None:
         operations = trainer.throughput.operations_per_second(trainer.network.model)
         print(
             f"trained at {images:,.0f} images/s, "
-            f"{operations / 1e12:.3g} TFLOP/s in {trainer.computed_in}"
+            f"{with_prefix(operations)}FLOP/s in {trainer.computed_in}"
         )
     checkpoint = shlex.quote(f"{folder}/{files[0]}")
     data = trainer.faces.data
