@@ -21,6 +21,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from fer import CLASSES, UserError, api
+from fer.data.faces import Faces
 from fer.runtime import SIGNALS
 
 PAGE = Path(__file__).parents[1] / "docs" / "api.md"
@@ -181,3 +182,13 @@ def test_experiments_and_names_are_as_on_the_command_line(fer):
         Path(f"runs/{name}/config.yaml").read_text().replace(f"runs/{name}", "") for name in "xy"
     )
     assert ours == theirs
+
+
+def test_a_notebook_shows_a_classifier_and_faces_in_a_line(fer):
+    network = api.load("builtin")
+    shown = repr(network)
+    assert "builtin.pt" in shown and "happy" in shown and "face_size=48" in shown
+    assert len(shown) < 300
+    pixels = torch.zeros(1200, 1, 48, 48, dtype=torch.uint8)
+    labels = torch.zeros(1200, dtype=torch.int64)
+    assert repr(Faces(pixels, labels, ["a.png"] * 1200)) == "Faces(1,200 of 48×48)"

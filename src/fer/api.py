@@ -40,6 +40,10 @@ class Classifier:
     checkpoint: Checkpoint
     network: Network
 
+    def __repr__(self) -> str:  # a notebook shows it; the weights would fill pages
+        path = str(self.checkpoint.path)
+        return f"Classifier({path!r}, classes={self.classes}, face_size={self.face_size})"
+
     @property
     def classes(self) -> list[str]:
         return self.checkpoint.classes
@@ -68,9 +72,7 @@ class Classifier:
         return inference.probabilities(self.network, faces, batch_size, tta).numpy()
 
     def faces(self, split: str = "validation") -> Faces:
-        """A split of the data that it was trained on: images uint8 N×1×48×48, labels int64 N,
-        ids.
-        """
+        """A split of the data that it was trained on: images uint8 N×1×S×S, labels int64 N, ids."""
         return self.checkpoint.data().open(split)
 
 

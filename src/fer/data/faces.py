@@ -30,6 +30,10 @@ class Faces:
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        height, width = self.images.shape[-2:]
+        return f"Faces({len(self):,} of {height}×{width})"
+
     def take(self, index) -> "Faces":
         """The faces at `index`: positions, in that order, or bool N."""
         index = torch.arange(len(self))[index]
