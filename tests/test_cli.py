@@ -79,7 +79,7 @@ def test_train_predict_report(fer, tmp_path):
     code, out, err = fer("train", *TINY, "run=my run")
     assert code == 0, err
     assert "best validation accuracy" in out and "fer predict ckpt='my run/best.pt'" in out
-    assert re.search(r"trained at [\d,]+ images/s, [\d.]+ [MG]FLOP/s in (bf16|fp32)", out)
+    assert re.search(r"trained at [\d,]+ images/s, [\d.]+ [kMGT]FLOP/s in (bf16|fp32)", out)
     assert {p.name for p in (tmp_path / "my run").iterdir()} == {
         *(".lock", "environment.yaml", "config.yaml", "history.csv", "best.pt", "last.pt")
     }
