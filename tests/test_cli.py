@@ -81,7 +81,12 @@ def test_train_predict_report(fer, tmp_path):
     assert "best validation accuracy" in out and "fer predict ckpt='my run/best.pt'" in out
     assert re.search(r"trained at [\d,]+ images/s, [\d.]+ [kMGT]FLOP/s in (bf16|fp32)", out)
     assert {p.name for p in (tmp_path / "my run").iterdir()} == {
-        *(".lock", "environment.yaml", "config.yaml", "history.csv", "best.pt", "last.pt")
+        ".lock",
+        "environment.yaml",
+        "config.yaml",
+        "history.csv",
+        "best.pt",
+        "last.pt",
     }
     history = pd.read_csv("my run/history.csv")
     columns = "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy,val_macro_f1"

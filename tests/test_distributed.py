@@ -15,22 +15,26 @@ import pytest
 import torch
 from processes import Command, wait_for
 
+pytestmark = pytest.mark.posix  # torchrun and signals to its processes
+
 # 211 faces in batches of 64: the last batch is uneven, and no number of processes divides it. GELU
 # and mean pooling are smooth: ReLU and maxima turn differences in rounding into others.
-pytestmark = pytest.mark.posix  # torchrun and signals to its processes
 SETTINGS = [
-    *("model.activation=gelu", "model.head_activation=gelu", "model.pool=average"),
-    *(
-        "data=demo",
-        "data.images=211",
-        "model=compact_cnn",
-        "model.features=[4, pool, 8, pool]",
-        "model.head=[16]",
-        "model.dropout=0",
-        "device=cpu",
-        "train.precision=fp32",
-    ),
-    *("train.batch_size=64", "optim=sgd", "optim.lr=0.01", "schedule=constant"),
+    "model.activation=gelu",
+    "model.head_activation=gelu",
+    "model.pool=average",
+    "data=demo",
+    "data.images=211",
+    "model=compact_cnn",
+    "model.features=[4, pool, 8, pool]",
+    "model.head=[16]",
+    "model.dropout=0",
+    "device=cpu",
+    "train.precision=fp32",
+    "train.batch_size=64",
+    "optim=sgd",
+    "optim.lr=0.01",
+    "schedule=constant",
 ]
 TWO = ["train.epochs=2"]
 LOSSES = ["train_loss", "val_loss"]

@@ -157,7 +157,9 @@ def plain(label: str) -> str:
 
 def refuse_misspelt(first: Mapping[str, str], named: Mapping[str, str], wishes: Wishes) -> None:
     """Refuse a word beside emotions that is nearly one of them, unless the config names it."""
-    asked = {*(wishes.classes or ()), *(m for ms in (wishes.merge or {}).values() for m in ms)}
+    asked = set(wishes.classes or ())
+    for joined in (wishes.merge or {}).values():
+        asked.update(joined)
     strangers = [label for label, name in named.items() if not emotion(name)]
     if len(strangers) == len(named):
         return
