@@ -332,7 +332,7 @@ def check_sweep(command: str, overrides: list[str]) -> None:
     """Refuse a sweep whose jobs would all write to one place, or whose own files cannot be written:
     Hydra would wait for the reader of a pipe.
     """
-    values = dict(override.lstrip("+").partition("=")[::2] for override in overrides)
+    values = values_by_key(overrides)
     output = "run" if command == "train" else "out"
     place = values.get(output, "")
     if place and not re.search(r"[,({]", place):
@@ -344,6 +344,15 @@ def check_sweep(command: str, overrides: list[str]) -> None:
         path = Path(values.get("hydra.sweep.dir", ""), name)
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: not a regular file; remove it, or choose another folder")
+
+
+def values_by_key(overrides: list[str]) -> dict[str, str]:
+    """What KEY=VALUE gives each key, as text."""
+    values = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        values[key] = value
+    return values
 
 
 def option_meant(command: str, word: str, args: list[str]) -> str:
@@ -428,8 +437,7 @@ def path_key(command: str, key: str, group: str, options: Namespace) -> signatur
     """What the type of a key says of paths: of the command's own keys, and of those of `group`, of
     whose `_target_` one may be typed beside it.
     """
-    given = dict(word.lstrip("+").partition("=")[::2] for word in options.overrides)
-    target = given.get(f"{group}._target_")
+    target = values_by_key(options.overrides).get(f"{group}._target_")
     return signatures.path_keys(command, group, options.config_dir, target).get(key)
 
 

@@ -149,7 +149,7 @@ def first_face(path: Path) -> tuple[int, int]:
     try:
         header, face = first_lines(path, 2, LONGEST_LINE)
         roles = read_header("", header.rstrip(b"\r\n"))
-        (pixels,) = pixel_fields([fields_of("", face)], roles)
+        pixels = pixel_fields([fields_of("", face)], roles)[0]
         count = len(pixels.split())
     except (UserError, IndexError, ValueError):
         return MAX_LINE, FACE_SIZE  # told when all lines are read
@@ -372,8 +372,17 @@ def parse_pixels(places: list[str], fields: Sequence[str], side: int) -> np.ndar
     counts = np.searchsorted(last, ends)  # of numbers up to the end of each field
     whole = (counts == np.arange(1, len(fields) + 1) * side * side).all()
     if not whole or wrong.any() or np.count_nonzero(is_digit) + np.count_nonzero(blank) < len(data):
-        raise UserError(next(filter(None, map(partial(explain, side=side), places, fields))))
+        raise UserError(first_problem(places, fields, side))
     return numbers.take(last).reshape(-1, side, side)
+
+
+def first_problem(places: list[str], fields: Sequence[str], side: int) -> str:
+    """What is wrong with the first bad one of some fields of pixels."""
+    for place, field in zip(places, fields, strict=True):
+        problem = explain(place, field, side)
+        if problem:
+            return problem
+    raise AssertionError("every field is good")
 
 
 def explain(place: str, field: str, side: int) -> str:
