@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from fer import CLASSES, cli, config_dir, vocabulary
+from fer import CLASSES, choices, cli, config_dir, vocabulary
 from fer.checkpoint import Checkpoint
 
 TINY = [
@@ -73,6 +73,27 @@ def test_help_of_a_command_explains_every_key(fer, command):
     if command == "train":
         for text in ("vgg13", "plateau", "adadelta", "lr: ", "path: ", "epochs: "):
             assert text in out
+
+
+@pytest.mark.parametrize("group", ["data", "model", "augment", "optim", "schedule"])
+def test_help_with_a_choice_explains_the_keys_of_that_choice(fer, group):
+    for name in choices("train")[group]:
+        _, out, _ = fer("train", f"{group}={name}", "--help")
+        _, _, keys = out.partition(f"\n  {group}:     # {group}={name}")
+        node = vocabulary.read(config_dir() / group / f"{name}.yaml")
+        for parent in node.pop("defaults", []):
+            assert keys.startswith(f"; all other keys are those of {group}={parent}\n")
+        keys = keys.partition("\n")[2]
+        assert all(f"    {key}:" in keys for key in node if key != "_target_")
+        assert "_target_" not in re.split(r"\n  \w", keys)[0] and "defaults:" not in keys
+        assert max(map(len, out.splitlines())) <= 100
+
+
+def test_help_with_a_choice_reaches_commands_that_take_the_keys_of_train(fer):
+    _, out, _ = fer("selftrain", "augment=none", "--help")
+    assert "\n    mixup: 0.0             # alpha of mixup; 0: off\n" in out
+    _, out, _ = fer("predict", "data=ferplus", "--help")
+    assert "\n    score: majority" in out
 
 
 def test_train_predict_report(fer, tmp_path):

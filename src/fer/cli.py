@@ -109,7 +109,7 @@ def run(command: str = "--help", *args: str) -> int:
     elif "--help" in args or "-h" in args:
         from fer.helptext import help_text
 
-        print(help_text(command))
+        print(help_text(command, args))
     elif command != "train" and in_processes() and os.environ["WORLD_SIZE"] != "1":
         raise UserError(f"{command}: only fer train runs in several processes; leave torchrun out")
     else:

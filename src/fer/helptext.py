@@ -5,6 +5,7 @@ keys that people change first from the others. Reads YAML only and imports nothi
 """
 
 import re
+from collections.abc import Sequence
 from textwrap import fill, indent
 
 import yaml
@@ -26,8 +27,11 @@ Options:
   --cfg job         show the composed config, and stop"""
 
 
-def help_text(command: str) -> str:
-    """What the command does, three examples, the keys that people change first, then the rest."""
+def help_text(command: str, args: Sequence[str] = ()) -> str:
+    """What the command does, three examples, the keys that people change first, then the rest.
+
+    args: the other words of the command line; a choice among them, GROUP=NAME, shows its keys.
+    """
     text = (config_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     heading, _, body = text.partition("defaults:\n")
     heading = re.sub(r"^# ?", "", heading, flags=re.MULTILINE).strip()
@@ -39,7 +43,8 @@ def help_text(command: str) -> str:
     else:
         first, _, rest = keys.partition(RARELY)
         first = indent(refilled(first, WIDTH - 2), "  ")
-    more = indent(refilled(rest, WIDTH - 2), "  ") + keys_of_choices(defaults)
+    more = indent(refilled(rest, WIDTH - 2), "  ")
+    more += keys_of_choices(shown_choices(command, defaults, args))
     if "train" in defaults:
         more += "  and all keys of fer train; see fer train --help\n"
     return HELP.format(
@@ -47,7 +52,7 @@ def help_text(command: str) -> str:
         heading=heading.strip(),
         first=f"{FIRST}{first.rstrip()}\n",
         groups=groups_text(command),
-        rest=f"All other keys, with their defaults:\n{more}" if more else "",
+        rest=f"Other keys, with their defaults:\n{more}" if more else "",
     )
 
 
@@ -61,19 +66,40 @@ def groups_text(command: str) -> str:
         )
     if not lines:
         return ""
-    return "\n".join(["Groups: GROUP=NAME chooses, GROUP.KEY=VALUE changes", *lines, "\n"])
+    heading = (
+        "Groups: GROUP=NAME chooses, GROUP.KEY=VALUE changes, GROUP=NAME --help shows the keys"
+    )
+    return "\n".join([heading, *lines, "\n"])
 
 
-def keys_of_choices(defaults: list) -> str:
-    """The keys of each group's default choice, but of the model: a network has its own."""
-    text = ""
+def shown_choices(command: str, defaults: list, args: Sequence[str]) -> dict[str, str]:
+    """Group → the config whose keys are shown: one of `args`, else the default. A network has keys
+    of its own, so those of the default one are not shown.
+    """
+    shown: dict[str, str] = {}
     for entry in defaults:
         for group, choice in entry.items() if isinstance(entry, dict) else ():
             if choice and group != "model":
-                keys = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8")
-                keys = re.sub(r"^(#|_target_).*\n", "", keys, flags=re.MULTILINE)
-                text += f"  {group}:     # {group}={choice}\n"
-                text += indent(refilled(keys, WIDTH - 4), "    ")
+                shown[group] = choice
+    for group, names in choices(command).items():
+        for name in names:
+            if group != "experiment" and f"{group}={name}" in args:
+                shown[group] = name
+    return shown
+
+
+def keys_of_choices(shown: dict[str, str]) -> str:
+    """The keys of each group's choice, with their values and comments."""
+    text = ""
+    for group, choice in shown.items():
+        keys = (config_dir() / group / f"{choice}.yaml").read_text(encoding="utf-8")
+        heading = f"{group}={choice}"
+        for parent in yaml.safe_load(keys).get("defaults", []):
+            heading += f"; all other keys are those of {group}={parent}"
+        keys = re.sub(r"^defaults:\n(  - .*\n)+", "", keys, flags=re.MULTILINE)
+        keys = re.sub(r"^(#|_target_).*\n", "", keys, flags=re.MULTILINE)
+        text += f"  {group}:     # {heading}\n"
+        text += indent(refilled(keys, WIDTH - 4), "    ")
     return text
 
 
