@@ -446,7 +446,10 @@ def test_knots_beyond_the_last_epoch_are_reported(fer):
     late = ["schedule=knots", "schedule.epochs=[0,9]", "schedule.values=[1,0]"]
     code, out, err = fer("train", *TINY, *late, "run=r")
     assert code == 0 and "schedule.epochs extends to 9, but training stops at 2" in out, err
-    assert "its knots" not in fer("train", *TINY, *late, "schedule.epochs=[0,2]", "run=s")[1]
+    knots = "curves.dropout={_target_: fer.schedule.Knots, epochs: [0, 9], values: [0, 1]}"
+    code, out, err = fer("train", *TINY, "model.head=[16,dropout]", "model.dropout=0.5", knots)
+    assert code == 0 and "\ncurves.dropout.epochs extends to 9" in out, err
+    assert "extends to" not in fer("train", *TINY, *late, "schedule.epochs=[0,2]", "run=s")[1]
 
 
 def test_early_stopping(fer):

@@ -17,7 +17,6 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from fer import UserError, config, runtime
 from fer.data.demo import demo
-from fer.progress import one_class_lines
 from fer.run import lock
 from fer.runtime import Interrupted
 from fer.training.batches import TrainingFaces, epoch_batches
@@ -664,7 +663,7 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     count = len(labels)
     told = []
     for given in ([3] * count, [3] * count, [i % 7 for i in range(count)], [0] * count):
-        recorder.warn_if_one_class(torch.eye(7)[given], labels, t.faces.classes, 0.1)
+        recorder.warn_if_one_class(torch.eye(7)[given], labels, t.faces.classes)
         told.append(capsys.readouterr().out[:45])
     assert told[0].startswith("all validation faces are predicted as happy")
     assert told[1:3] == ["", ""]
@@ -680,10 +679,18 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
             assert ("all validation faces are predicted as" in out) == one_class
 
 
-def test_the_reasons_for_one_class_name_the_rate_and_fit_a_terminal():
-    text = one_class_lines("surprise", 0.02)
+@pytest.mark.parametrize(("optim", "advice"), [("muon", False), ("adam", True)])
+def test_the_reasons_for_one_class_fit_the_optimizer_and_a_terminal(trainer, capsys, optim, advice):
+    """The remedy starts from optim.lr, not from the scheduled rate, and names another optimizer."""
+    t = trainer(f"optim={optim}", "optim.lr=0.03")
+    labels = t.faces.val_labels
+    Recorder(Path("unused"), t.cfg).warn_if_one_class(
+        torch.eye(7)[[5] * len(labels)], labels, t.faces.classes
+    )
+    text = capsys.readouterr().out
     assert text.startswith("all validation faces are predicted as surprise.")
-    assert "optim.lr=0.002" in text
+    assert "optim.lr=0.03 is too high" in text and "try optim.lr=0.003," in text
+    assert ("try optim=muon" in text) == advice
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -103,14 +103,17 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
     )
 
 
-def one_class_lines(name: str, rate: float) -> str:
-    """The warning that all validation faces are predicted as `name`. rate: the learning rate."""
+def one_class_lines(name: str, peak: float, muon: bool) -> str:
+    """The warning that all validation faces are predicted as `name`.
+
+    peak: optim.lr. muon: the optimizer is Muon already.
+    """
+    remedy = "a model= with BatchNorm" if muon else "optim=muon, or a model= with BatchNorm"
     return (
         f"all validation faces are predicted as {name}. Common causes:\n"
-        f"  the learning rate is too high for this network ({rate:.2g}): try "
-        f"optim.lr={rate / 10:.1g},\n"
+        f"  optim.lr={peak:.2g} is too high for this network: try optim.lr={peak / 10:.2g},\n"
         "    schedule.warmup=1 or train.clip=1\n"
-        "  deep network without normalization: try optim=muon, or a model= with BatchNorm\n"
+        f"  deep network without normalization: try {remedy}\n"
         "  too few steps so far: try a smaller train.batch_size, or wait a few epochs"
     )
 

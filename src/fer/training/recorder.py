@@ -33,16 +33,16 @@ class Recorder:
             tensorboard.note(self.writer, row)
         print(epoch_line(row, self.cfg.train.epochs, is_best), flush=True)
 
-    def warn_if_one_class(
-        self, logits: Tensor, labels: Tensor, classes: Sequence[str], learning_rate: float
-    ) -> None:
+    def warn_if_one_class(self, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
         """Print why it may be if all validation faces begin to be predicted as one class."""
         predicted = logits.argmax(1).unique().tolist()
         only_class = None
         if len(predicted) == 1 and len(labels.unique()) > 1:
             only_class = classes[predicted[0]]
         if only_class and only_class != self.only_class:
-            print(one_class_lines(only_class, learning_rate), flush=True)
+            optim = self.cfg.optim
+            muon = optim["_target_"] == "fer.optim.Muon"
+            print(one_class_lines(only_class, optim["lr"], muon), flush=True)
         self.only_class = only_class
 
     def keep_best(

@@ -218,7 +218,9 @@ def warnings_of(trainer: Trainer) -> list[str]:
     """What is likely not meant, one warning each."""
     cfg, data = trainer.cfg, trainer.faces.data
     warnings = []
-    for key, node in [("schedule", cfg.schedule), *cfg.curves.items()]:
+    nodes = {"schedule": cfg.schedule}
+    nodes |= {f"curves.{name}": node for name, node in cfg.curves.items()}
+    for key, node in nodes.items():
         last_knot = (node or {}).get("epochs", [0])[-1]
         if last_knot > cfg.train.epochs:
             warnings.append(

@@ -300,9 +300,7 @@ class Trainer:
                     row, self.eval_network, logits, self.faces.val_labels, self.faces.val_hash
                 )
             self.recorder.note_epoch(self.history, is_best)
-            self.recorder.warn_if_one_class(
-                logits, self.faces.val_labels, self.faces.classes, row["lr"]
-            )
+            self.recorder.warn_if_one_class(logits, self.faces.val_labels, self.faces.classes)
 
     def measure(self) -> tuple[dict[str, Any], Tensor]:
         """The epoch's row of the history, and the logits of the validation faces. Learning rate and
