@@ -370,6 +370,34 @@ def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer,
         assert t.optimizer.param_groups[0]["lr"] == pytest.approx(t.plan.values(0, 2, [])["lr"])
 
 
+def test_a_first_step_that_overflows_leaves_no_momentum_in_a_fused_sgd(trainer, monkeypatch):
+    """torch allocates its momentum without setting it, and does not set it in a skipped step."""
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor: empty_like(tensor).fill_(torch.nan))
+    recipe = ["model=dnn", "model.head=[8]", "optim=sgd", "++optim.fused=true"]
+    t = trainer(*recipe, "train.precision=fp16")
+    t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": 2.0**120})
+    batches, settings = t.batches(0), t.plan.settings(0, [])
+    with t.step_function.epoch(settings, 0):
+        t.step_function(batches[0], settings[0])
+        t.scaler.load_state_dict(t.scaler.state_dict() | {"scale": 1024.0})
+        t.step_function(batches[1], settings[1])
+    t.check_weights()
+
+
+@pytest.mark.parametrize("fused", ["true", "false"])
+def test_sgd_trains_layers_that_were_frozen_before(trainer, tmp_path, fused):
+    """On a GPU it is fused; a training may be frozen on one device and go on on another."""
+    recipe = ["model=dnn", "model.head=[8]", "optim=sgd", "train.freeze=1"]
+    frozen = trainer(*recipe, f"++optim.fused={fused}", "train.epochs=1")
+    frozen.recorder = recorder.Recorder(tmp_path, frozen.cfg)
+    frozen.fit()
+    on = trainer(*recipe, "++optim.fused=true", "train.epochs=2", f"resume={tmp_path}")
+    before = next(on.network.parameters()).clone()
+    on.fit()
+    assert on.epoch == 2 and not torch.equal(before, next(on.network.parameters()))
+
+
 # Devices without float64
 
 

@@ -28,20 +28,47 @@ def build_optimizer(
         if "capturable" in node:
             options["capturable"] = True
         unset = node.get("fused", False) is None and node.get("foreach") is None
+        # start_momentum() would shrink the first step.
+        if node.get("dampening"):
+            unset = False
         if unset and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
             options["fused"] = True
-    if backbone_lr is None:
-        return config.build("optim", node | options, params=model.parameters())
+    params: Any = model.parameters()
+    if backbone_lr is not None:
+        params = in_two_groups(node, model, backbone_lr)
+    optimizer = config.build("optim", node | options, params=params)
+    start_momentum(optimizer)
+    return optimizer
+
+
+def in_two_groups(node: dict, model: nn.Module, backbone_lr: float) -> list[dict[str, Any]]:
+    """The model's parameters: the backbone with its own learning rate, and the last layer."""
     if node["_target_"].startswith("fer.optim."):
         raise UserError(
             f"train.backbone_lr={backbone_lr:g}: not possible with optim=muon, which has its own "
             "groups of layers; choose optim=adamw or optim=sgd"
         )
-    groups = [
+    return [
         {"params": backbone(model), "lr": backbone_lr},
         {"params": list(last_layer(model)[1].parameters())},
     ]
-    return config.build("optim", node | options, params=groups)
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Give each parameter of a fused SGD a momentum of 0, unless it has one.
+
+    torch allocates the momenta in the first step, uninitialized. If that step overflows fp16 it is
+    skipped, and the next one reads them. Layers that are frozen in the first step never get theirs,
+    which is a TypeError.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if not group["fused"] or not group["momentum"]:
+            continue
+        for parameter in group["params"]:
+            if optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def take_trial_step(node: dict) -> torch.optim.Optimizer:
@@ -88,6 +115,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], node
     if node["_target_"].startswith(("torch.optim.", "fer.optim.")):  # others may keep anything
         check_state(optimizer, saved["state"])
     optimizer.load_state_dict({"state": saved["state"], "param_groups": present})
+    start_momentum(optimizer)  # the saved training may have frozen some layers
 
 
 def check_state(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
