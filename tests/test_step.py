@@ -269,6 +269,47 @@ def test_a_captured_training_resumes_from_the_middle_of_an_epoch(trainer, gpu, t
         torch.testing.assert_close(again[name], tensor, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (
+            RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore"),
+            UserError,
+            r"cannot be captured in a CUDA graph \(CUDA error: operation not permitted when stream "
+            r"is capturing\); set train\.cuda_graphs=false",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError, "out of memory"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_is_told_with_its_remedy(
+    trainer, gpu, monkeypatch, error, expected, message
+):
+    """A layer of the user's may read a value back."""
+
+    @contextlib.contextmanager
+    def capture(graph, pool=None, stream=None):
+        try:
+            yield
+        finally:  # the end of such a capture fails too
+            raise RuntimeError("CUDA error: operation failed due to a previous error")
+
+    def learn(*args):
+        raise error
+
+    t = trainer(*RECIPES["sgd and an average"])
+    run = t.step_function.graphs.run
+
+    def run_with_failing_capture(key, function):
+        if key in t.step_function.graphs.seen and key[0] == "learn":
+            monkeypatch.setattr(torch.cuda, "graph", capture)
+            return run(key, learn)
+        return run(key, function)
+
+    monkeypatch.setattr(t.step_function.graphs, "run", run_with_failing_capture)
+    with pytest.raises(expected, match=message):
+        t.fit()
+
+
 def test_every_recorded_number_that_changes_is_read_at_replay(trainer, gpu):
     """A rate that was captured as a number, not a tensor, would stay that of the captured step."""
     t = trainer(*RECIPES["sgd and an average"])

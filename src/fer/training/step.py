@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fer import Format
+from fer import Format, UserError
 from fer.augment import STRENGTHS, Augment, Number
 from fer.models.layers import ScheduledDropout
 from fer.models.network import Network
 from fer.optim import Average
-from fer.runtime import autocast, seed_device
+from fer.runtime import autocast, is_out_of_memory, seed_device
 from fer.training.objective import Objective
 
 
@@ -287,8 +287,20 @@ class Graphs:
             self.pools[kind] = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, pool=self.pools[kind], stream=torch.cuda.current_stream()):
-            result = function()
+        stream = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=self.pools[kind], stream=stream):
+                result = function()
+        except RuntimeError as error:
+            # The end of a capture that has failed fails too; the first error says why.
+            cause = error.__context__ or error
+            if is_out_of_memory(cause):
+                raise cause from None
+            reason = str(cause).splitlines()[0]
+            raise UserError(
+                f"a training step cannot be captured in a CUDA graph ({reason}); set "
+                "train.cuda_graphs=false"
+            ) from error
         return graph, result
 
 
