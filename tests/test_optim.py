@@ -1,6 +1,8 @@
 """Muon matches its definition, and torch's optimizers where it delegates to them."""
 
 import copy
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 
 from fer.models.convnet import ConvNet
 from fer.optim import Average, GramNewtonSchulz, Muon, NewtonSchulz
+from fer.training.optimizer_setup import build_optimizer, check_state
 
 
 @pytest.fixture(params=["fp32", "bf16"])
@@ -77,6 +80,19 @@ def test_muon_leaves_frozen_layers_and_depthwise_kernels_alone():
     net(torch.randn(2, 1, 12, 12)).sum().backward()
     muon.step()
     assert torch.equal(net[2].weight, before) and net[1].weight.grad.any()
+
+
+def test_a_state_for_cuda_graphs_is_checked_without_a_warning(monkeypatch):
+    """torch warns of steps that are not captured, since a copy does not know that it need not."""
+    accelerator = SimpleNamespace(type="cuda")
+    stream = SimpleNamespace(is_capturing=lambda: False)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: stream)
+    node = {"_target_": "torch.optim.Adam", "lr": 0.1, "capturable": False, "fused": None}
+    optimizer = build_optimizer(node, nn.Linear(2, 2), torch.device("cuda", 0))
+    assert optimizer.defaults["capturable"] and optimizer.defaults["fused"]
+    with warnings.catch_warnings(action="error"):
+        check_state(optimizer, {})
 
 
 def test_adamw_is_unfused_where_torch_has_no_fused_kernels(monkeypatch):
