@@ -70,9 +70,9 @@ def same(folder, *runs):
     assert len(one) == len(other) == 2
 
 
-def in_two(folder, *args):
+def in_two(folder, *args, before=None):
     """Runs a command in two processes that get what torchrun tells its own; returns their exit
-    codes and all that they print.
+    codes and all that they print. before: a function that each calls first.
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -82,7 +82,10 @@ def in_two(folder, *args):
         "MASTER_PORT": str(port),
         "WORLD_SIZE": "2",
     }
-    ranks = [Command(folder, *args, **shared, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    ranks = [
+        Command(folder, *args, before=before, **shared, RANK=rank, LOCAL_RANK=rank)
+        for rank in ("0", "1")
+    ]
     codes = [rank.wait() for rank in ranks]
     return codes, "".join(rank.out + rank.err for rank in ranks)
 
@@ -156,6 +159,25 @@ def test_a_refusal_is_printed_once_and_other_commands_refuse_several_processes(t
         assert f"fer: {typed}: {words}" in out and not list(tmp_path.iterdir())
     codes, out = in_two(tmp_path, "report")
     assert codes == [2, 2] and "only fer train runs in several processes" in out
+
+
+def fill_the_memory_of_the_second():
+    """Its GPU is full."""
+    from fer.training.batches import TrainingFaces
+
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    if os.environ["RANK"] == "1":
+        TrainingFaces.load = full
+
+
+def test_a_process_whose_memory_runs_out_says_so_itself(tmp_path):
+    train = ["train", "data=demo", "data.images=70", "model=dnn", "device=cpu", "run=r"]
+    codes, out = in_two(tmp_path, *train, before=fill_the_memory_of_the_second)
+    assert codes == [2, 2], out
+    assert "fer: process 1: out of memory on cpu at train.batch_size=128; halve it" in out
+    assert "fer: another process of this training has ended; see its message" in out
 
 
 @pytest.mark.slow

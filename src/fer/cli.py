@@ -73,7 +73,8 @@ def guarded(args: list[str]) -> int:
             sys.excepthook(type(error), error, error.__traceback__)
         words = printable(str(error))
         first = not in_processes() or os.environ["RANK"] == "0"
-        if first or "another process" in words:  # only one of several processes reports
+        # Of several processes one reports what all of them find, and each what only it can know.
+        if first or words.startswith(("process ", "another process ")):
             print(f"fer: {words}", file=sys.stderr)
         return 2
 

@@ -290,9 +290,11 @@ def memory_named(device: torch.device, batch: str) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        # The command line prints what begins with "process", whatever the process.
+        speaker = "" if is_first_process() else f"process {os.environ['RANK']}: "
         raise UserError(
-            f"out of memory on {device.type} at {batch}; halve it, use a smaller model, or free "
-            "memory of the device"
+            f"{speaker}out of memory on {device.type} at {batch}; halve it, use a smaller model, "
+            "or free memory of the device"
         ) from None
 
 
@@ -353,9 +355,9 @@ def others_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # DistBackendError and what gloo raises
-        if not dist.is_initialized() or not re.search(
-            r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error)
-        ):
+        # The connections may be closed by now: processes_left() does so.
+        of_another = re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error))
+        if not in_processes() or not of_another:
             raise
         raise UserError(
             "another process of this training has ended; see its message, then use resume="
