@@ -313,6 +313,13 @@ def test_a_mosaic_of_named_images_and_of_nothing_but_zeros(tmp_path, drawn):
     assert set(CLASSES) <= texts(drawn[0]) and inside(drawn[0]) and inside(drawn[1])
 
 
+@pytest.mark.parametrize("count", [9, 70, 300])
+def test_a_mosaic_of_more_names_than_fit_a_row(count, tmp_path, drawn):
+    names = [f"c{number}" for number in range(count)]
+    plots.mosaic(np.zeros((count, 48, 48)), "title", tmp_path / "m.png", True, names)
+    assert {*names} <= texts(drawn[0]) and inside(drawn[0])
+
+
 def test_no_faces_and_a_caption_too_many(tmp_path):
     none = np.zeros((0, 1, 48, 48), dtype=np.uint8)
     assert size(plots.faces(none, [], tmp_path / "f.png"))

@@ -523,9 +523,14 @@ def mosaic(
             colors = colors.with_extremes(bad=MASKED)  # bluish gaps set off a white image
         shown = axes.imshow(sheet, cmap=colors, vmin=low, vmax=high)
         # Each column's name, or number to be added to that of the row's first image.
-        across = names or [f"+{i}" for i in range(columns)]
-        down = [""] if names else np.arange(rows) * columns
-        axes.set_xticks(_centers(len(across), cell_width), across, fontsize=6.5)
+        across: Sequence[str] = [f"+{i}" for i in range(columns)]
+        down: Sequence[Any] = range(0, rows * columns, columns)
+        if names:
+            across, down = names[:columns], [""] * rows
+        if names and rows > 1:  # the names of one row cannot stand below it
+            across = [""] * columns
+            _name_cells(axes, names, columns, int(22 * side), (cell_height, cell_width))
+        axes.set_xticks(_centers(columns, cell_width), across, fontsize=6.5)
         axes.set_yticks(_centers(rows, cell_height), down)
         _bare(axes)
         axes.set_title(textwrap.fill(title, int(13 * width)), loc="left")
@@ -534,6 +539,20 @@ def mosaic(
             place: dict[str, Any] = {"ax": axes, "shrink": min(1, 2 / (rows * side)), "aspect": 15}
             figure.colorbar(shown, **place, extend=extend).outline.set_visible(False)
     return path
+
+
+def _name_cells(
+    axes: Axes, names: Sequence[str], columns: int, most: int, cell: tuple[int, int]
+) -> None:
+    """The name of each cell of a sheet in its upper left corner, at most so many letters of it.
+    cell: height and width.
+    """
+    height, width = cell
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    for number, name in enumerate(names):
+        row, column = divmod(number, columns)
+        shown = name if len(name) <= most else f"{name[: most - 1]}…"
+        axes.text(column * width + 2, row * height + 2, shown, va="top", fontsize=5, bbox=box)
 
 
 def _show_face(axes: Axes, face: Any) -> None:
