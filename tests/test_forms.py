@@ -988,6 +988,21 @@ def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(t
         load(path)
 
 
+def test_the_hubs_minus_one_is_no_label(tmp_path):
+    names = ["sad", "happy"]
+    for split, labels in (("train", [0, 1] * 5), ("test", [-1] * 4)):
+        write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", labels, names)
+    data = load(tmp_path)
+    assert data.unlabeled == "test" and data.splits["train"].labeled
+    for labels, words in (
+        ([0, 1, -1] * 4, "has rows without a label; remove them"),
+        ([0, 1, 2] * 4, "label 2 is none of its 2 names, sad, happy; correct the file"),
+    ):
+        write_parquet(tmp_path / "one.parquet", labels, names)
+        with pytest.raises(UserError, match=words):
+            load(tmp_path / "one.parquet")
+
+
 def test_missing_labels_of_a_parquet_file_are_refused(tmp_path):
     write_parquet(tmp_path / "f.parquet", ["happy", None])
     with pytest.raises(UserError, match="has rows without a label; remove them"):

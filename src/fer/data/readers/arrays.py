@@ -19,6 +19,7 @@ from fer.data.readers.table import MAX_LABELS, NO_STRINGS, Table, numbered
 IMAGES = ("images", "image", "x", "faces", "data", "pixels")
 LABELS = ("labels", "label", "y", "emotion", "emotions", "targets")
 GRAY = np.array([299, 587, 114]) / 1000  # of red, green and blue, as Pillow's
+MAX_NAMED = 12  # names in a message
 BATCH = 256  # rows of a parquet file read at once
 
 
@@ -109,7 +110,7 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
     with extra("parquet", f"{paths[0]}: parquet files"):
         from pyarrow import parquet
     encoded: list[bytes] = []
-    labels: list[str] = []
+    written: list[str | None] = []
     for path in paths:
         with path.open("rb") as stream:
             if stream.read(4) != b"PAR1":
@@ -120,15 +121,16 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
             for batch in file.iter_batches(BATCH, columns=[c for c in (picture, label) if c]):
                 rows = batch.to_pydict()
                 encoded += [picture_bytes(value) for value in rows[picture]]
-                if label and None in rows[label]:
-                    raise UserError(f"{path}: has rows without a {label}; remove them")
                 if label:
-                    labels += [names[v] if names else plain_label(str(v)) for v in rows[label]]
+                    written += [written_label(path, label, value, names) for value in rows[label]]
         except UserError:
             raise
         except Exception as error:  # pyarrow raises a dozen kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: cannot be read as parquet ({reason}); get it again") from None
+    labels = [name for name in written if name is not None]
+    if 0 < len(labels) < len(written):
+        raise UserError(f"{paths[0]}: has rows without a label; remove them")
     if not encoded or (labels and len(labels) != len(encoded)):
         raise UserError(f"{paths[0]}: has no rows, or not all of the files have labels")
     heads = [f"{label}\0".encode() for label in labels] or [b""] * len(encoded)
@@ -152,6 +154,20 @@ def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
         hash=np.array(digest),
         enlarged=np.array(sum(own_side < side for own_side in sides)),
     )
+
+
+def written_label(path: Path, column: str, value: Any, names: Sequence[str]) -> str | None:
+    """A label as its name; None where there is none, for which the hub writes -1."""
+    if value is None or (names and value == -1):
+        return None
+    if not names:
+        return plain_label(str(value))
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise UserError(
+            f"{path}: {column} {value} is none of its {len(names)} names, "
+            f"{', '.join(names[:MAX_NAMED])}; correct the file"
+        )
+    return names[value]
 
 
 def columns_of(path: Path, schema: Any) -> tuple[str, str | None, list[str]]:
