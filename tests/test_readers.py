@@ -426,6 +426,14 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
             data.open("train")
 
 
+def test_a_flat_validation_folder_cannot_validate(folders):
+    (folders / "val").mkdir()
+    Image.fromarray(FACES[0]).save(folders / "val" / "a.png")
+    with pytest.raises(UserError, match=r"faces to validate on, val/, have no labels; label or"):
+        load(folders)
+    assert load(folders, split="fraction").splits["val"].ids == ["val/a.png"]
+
+
 @pytest.mark.parametrize("name", ["unknown", "test"])
 def test_one_folder_in_test_that_is_no_class_holds_the_pictures_to_label(folders, name):
     shutil.rmtree(folders / "test")

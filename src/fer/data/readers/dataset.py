@@ -81,6 +81,12 @@ def fer2013(
     if split == "usage" and not train.by_usage and "validation" not in parts:
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
     validating = choose_validating(path, source, parts, split, validation)
+    if validating == "validation" and (parts["validation"].labels == -1).any():
+        place = source.places["validation"]
+        raise UserError(
+            f"data.path={path}: the faces to validate on, {place}, have no labels; label or "
+            "remove them, or hold out training faces with data.split=fraction"
+        )
     split_of_row = np.where(train.labels >= 0, train.table.usage.clip(0), -1)
     if validating == HELD_OUT:
         candidates = np.flatnonzero(split_of_row == 0)
