@@ -147,11 +147,13 @@ def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
     from types import SimpleNamespace
 
     from fer.checkpoint import Checkpoint
-    from fer.commands.evaluate import log_look
+    from fer.commands.evaluate import log_evaluation
 
     member = Checkpoint.open(tiny())
     data = SimpleNamespace(open=lambda split: [0], hash="")
     with ThreadPoolExecutor(8) as pool:
-        said = list(pool.map(lambda i: log_look(member, "private", "none", data, "0.5"), range(16)))
+        said = list(
+            pool.map(lambda i: log_evaluation(member, "private", "none", data, "0.5"), range(16))
+        )
     assert sorted(int(line.split()[1]) for line in said) == list(range(1, 17))
     assert len(pd.read_csv(tmp_path / "evaluations.csv")) == 16

@@ -272,7 +272,7 @@ def test_a_tilde_is_the_home_folder_and_makes_none_of_that_name(fer, tiny, tmp_p
     for _ in range(2):
         code, out, err = fer("curves", "train.epochs=2", "out=~/a/c.png")
         assert code == 0 and f"lr over 2 epochs: {home}/a/c.png" in out, err
-    assert f"{home}/a/c.png: replaces the one of " in out
+    assert f"{home}/a/c.png: replacing the one from " in out
     code, _, err = fer("predict", "ckpt=[~/tiny.pt]", "split=train", "out=~/a/s.csv", "device=cpu")
     assert code == 0 and (home / "a" / "s.csv").is_file(), err
     code, _, err = fer("train", "resume=~/a")

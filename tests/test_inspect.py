@@ -224,8 +224,8 @@ def test_closed_and_unlabeled_splits_are_not_shown(planted, capsys):
     )
     assert list(chosen) == ["train", "public"]
     assert capsys.readouterr().out == (
-        "test: 2 faces, of which only copies are told: it has no labels\n"
-        "private: 2 faces, of which only copies are told: it holds, or may hold, PrivateTest\n"
+        "test: 2 faces; it has no labels, so only copies are shown\n"
+        "private: 2 faces; it holds, or may hold, PrivateTest, so only copies are shown\n"
     )
 
 
@@ -270,7 +270,7 @@ def test_only_copies_of_private_faces_are_shown(fer, csv, planted, tmp_path):
         code, said, err = fer("inspect", data, f"out={out}", "samples=2", "near=0.8")
         assert code == 0, err
         outputs.append(said.replace("b/", "a/").splitlines())
-    told = "private: 2 faces, of which only copies are told: it holds, or may hold, PrivateTest"
+    told = "private: 2 faces; it holds, or may hold, PrivateTest, so only copies are shown"
     assert outputs[1][0] == told and outputs[1][1:3] == outputs[0][:2]
     assert outputs[1].count("  2 of 2 private faces are also in train") == 2
     assert (
@@ -442,7 +442,7 @@ def test_one_split_is_inspected_as_far_as_it_can_be(fer, tmp_path, form, split):
     assert "exact copies: 1 extra, in 1 groups\n" in out
     assert len(pd.read_csv("inspection/duplicates.csv")) == 2
     if form == "labels that may be shut":
-        assert f"{split}: 9 faces, of which only copies are told" in out
+        assert f"{split}: 9 faces; it " in out
         assert not list((tmp_path / "inspection").glob("*.png"))
         return
     assert f"{split}: 9 faces, 1 blank, gray values" in out and "no labels" not in out

@@ -142,9 +142,9 @@ def test_faces_that_are_cropped_already_are_taken_whole(fer, tmp_path, tiny):
         90,
     ], err
     assert f"in/c.png, the whole picture: {table['label'][2]}" in out
-    assert "faces.csv: replaces the one of" in out
+    assert "faces.csv: replacing the one from" in out
     code, _, err = fer("predict", "ckpt=tiny.pt", "split=validation", "crop=whole", "device=cpu")
-    assert code == 2 and "crop: is about photos" in err
+    assert code == 2 and "crop: applies to photos only" in err
 
 
 def test_how_small_a_face_is_looked_for_is_a_choice(fer, tmp_path, tiny, photo):
@@ -376,9 +376,9 @@ def test_what_is_no_video_is_refused_without_a_word_of_its_decoder(fer, tmp_path
                 ("input=text.mp4",): "not a readable video",
                 ("input=half.mp4",): "not a readable video",
                 ("input=99",): "no camera 99",
-                ("input=clip.mp4", "crop=whole"): "crop: is about photos",
+                ("input=clip.mp4", "crop=whole"): "crop: applies to photos only",
                 ("input=photo.png", "ema=0.5"): "ema: is about videos",
-                ("split=validation", "ema=0.5"): "ema: is about photos",
+                ("split=validation", "ema=0.5"): "ema: applies to photos only",
                 ("input=-1",): "no such file",
             }.items():
                 code, _, err = fer("predict", f"ckpt={path}", "device=cpu", *words)

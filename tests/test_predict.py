@@ -305,7 +305,7 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
     code, out, err = fer("evaluate", *labeled, "split=validation")
     assert code == 0 and "faces of validation" in out, err
     code, _, err = fer("evaluate", "data.path=unlabeled.csv")
-    assert code == 2 and "has no labels to measure against" in err
+    assert code == 2 and "has no labels, so there is no accuracy" in err
     members = "ckpt=[runs/r,runs/r/last.pt]"
     code, out, err = fer("predict", members, "data.path=unlabeled.csv", "select=greedy")
     assert code == 0 and "ensemble: accuracy" in out, err

@@ -141,7 +141,7 @@ def test_runs_of_a_limit_show_their_faces_and_other_faces_do_not_compare(fer, tm
     ], err
     assert fer("train", *SHORT, "run=t", "augment=none", "optim=sgd", "optim.lr=0.01")[0] == 0
     code, out, _ = fer("report", "run=[s/0,t]", "out=c")
-    assert code == 0 and "c/index.html: replaces the one of" in out
+    assert code == 0 and "c/index.html: replacing the one from" in out
     first, second = pd.read_csv("c/comparison.csv")["run"]
     assert first == "data.images=200 model.head=[4] data.limit=20" and second.startswith(
         "data.images=141 model.head=[8] augment=none"

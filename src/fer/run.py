@@ -95,10 +95,10 @@ def refuse_overwriting(*paths: str | Path | None) -> None:
 
 
 def tell_if_replaced(path: Path) -> None:
-    """Print a line if a file or a folder of pictures is about to be replaced."""
+    """Print a line if a file, or a folder that is not empty, is about to be replaced."""
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
-        print(f"{path}: replaces the one of {made}; out= sets another place")
+        print(f"{path}: replacing the one from {made}; out= sets another place")
 
 
 @contextlib.contextmanager

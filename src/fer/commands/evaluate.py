@@ -30,7 +30,8 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
     faces = data.open(split)
     if not faces.labeled:
         raise UserError(
-            f"split={split}: has no labels to measure against; fer predict makes its submission"
+            f"split={split}: has no labels, so there is no accuracy; "
+            "fer predict writes a submission for it"
         )
     is_copy = copies_of_training(ensemble, data, faces, strict=not cfg.data)
     parts = [part[:, : len(data.classes)] for part in ensemble.label_by_each(faces)]
@@ -49,7 +50,7 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
     log_lines = []
     if may_hold_private_test(members, data, split, faces):
         for member, row in zip(members, rows[: len(members)], strict=True):
-            log_lines.append(log_look(member, split, cfg.tta, data, accuracy=row[1]))
+            log_lines.append(log_evaluation(member, split, cfg.tta, data, accuracy=row[1]))
     right = {name: predicted == faces.labels for name, predicted in predictions.items()}
     for line in aligned([HEADER, *rows]):
         print(line)
@@ -108,7 +109,7 @@ def seed_lines(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]
 
 
 def paired_lines(right: dict[str, Tensor]) -> list[str]:
-    """Each row against the first, by McNemar's test."""
+    """A line for each other row: McNemar's test against the first."""
     (first, baseline), *others = right.items()
     lines = []
     for name, hits in others:
@@ -121,11 +122,11 @@ def paired_lines(right: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str) -> str:
-    """Log this evaluation in the run's folder; returns a line that counts it."""
+def log_evaluation(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str) -> str:
+    """Add this evaluation to the log in the run folder; returns a line with its number."""
     folder = make_folder(member.folder)
     file = folder / PRIVATE_LOG
-    look = {
+    evaluation = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "split": split,
         "faces": len(data.open(split)),
@@ -141,7 +142,7 @@ def log_look(member: Checkpoint, split: str, tta: str, data: Data, accuracy: str
         earlier = []
         if file.exists():
             earlier = regular(file).read_text(encoding="utf-8", errors="replace").splitlines()
-        new = pd.DataFrame([look]).to_csv(index=False, header=not earlier).splitlines()
+        new = pd.DataFrame([evaluation]).to_csv(index=False, header=not earlier).splitlines()
         write_text(file, "\n".join([*earlier, *new, ""]))
     number = len(earlier) or 1
     return f"evaluation {number} of {folder} on {split}, logged in {file}; report the first"

@@ -53,7 +53,7 @@ def run(cfg: config.ExplainConfig, given_keys: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Subject:
-    """The faces to explain and what the network said of them.
+    """The faces to explain and the network's predictions for them.
 
     classes: names of the logits. logits: N×C, on the CPU. targets: int64 N, the class whose score
     is explained. images: float32 N×1×S×S on the network's device, the faces as it sees them.
@@ -295,7 +295,7 @@ def target_classes(named: str, faces: Faces, logits: Tensor, classes: Sequence[s
 
 
 def saliency_maps(subject: Subject, layers: Layers, bar: Steps) -> dict[str, Tensor]:
-    """Name → maps N×1×H×W: the faces themselves, then what each method says of them."""
+    """Name → maps N×1×H×W: the faces themselves, then the maps of each method."""
     methods: dict[str, Callable[..., Tensor]] = {
         "saliency": explain.saliency,
         "SmoothGrad": explain.smooth_grad,
@@ -340,7 +340,8 @@ def draw_maps(
     table[subject.classes] = probabilities.numpy()
     write_text(out / "saliency.csv", table.to_csv(index=False, float_format="%.6f"))
 
-    blurred = gaussian_blur(maps["saliency"], 9, 2.0)  # single pixels would hardly leave any
+    # A mask of single pixels would show almost nothing.
+    blurred = gaussian_blur(maps["saliency"], 9, 2.0)
     salient = blurred >= cfg.threshold * blurred.amax((1, 2, 3), keepdim=True)
     masked = f"blurred saliency ≥ {cfg.threshold:g} max"
     maps = maps | {masked: maps["face"].where(salient, torch.nan)}

@@ -167,7 +167,7 @@ def choose(data: Data) -> dict[str, Faces]:
             if data.only and name not in data.shut:
                 continue  # is shown as it is
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
-            print(f"{name}: {len(faces):,} faces, of which only copies are told: it {why}")
+            print(f"{name}: {len(faces):,} faces; it {why}, so only copies are shown")
         elif not any(
             faces is other for other in chosen.values()
         ):  # PublicTest validates under two names

@@ -30,7 +30,7 @@ def run(cfg: config.PredictConfig, given_keys: list[str]) -> None:
         for key in PHOTO_KEYS:
             if key in given_keys:
                 raise UserError(
-                    f"{key}: is about photos; name one, or a folder of them, with input="
+                    f"{key}: applies to photos only; name a photo or a folder with input="
                 )
         label_split(cfg, ensemble, out)
 
@@ -113,7 +113,7 @@ def print_if_any(text: str) -> None:
 def write_probabilities(
     path: str, submission: Submission, probabilities: Tensor, classes: list[str]
 ) -> None:
-    """A row a face: its id, and the probability of each class."""
+    """Write a row for each face: its id and the probability of each class."""
     rows = []
     for face_id, row in zip(submission.ids, probabilities.tolist(), strict=True):
         rows.append([face_id, *(f"{probability:.6f}" for probability in row)])
@@ -122,7 +122,7 @@ def write_probabilities(
 
 
 def described(ensemble: Ensemble) -> str:
-    """The one checkpoint that labels, or how many do."""
+    """The name of the only checkpoint with a weight, or the number of such checkpoints."""
     count = int(ensemble.weights.count_nonzero())
     if count > 1:
         return f"{count} checkpoints"

@@ -92,7 +92,7 @@ def run_one(values: dict, overrides: dict[str, str]) -> float:
         held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
         trainer = Trainer(cfg, device, saved=saved)
         del saved  # as large as the network and the optimizer
-        if trainer.rank:  # the first process has the run folder, and speaks
+        if trainer.rank:  # only the first process writes and prints
             trainer.fit()
         else:
             train_and_report(trainer, list(overrides.values()))
@@ -104,7 +104,7 @@ def locked_run(resume: str) -> contextlib.AbstractContextManager[None]:
     named = Path(resume)
     folder = named.parent if named.is_file() else named
     if not runtime.is_first_process() or not (folder / "last.pt").is_file():
-        return contextlib.nullcontext()  # what is missing is told by who reads it
+        return contextlib.nullcontext()  # the reader of last.pt reports what is missing
     return lock(folder)
 
 

@@ -71,7 +71,7 @@ def run(
     """
     refuse_keys(given_keys, SPLIT_KEYS, "does not go with input, whose faces belong to no split")
     if source.isdecimal() or video.is_video(Path(source)):
-        refuse_keys(given_keys, {"crop"}, "is about photos, and input is a video")
+        refuse_keys(given_keys, {"crop"}, "applies to photos only, and input is a video")
         video.annotate(source, out, smallest, ema, classes, label, face_size)
         return
     refuse_keys(given_keys, {"ema"}, "is about videos and cameras, and input is neither")
