@@ -218,7 +218,7 @@ def warnings_of(trainer: Trainer) -> list[str]:
     """What is likely not meant, one warning each."""
     cfg, data = trainer.cfg, trainer.faces.data
     warnings = []
-    nodes = {"schedule": cfg.schedule}
+    nodes: dict[str, dict | None] = {"schedule": cfg.schedule}
     nodes |= {f"curves.{name}": node for name, node in cfg.curves.items()}
     for key, node in nodes.items():
         last_knot = (node or {}).get("epochs", [0])[-1]
