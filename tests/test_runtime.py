@@ -111,6 +111,18 @@ def test_one_of_several_gpus_is_named_by_its_number(machine):
             runtime.pick_device(name)
 
 
+def test_processes_do_not_share_a_gpu(machine, monkeypatch):
+    machine(capability=(9, 0), gpus=2)
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "1"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert runtime.pick_device("auto") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="device=cuda:0: all 2 processes would use this GPU"):
+        runtime.pick_device("cuda:0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert runtime.pick_device("cuda:0") == CUDA
+
+
 def test_no_two_places_share_a_seed():
     places = [
         (stream, seed, epoch, step, rank)

@@ -33,6 +33,7 @@ OUT_OF_MEMORY = re.compile(
     r"buffer size"
 )
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
+UNTRACED_STEPS = 5  # before a trace begins
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 ]
@@ -65,6 +66,11 @@ def pick_device(name: str) -> torch.device:
         raise UserError(
             f"device={name}: torch {torch.__version__} finds no such device; "
             "use device=auto or device=cpu"
+        )
+    if number and in_processes() and os.environ["WORLD_SIZE"] != "1":
+        raise UserError(
+            f"device={name}: all {os.environ['WORLD_SIZE']} processes would use this GPU; "
+            "device=cuda gives each its own"
         )
     index = int(number or (os.environ["LOCAL_RANK"] if in_processes() else 0))
     count = torch.cuda.device_count()
@@ -215,7 +221,7 @@ def profile(path: Path) -> Iterator[Callable[[], None]]:
         activities.append(ProfilerActivity.CUDA)
     with torch.profiler.profile(
         activities=activities,
-        schedule=schedule(wait=4, warmup=1, active=10, repeat=1),
+        schedule=schedule(wait=UNTRACED_STEPS - 1, warmup=1, active=10, repeat=1),
         on_trace_ready=lambda done: write(path, lambda file: file.write(trace_of(done))),
     ) as profiler:
         yield profiler.step
