@@ -602,6 +602,12 @@ def test_a_profile_is_a_trace_of_ten_steps(trainer, tmp_path):
     assert len(steps) == 10
 
 
+def test_an_epoch_that_is_too_short_for_a_profile_is_told(fer):
+    code, out, _ = fer("train", *TINY, "train.epochs=1", "profile=true", "run=r")
+    assert code == 0 and not Path("r", "trace.json").exists()
+    assert "profile=true: traces nothing" in out
+
+
 def test_a_resume_in_another_number_format_says_so(trainer, tmp_path, capsys):
     t = trainer("train.epochs=1", "train.precision=fp32")
     t.recorder = Recorder(tmp_path, t.cfg)

@@ -253,6 +253,11 @@ def warnings_of(trainer: Trainer) -> list[str]:
         )
     if data.enlarged:
         warnings.append(data.enlarged)
+    if cfg.profile and trainer.steps <= runtime.UNTRACED_STEPS:
+        warnings.append(
+            f"profile=true: traces nothing, since it begins with step {runtime.UNTRACED_STEPS + 1} "
+            f"and an epoch has {trainer.steps}; set a smaller train.batch_size"
+        )
     if cfg.data.get("validation") == "test":
         warnings.append(
             "data.validation=test: the test faces select the epoch, so their accuracy says nothing "
