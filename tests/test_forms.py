@@ -988,6 +988,23 @@ def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(t
         load(path)
 
 
+@pytest.mark.parametrize("place", [0.5, 0.99, -1])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_damaged_compressed_csv_is_refused(tmp_path, place, cut):
+    text = write_csv(tmp_path / "x" / "fer2013.csv", [*range(7)] * 100).read_bytes()
+    raw = bytearray(gzip.compress(text))
+    at = int(len(raw) * place) if place > 0 else len(raw) - 6  # the checksum
+    raw[at] ^= 255
+    file = tmp_path / "fer2013.csv.gz"
+    file.write_bytes(raw[:at] if cut else raw)
+    with pytest.raises(UserError, match=r"csv\.gz: is damaged \(.+\); get the file again"):
+        load(file)
+    file.write_bytes(b"")
+    (tmp_path / "x" / "fer2013.csv").unlink()
+    with pytest.raises(UserError, match=r"fer2013\.csv\.gz is damaged or holds no faces; name it"):
+        load(tmp_path)
+
+
 def test_the_hubs_minus_one_is_no_label(tmp_path):
     names = ["sad", "happy"]
     for split, labels in (("train", [0, 1] * 5), ("test", [-1] * 4)):

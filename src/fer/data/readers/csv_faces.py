@@ -174,7 +174,7 @@ def filled_lines(file: BufferedReader, path: Path, digest, longest: int) -> Iter
     if head.startswith(codecs.BOM_UTF8):
         digest.update(file.read(len(codecs.BOM_UTF8)))
     number, bounded = 0, iter(partial(file.readline, longest + 2), b"")  # with its end
-    while block := list(islice(bounded, BLOCK)):
+    for block in blocks(bounded, path):
         for line in block:
             number += 1
             line = line.removesuffix(b"\n")
@@ -187,6 +187,18 @@ def filled_lines(file: BufferedReader, path: Path, digest, longest: int) -> Iter
                 yield f"{path}, line {number}", line.removesuffix(b"\r")
         # Line by line, it would wait for Python's lock: 1.3 times as long.
         digest.update(b"".join(block))
+
+
+def blocks(lines: Iterator[bytes], path: Path) -> Iterator[list[bytes]]:
+    """The lines in blocks. Raises UserError where a compressed file is cut off or damaged."""
+    while True:
+        try:
+            block = list(islice(lines, BLOCK))
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{path}: is damaged ({error}); get the file again") from None
+        if not block:
+            return
+        yield block
 
 
 def fields_of(place: str, line: bytes) -> list[str]:

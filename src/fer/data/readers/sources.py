@@ -140,6 +140,8 @@ def in_other_form(file: Path) -> str:
     """What a file is that by its name is no data, and what to do; nothing if it holds no faces."""
     if file.suffix.lower() in UNFINISHED:
         return "is an unfinished download"
+    if file.name.lower().endswith(".csv.gz"):
+        return "is damaged or holds no faces; name it in data.path to see why"
     if has_pixels(file):
         return f"is a CSV file; rename it to {stem_of(file)}.csv"
     with file.open("rb") as stream:
