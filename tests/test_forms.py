@@ -988,6 +988,35 @@ def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(t
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (b"face_30.png,happy,more", "Expected 2 fields in line 31, saw 3"),
+        (b'"face_30.png,happy', "EOF inside string"),
+        (b"face_30.png,h\xe4ppy", "can't decode byte 0xe4"),
+    ],
+)
+def test_a_damaged_row_far_down_a_list_of_pictures_is_refused(tmp_path, row, words):
+    rows = [b"file,label"]
+    for number in range(29):
+        (tmp_path / f"face_{number}.png").write_bytes(png())
+        rows.append(f"face_{number}.png,{['happy', 'sad'][number % 2]}".encode())
+    (tmp_path / "labels.csv").write_bytes(b"\n".join([*rows, row]))
+    with pytest.raises(UserError, match=rf"labels\.csv: cannot be read as CSV \(.*{words}"):
+        load(tmp_path)
+
+
+def test_a_damaged_xz_archive_is_refused(tmp_path):
+    draw_folders(tmp_path / "x", ["train"], ["happy", "sad"])
+    with tarfile.open(tmp_path / "f.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "x", "x")
+    raw = bytearray((tmp_path / "f.tar.xz").read_bytes())
+    raw[len(raw) // 2] ^= 255
+    (tmp_path / "f.tar.xz").write_bytes(raw)
+    with pytest.raises(UserError, match=r"f\.tar\.xz: is a damaged archive \(Corrupt"):
+        load(tmp_path / "f.tar.xz")
+
+
 @pytest.mark.parametrize("place", [0.5, 0.99, -1])
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_damaged_compressed_csv_is_refused(tmp_path, place, cut):

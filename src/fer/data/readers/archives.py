@@ -27,7 +27,17 @@ ALLOWED = 256 << 20  # bytes that any archive may expand to
 MOST_MEMBERS = 3_000_000
 CHUNK = 1 << 20
 PACKED = (b"PK", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0")  # first bytes of zip, gzip, bzip2 and xz
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, ValueError)
+DAMAGE: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+)
+with contextlib.suppress(ImportError):  # Python may be built without it
+    import lzma
+
+    DAMAGE += (lzma.LZMAError,)
 
 
 def is_archive(path: Path) -> bool:

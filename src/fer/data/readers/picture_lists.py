@@ -89,7 +89,12 @@ def read_listed(
     """The pictures that the table at `path` lists and that lie in `folders`; ids are relative to
     `root`.
     """
-    rows = pd.read_csv(path, header=0 if columns.header else None, dtype=str, keep_default_na=False)
+    header = 0 if columns.header else None
+    try:
+        rows = pd.read_csv(path, header=header, dtype=str, keep_default_na=False)
+    except ValueError as error:  # columns too many, quotes left open, bytes that are no UTF-8
+        reason = str(error).strip().rpartition("C error: ")[2]
+        raise UserError(f"{path}: cannot be read as CSV ({reason}); correct the file") from None
     places = Places(path.parent, folders)
     files, labels, usage, groups = [], [], [], []
     first: dict[str, str] = {}
