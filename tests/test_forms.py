@@ -988,6 +988,16 @@ def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(t
         load(path)
 
 
+def test_a_table_beside_more_than_a_thousand_pictures_is_found(tmp_path):
+    picture = png()
+    names = [f"face_{number:04}.png" for number in range(1100)]
+    for name in names:
+        (tmp_path / name).write_bytes(picture)
+    rows = [f"{name},{['happy', 'sad'][number % 2]}" for number, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    assert counts(load(tmp_path)) == {"train": 990, "validation": 110}
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [

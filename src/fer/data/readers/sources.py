@@ -28,7 +28,7 @@ from fer.data.readers.names import (
     subfolders,
 )
 from fer.data.readers.picture_lists import Columns, cached_listed, table_columns
-from fer.data.readers.pictures import image_files
+from fer.data.readers.pictures import image_files, is_picture
 from fer.data.readers.table import Table
 
 OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
@@ -37,7 +37,7 @@ DEEPER = 2  # folders below data.path in which data is looked for
 MOST_BELOW = 200  # folders looked into for data that lies deeper
 UNFINISHED = {".crdownload", ".part", ".partial", ".download"}
 MOST_NAMED = 8  # data sets in a message
-MAX_LISTED = 1000  # entries of a folder that are looked through
+MAX_LISTED = 1000  # entries of a folder that are looked through; pictures do not count
 LOOKED_FOR = (
     "fer2013.csv, icml_face_data.csv, train.csv with test.csv, another CSV, folders "
     "train/<emotion>/ or <emotion>/, a table of pictures, .zip, .tar.gz, .npz, .parquet; get "
@@ -206,7 +206,8 @@ def folder_reader(folder: Path, depth: int) -> Reader | None:
     """How the data set in a folder is read; None if there is none, also not in `depth` folders
     below. Raises UserError, with the list of them, if there are several.
     """
-    files = [entry for entry in islice(entries(folder), MAX_LISTED) if entry.is_file()]
+    tables = (entry for entry in entries(folder) if not is_picture(entry.name) and entry.is_file())
+    files = list(islice(tables, MAX_LISTED))
     csvs = [file for file in files if is_csv(file)]
     official = official_csvs(folder)
     if official:
