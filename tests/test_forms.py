@@ -988,6 +988,31 @@ def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(t
         load(path)
 
 
+def test_pictures_that_belong_to_no_split_are_named(tmp_path):
+    root = tmp_path / "inner"
+    draw_folders(root, ["train", "test", "eval"], ["happy", "sad"])
+    draw_folders(root / "train", ["happy"], ["s1"])
+    (root / "train" / "happy" / ".ipynb_checkpoints").mkdir()
+    for name in ("a.png", "b.png"):
+        (root / "train" / name).write_bytes(png())
+    assert load(root).description.endswith(
+        "2 classes: happy, sad; not read: eval/, train/a.png and 1 more, train/happy/s1/"
+    )
+    assert "not read: inner/eval/, inner/train/a.png and" in load(tmp_path).description
+
+
+@pytest.mark.parametrize("fault", ["empty", "damaged"])
+def test_a_test_folder_that_cannot_be_read_hinders_no_training(tmp_path, fault):
+    draw_folders(tmp_path, ["train"], ["happy", "sad"])
+    (tmp_path / "test" / "happy").mkdir(parents=True)
+    if fault == "damaged":
+        (tmp_path / "test" / "happy" / "a.png").write_bytes(png()[:50])
+    data = load(tmp_path)
+    assert [*data.splits] == ["train", "validation"] and "test is left out" in data.description
+    with pytest.raises(UserError, match=r"split=test: .*(no pictures in its|a\.png: not a read)"):
+        data.open("test")
+
+
 def test_a_table_beside_more_than_a_thousand_pictures_is_found(tmp_path):
     picture = png()
     names = [f"face_{number:04}.png" for number in range(1100)]

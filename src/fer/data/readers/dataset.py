@@ -23,6 +23,7 @@ from fer.data.readers.table import Table
 
 # Positions of train.usage, and what is held out where none of them validates.
 SPLIT_NAMES = ("train", "public", "private", "validation")
+MOST_UNREAD = 4  # folders in a message
 HELD_OUT = "held out"  # what validates where it is a part of the training faces
 Name = Annotated[str, MinLen(1), MaxLen(100)]
 Names = Annotated[list[Name], MinLen(1), MaxLen(1000)]
@@ -113,7 +114,8 @@ def fer2013(
         validating = "validation"
     shut = shut_splits(splits, validating)
     words = in_words(source, splits, shut, validating, split, fraction, class_names, left_out)
-    description = "; ".join(filter(None, (words, unused)))
+    unread = f"not read: {listed(source.unread, MOST_UNREAD)}" if source.unread else ""
+    description = "; ".join(filter(None, (words, unread, unused)))
     return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 

@@ -54,7 +54,7 @@ class Source:
     column Usage says of its rows. places: what each part is, in words. pictures: are ids paths?
     known_numbers: the classes 0, 1, … where the files show what numbers mean. sample: a sample
     submission beside them. left_out: part → why it was not read. root: the folder that ids and
-    places are relative to.
+    places are relative to. unread: pictures there that belong to no part, in words.
     """
 
     parts: dict[str, Table]
@@ -64,6 +64,7 @@ class Source:
     sample: str | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     root: Path | None = None
+    unread: list[str] = field(default_factory=list)
 
     def seen_from(self, place: Path) -> "Source":
         """With ids and places relative to `place`, a folder above `root`."""
@@ -71,6 +72,7 @@ class Source:
             return self
         prefix = printable(self.root.relative_to(place).as_posix())
         self.places = {split: f"{prefix}/{name}" for split, name in self.places.items()}
+        self.unread = [f"{prefix}/{name}" for name in self.unread]
         if self.pictures:
             for table in self.parts.values():
                 table.ids = np.char.add(f"{prefix}/", table.ids)
@@ -424,22 +426,72 @@ def folders_source(
     """Folders of pictures in `root`, one a split; csvs: tables beside them that may hold their
     labels.
     """
-    parts = {}
+    parts, left_out, unread = {}, {}, unread_beside(root, folders)
     for split, outer in folders.items():
         folder = outer
         if split == "test" and (inner := only_unlabeled(folder, folders.get("train"))):
             folder = inner
-        listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
-        if listed:
-            path, columns = listed
-            parts[split] = cached_listed(path, columns, folder, [folder], wanted.size or FACE_SIZE)
-        else:
-            parts[split] = cached_folder(folder, wanted.size or FACE_SIZE, root)
-        if folder != root:
-            prefix = printable(folder.relative_to(root).as_posix())
-            parts[split].ids = np.char.add(f"{prefix}/", parts[split].ids)
+        try:
+            parts[split] = folder_table(split, folder, root, csvs, wanted)
+            unread += unread_below(folder, root)
+        except (UserError, OSError) as error:
+            if split != "test" or "train" not in folders:
+                raise
+            left_out[split] = str(error)
     places = {split: f"{printable(folder.name)}/" for split, folder in folders.items()}
-    return Source(parts, places, pictures=True, root=root)
+    return Source(parts, places, pictures=True, left_out=left_out, root=root, unread=unread)
+
+
+def folder_table(
+    split: str, folder: Path, root: Path, csvs: Sequence[Path], wanted: Wanted
+) -> Table:
+    """The pictures of one split, with their labels from a table or from the names of folders."""
+    side = wanted.size or FACE_SIZE
+    listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
+    if listed:
+        path, columns = listed
+        table = cached_listed(path, columns, folder, [folder], side)
+    else:
+        table = cached_folder(folder, side, root)
+    if folder != root:
+        prefix = printable(folder.relative_to(root).as_posix())
+        table.ids = np.char.add(f"{prefix}/", table.ids)
+    return table
+
+
+def unread_beside(root: Path, folders: dict[str, Path]) -> list[str]:
+    """Folders with pictures beside those of the splits, such as eval/."""
+    if root in folders.values():
+        return []
+    strangers = [entry for entry in subfolders(root) if entry not in folders.values()]
+    return [f"{printable(entry.name)}/" for entry in strangers if holds_pictures(entry)]
+
+
+def unread_below(folder: Path, root: Path) -> list[str]:
+    """Pictures beside class folders, and folders with pictures in class folders."""
+    unread = []
+    classes = subfolders(folder)
+    if classes and (strays := image_files(folder)):
+        place = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
+        more = f" and {len(strays) - 1} more" if strays[1:] else ""
+        unread.append(f"{place}{strays[0].name}{more}")
+    for inner in classes:
+        # Only what is no picture is asked whether it is a folder: there may be 100,000 files.
+        deeper = [entry for entry in entries(inner) if not is_picture(entry.name)]
+        unread += [
+            f"{entry.relative_to(root).as_posix()}/"
+            for entry in deeper
+            if entry.is_dir() and holds_pictures(entry)
+        ]
+    return [printable(name) for name in unread]
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Are there pictures in a folder, or in a folder in it?"""
+    with contextlib.suppress(OSError):
+        places = [folder, *islice(subfolders(folder), MOST_BELOW)]
+        return any(image_files(place) for place in places)
+    return False
 
 
 def only_unlabeled(test: Path, train: Path | None) -> Path | None:
