@@ -88,7 +88,7 @@ def warn_if_long(faces: int, rate: float, device: torch.device) -> None:
         tqdm.write(
             f"this will take up to {lasting(seconds)} ({rate:.0f} images/s on {device.type}); "
             "faster:\n"
-            f"  {faster}a smaller model=, fewer train.epochs, data.limit=N",
+            f"  {faster}a smaller model=, fewer train.epochs, or data.limit=N",
             file=sys.stderr,
         )
 

@@ -357,7 +357,7 @@ def over_processes(values: Tensor, how: str) -> Tensor:
 
 @contextlib.contextmanager
 def others_named() -> Iterator[None]:
-    """Within the context the end of another process raises UserError, as far as it shows."""
+    """Within the context a lost connection to another process raises UserError."""
     try:
         yield
     except RuntimeError as error:  # DistBackendError and what gloo raises

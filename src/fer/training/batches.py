@@ -108,7 +108,7 @@ def epoch_batches(
     else:
         order = torch.randperm(count, generator=generator)
     if device.type == "cuda":
-        order = order.pin_memory()  # whose copy does not wait
+        order = order.pin_memory()  # so that the copy to the GPU is asynchronous
     sizes = batch_sizes(count, batch_size, processes)
     return order.to(device, non_blocking=True).split(sizes)
 

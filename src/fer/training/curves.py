@@ -1,5 +1,5 @@
-"""What changes during a training: which curve drives the learning rate, dropout, image size and
-each augmentation, and what its factor multiplies.
+"""The quantities that follow a curve during training: learning rate, dropout rate, image size and
+augmentation strengths, and the full value that each curve multiplies.
 """
 
 from typing import NamedTuple

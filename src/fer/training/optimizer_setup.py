@@ -21,7 +21,7 @@ def build_optimizer(
 
     backbone_lr: the learning rate of all layers but the last, if they have their own.
 
-    Raises UserError for one that cannot take a plain step, before any work.
+    Raises UserError, before any work, for an optimizer whose step() needs more than gradients.
     """
     trial = take_trial_step(node)
     options = {}
@@ -95,7 +95,9 @@ def take_trial_step(node: dict) -> torch.optim.Optimizer:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state, learning rates as plain numbers: they are tensors while steps are captured."""
+    """The optimizer's state. Learning rates are tensors while steps are captured; here they are
+    plain numbers.
+    """
     state = optimizer.state_dict()
     groups = []
     for group in state["param_groups"]:

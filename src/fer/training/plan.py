@@ -1,5 +1,5 @@
-"""When things change during a training: the value of every curve at every step, and each step's
-seeds. Depends on the config and the validation history alone.
+"""The schedule of a training: the value of every curve and the seeds at every step. It depends on
+the config and the validation history alone.
 """
 
 from collections.abc import Mapping, Sequence

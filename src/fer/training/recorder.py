@@ -34,7 +34,7 @@ class Recorder:
         print(epoch_line(row, self.cfg.train.epochs, is_best), flush=True)
 
     def warn_if_one_class(self, logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-        """Print why it may be if all validation faces begin to be predicted as one class."""
+        """Print likely causes when all validation faces are first predicted as one class."""
         predicted = logits.argmax(1).unique().tolist()
         only_class = None
         if len(predicted) == 1 and len(labels.unique()) > 1:

@@ -164,7 +164,7 @@ def tensorboard_writer(trainer: Trainer, folder: Path):
 
 
 def where_it_continues(trainer: Trainer, folder: Path) -> str:
-    """At which step a resumed training continues or, if it is complete, how to train longer."""
+    """Where a resumed training continues, or how to train longer if it is complete."""
     settings = trainer.cfg.train
     trust = config.trust_override(trainer.cfg.model_dump())
     again = f"fer train resume={shlex.quote(str(folder))}{trust}"
@@ -182,7 +182,7 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
 
 
 def print_start(trainer: Trainer, folder: Path) -> None:
-    """What is trained on what, where, and what is likely not meant."""
+    """Print the network, the data, the device, and warnings about unlikely settings."""
     cfg, faces = trainer.cfg, trainer.faces
     parameters = sum(p.numel() for p in trainer.network.parameters())
     print(f"{folder}: {cfg.name}, {parameters:,} parameters")
@@ -194,14 +194,15 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         print(wrapped(f"data: {faces.data.description}"))
     if faces.images.device.type != trainer.device.type:
         gigabytes = (faces.images.nbytes + faces.val_images.nbytes) / 1e9
-        print(f"they stay in main memory ({gigabytes:.1f} GB); each batch moves when it is needed")
+        print(f"faces stay in main memory ({gigabytes:.1f} GB); each batch is copied to the device")
     for warning in warnings_of(trainer):
         print(wrapped(warning))
 
 
 def copies_in_words(data: Data, dropped: bool) -> str:
-    """Which faces are exact copies of training faces; nothing if none. dropped: those of validation
-    faces are not trained on.
+    """How many faces of each split are exact copies of training faces; empty if none are.
+
+    dropped: training faces that are copies of validation faces are left out.
     """
     words = []
     for name, count in data.copies_of_training().items():
@@ -215,7 +216,7 @@ def copies_in_words(data: Data, dropped: bool) -> str:
 
 
 def warnings_of(trainer: Trainer) -> list[str]:
-    """What is likely not meant, one warning each."""
+    """Warnings about settings that the user probably did not intend."""
     cfg, data = trainer.cfg, trainer.faces.data
     warnings = []
     nodes: dict[str, dict | None] = {"schedule": cfg.schedule}

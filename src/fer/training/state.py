@@ -48,7 +48,9 @@ def restore(trainer: "Trainer", contents: dict[str, Any], path: Path) -> None:
 
 
 def restore_state(trainer: "Trainer", state: dict[str, Any], path: Path) -> None:
-    """Earlier versions saved no faces, steps, scaler and number format."""
+    """Restore all but the weights. Checkpoints of earlier versions lack faces, steps, scaler and
+    number format.
+    """
     if state.get("faces", trainer.faces.fingerprint) != trainer.faces.fingerprint:
         raise UserError(
             f"{path}: was trained on other faces or labels; "

@@ -75,7 +75,7 @@ class Trainer:
             )
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
         built = self.build()
-        # After what is quick to refuse.
+        # Reading the data takes long, so what can be refused quickly comes first.
         data = data or config.build("data", cfg.data)
         if fit_outputs(cfg, data.classes) or cfg.start:
             built = self.build(data.classes)
@@ -109,7 +109,7 @@ class Trainer:
             state.restore(self, saved or load_checkpoint(path), path)
 
     def build(self, classes: Sequence[str] | None = None) -> "Built":
-        """What the config names, besides the data. classes: of the data, None before it is read."""
+        """Build what the config describes, except the data. classes: of the data; None: unknown."""
         cfg = self.cfg
         torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
         # A resumed training has its weights; the file that it started from may be gone.
@@ -334,7 +334,7 @@ class Trainer:
         return row, logits
 
     def validation_logits(self) -> Tensor:
-        """One process validates and all know the result: they must stop together."""
+        """One process validates and shares the result, so that all processes stop together."""
         faces = self.faces
         logits = torch.zeros(len(faces.val_images), len(faces.classes), device=self.device)
         if self.rank == 0:
@@ -365,8 +365,9 @@ class Trainer:
             self.stop_diverged("weights became NaN or infinite")
 
     def stop_diverged(self, what: str, step: int | None = None) -> NoReturn:
-        """Raise UserError for `what` was found after a step of this epoch, counted from 1; None:
-        after the last one that was run.
+        """Raise UserError: `what` was found after a step of this epoch.
+
+        step: counted from 1; None: the last step that was run.
         """
         if step is None:
             step = self.step
@@ -403,7 +404,7 @@ class Trainer:
 
 
 class Built(NamedTuple):
-    """What a config names besides the data, made. model: an nn.Module with a `size`."""
+    """The objects that a config describes, besides the data. model: an nn.Module with a `size`."""
 
     model: Any  # a module and its own numbers, which mypy takes for modules too
     augment: Augment
