@@ -255,6 +255,7 @@ def assert_same(folder, torn):
     [
         ("SIGINT", 130),
         pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
+        ("SIGHUP", 129),
         pytest.param("SIGUSR1", 75, marks=pytest.mark.slow),
         ("SIGKILL", -9),
     ],

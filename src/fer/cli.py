@@ -42,8 +42,8 @@ Tab completion, for this shell: eval "$(fer -sc install=bash)" (or zsh, fish)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 2 refused; 75, 130 or 143 ended by a signal,
-    everything saved.
+    """Run one command. Returns the exit code: 0 done, 2 refused; 75, 129, 130 or 143 ended by a
+    signal, everything saved.
     """
     args = sys.argv[1:] if argv is None else argv
     open_closed_descriptors()

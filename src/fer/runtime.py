@@ -35,7 +35,9 @@ OUT_OF_MEMORY = re.compile(
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
 UNTRACED_STEPS = 5  # before a trace begins
 SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
 ]
 
 
@@ -371,8 +373,8 @@ def others_named() -> Iterator[None]:
 
 
 class Signals:
-    """Within the context the first SIGINT, SIGTERM or SIGUSR1 (a scheduler's warning) only sets
-    `caught`, which is 0 until then. A second one acts as usual.
+    """Within the context the first SIGINT, SIGTERM, SIGHUP (a terminal that closes) or SIGUSR1 (a
+    scheduler's warning) only sets `caught`, which is 0 until then. A second one acts as usual.
     """
 
     caught = 0
