@@ -118,8 +118,8 @@ class Data:
     hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode:
     what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
-    description: what was taken for what, in words. left_out: split → why it could not be read.
-    enlarged: what data.size does to smaller faces, in words.
+    description: which files are used for what, in words. left_out: split → why it could not be
+    read. enlarged: what data.size does to smaller faces, in words.
     """
 
     splits: dict[str, Faces]

@@ -68,7 +68,7 @@ def resolve(tables: Sequence[Table], wishes: Wishes, known_numbers: Sequence[str
         return Meaning(CLASSES, {})
     for label, place in first.items():
         if not label.isprintable() or not 0 < len(label.strip()) <= MAX_NAME:
-            raise UserError(f"{place!r}: its name cannot be a class's; rename it")
+            raise UserError(f"{place!r}: cannot be used as the name of a class; rename it")
     if len(first) > MAX_LABELS:
         raise UserError(f"there are {len(first):,} different labels, too many for classes")
     named = name_numbers(first, wishes.names, known_numbers)
@@ -156,7 +156,9 @@ def plain(label: str) -> str:
 
 
 def refuse_misspelt(first: Mapping[str, str], named: Mapping[str, str], wishes: Wishes) -> None:
-    """Refuse a word beside emotions that is nearly one of them, unless the config names it."""
+    """Refuse a label that is almost an emotion, if other labels are emotions and the config does
+    not name it.
+    """
     asked = set(wishes.classes or ())
     for joined in (wishes.merge or {}).values():
         asked.update(joined)

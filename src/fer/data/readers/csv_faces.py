@@ -65,10 +65,10 @@ def read_csv(path: Path, side: int | None = None, group_column: str | None = Non
         lines = filled_lines(file, path, digest, longest)
         header = [read_header(*line, group_column) for line in islice(lines, 1)]
         while block := list(islice(lines, BLOCK)):
-            # NumPy works outside Python's lock.
+            # NumPy releases the GIL.
             parts.append(pool.submit(parse, block, header[0], own_side))
             if len(parts) > 8:
-                parts[-9].result()  # so that the reader does not run ahead
+                parts[-9].result()  # wait, so that few blocks are in memory at once
     if not parts:
         raise UserError(
             f"{path}: {'has a header but no rows' if header else 'is empty'}; get the file again"
@@ -185,7 +185,7 @@ def filled_lines(file: BufferedReader, path: Path, digest, longest: int) -> Iter
                 )
             if line.strip():
                 yield f"{path}, line {number}", line.removesuffix(b"\r")
-        # Line by line, it would wait for Python's lock: 1.3 times as long.
+        # A digest line by line would wait for the GIL and take 1.3 times as long.
         digest.update(b"".join(block))
 
 
@@ -315,7 +315,7 @@ def pixel_fields(rows: Sequence[Sequence[str]], roles: Sequence[str]) -> list[st
 
 
 def check_label(place: str, label: str) -> None:
-    """Refuse what is neither a whole number nor a word."""
+    """Raise UserError for a label that is neither an integer nor a word."""
     number_like = re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", label)
     whole = re.fullmatch(r"-?[0-9]{1,9}", label)
     word = re.match(r"[\w-]", label) and label.isprintable() and "\ufffd" not in label
@@ -351,8 +351,8 @@ def usage_of(place: str, word: str) -> int:
 
 
 def short_fields(places: list[str], fields: Sequence[str], what: str) -> np.ndarray:
-    """Fields without white space around them, `=1+1` too: a submission gives back what it was
-    asked.
+    """Fields stripped of surrounding white space, otherwise unchanged, even `=1+1`: a submission
+    must repeat the ids as they are.
     """
     stripped = [field.strip() for field in fields]
     for place, name in zip(places, stripped, strict=False):
@@ -398,7 +398,7 @@ def first_problem(places: list[str], fields: Sequence[str], side: int) -> str:
 
 
 def explain(place: str, field: str, side: int) -> str:
-    """What is wrong with a field of pixels, the slow way; nothing if it is good."""
+    """What is wrong with a field of pixels, found value by value; empty if nothing is."""
     values = [value for value in field.split(" ") if value]
     bad = [value for value in values if not re.fullmatch("[0-9]{1,3}", value) or int(value) > 255]
     if bad:

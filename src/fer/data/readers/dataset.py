@@ -254,7 +254,7 @@ def groups_in(table: Table, source: Source, groups: str | None) -> np.ndarray | 
 
 
 def enlarged_in_words(size: int | None, tables: Sequence[Table]) -> str:
-    """What data.size does to faces that the source has smaller; nothing if these are few."""
+    """A warning that data.size enlarges most faces; empty if it does not."""
     enlarged, count = sum(int(table.enlarged) for table in tables), sum(map(len, tables))
     if size is None or enlarged <= count / 2:
         return ""
@@ -266,7 +266,7 @@ def enlarged_in_words(size: int | None, tables: Sequence[Table]) -> str:
 
 
 def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:
-    """How many faces of which classes data.classes leaves out; nothing if none."""
+    """How many faces, of which classes, data.classes leaves out; empty if none."""
     count, labels = 0, set()
     for part in parts.values():
         rows = part.labels == -2
@@ -288,7 +288,7 @@ def in_words(
     classes: Sequence[str],
     left_out: str,
 ) -> str:
-    """One line: what was taken for what, and the classes."""
+    """One line: which files are used for what, and the classes."""
     train = source.places["train"]
     if "public" in splits or "private" in splits:
         named = {"train": USAGES[0], "public": USAGES[1], "private": USAGES[2]}
@@ -317,7 +317,7 @@ def in_words(
 
 
 def hash_of(parts: dict[str, Part]) -> str:
-    """SHA-256 of what was read: the file's own where it is one file."""
+    """SHA-256 of the data: of the file itself if there is only one."""
     hashes = [
         str(parts[name].table.hash) for name in ("train", "validation", "test") if name in parts
     ]

@@ -94,7 +94,7 @@ Reader = Callable[[Wanted], Source]
 
 
 def find(path: str, wanted: Wanted = Wanted()) -> Source:
-    """The faces at `path`. UserError, with what is there instead, if that is no data set."""
+    """The faces at `path`. Raises UserError, naming what is there instead, if there are none."""
     place = Path(path)
     try:
         if path.startswith("~"):
@@ -139,7 +139,7 @@ def instead(place: Path) -> str:
 
 
 def in_other_form(file: Path) -> str:
-    """What a file is that by its name is no data, and what to do; nothing if it holds no faces."""
+    """What a file is whose name does not suggest data, and what to do; empty if it has no faces."""
     if file.suffix.lower() in UNFINISHED:
         return "is an unfinished download"
     if file.name.lower().endswith(".csv.gz"):
@@ -175,7 +175,7 @@ def is_data_file(file: Path) -> bool:
 
 
 def file_reader(path: Path) -> Reader:
-    """How a single file is read, by its name; a file of another name as a CSV."""
+    """The reader of a single file, chosen by its suffix; CSV for any other suffix."""
     if is_archive(path):
         return archive_reader(path)
     if path.suffix.lower() == ".npz":
