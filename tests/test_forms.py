@@ -972,7 +972,8 @@ def test_a_folder_that_cannot_name_a_class_is_refused(tmp_path, name):
     draw_folders(tmp_path, ["train"], ["happy", name], count=1, side=8)
     with pytest.raises(UserError) as error:
         load(tmp_path)
-    assert "cannot be used as the name of a class" in str(error.value) and str(error.value).isprintable()
+    assert "cannot be used as the name of a class" in str(error.value)
+    assert str(error.value).isprintable()
 
 
 def test_a_column_split_of_a_csv_of_faces_is_read_and_tells_nothing_of_numbers(tmp_path):
