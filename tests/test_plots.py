@@ -116,6 +116,23 @@ def test_curves_and_schedules(rows, tmp_path, drawn):
         assert all(tick == round(tick) for tick in axes.get_xticks() if low <= tick <= high)
 
 
+@pytest.mark.parametrize("shares", [[0.1], [0.05, 0.2]])
+def test_methods_at_one_share_of_labels_stay_together(shares, tmp_path, drawn):
+    rows = [
+        {"share": share, "method": method, "accuracy": 0.5, "low": 0.4, "high": 0.6}
+        for share in shares
+        for method in ("clusters", "supervised only", "round 1", "round 2")
+    ]
+    assert size(plots.shares(pd.DataFrame(rows), tmp_path / "shares.png")) == (675, 450)
+    (axes,) = drawn[0].axes
+    low, high = np.log(axes.get_xlim())
+    lines = [line.get_xdata() for line in axes.lines if line.get_marker() != "_"]
+    points = np.log(np.array(lines, dtype=float))
+    assert np.ptp(points, axis=0).max() < 0.15 * (high - low)
+    assert low < points.min() and points.max() < high
+    assert not len(axes.get_xticks(minor=True))
+
+
 def test_curves_mark_the_best_epoch_in_percent(tmp_path, drawn):
     rows = history(5).assign(
         val_accuracy=[0.1, 0.75, 0.3, 0.75, np.nan]

@@ -653,16 +653,22 @@ def shares(table: "pd.DataFrame", path: Path) -> Path:
 
     table: columns share, method, accuracy, low, high.
     """
+    percents = sorted(100 * table["share"].unique())
+    methods = list(table.groupby("method", sort=False))
     with _figure(path, 4.5, 3) as (_, axes):
-        for i, (method, rows) in enumerate(table.groupby("method", sort=False)):
-            x = 100 * rows["share"] * 1.02**i  # side by side, so that intervals do not overlap
+        for i, (method, rows) in enumerate(methods):
+            # Side by side, so that intervals do not overlap.
+            x = 100 * rows["share"] * 1.02 ** (i - (len(methods) - 1) / 2)
             y = 100 * rows["accuracy"]
             spread = abs(100 * rows[["low", "high"]].T.to_numpy() - y.to_numpy())
             look: dict[str, Any] = {"color": COLORS[i % FEW], "marker": MARKERS[1 + i % 5]}
             axes.errorbar(x, y, spread, capsize=2, label=method, **look)
         axes.set(xlabel="training faces with labels, %", ylabel="accuracy, %", xscale="log")
+        # With one share, the distances between methods would otherwise fill the axis.
+        axes.set_xlim(percents[0] / 1.3, percents[-1] * 1.3)
         _plain(axes.xaxis)
-        axes.set_xticks(sorted(100 * table["share"].unique()))
+        axes.set_xticks(percents)
+        axes.minorticks_off()
         axes.legend()
     return path
 
