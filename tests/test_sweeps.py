@@ -186,3 +186,12 @@ def test_a_sweep_that_would_write_to_one_place_or_into_a_pipe_is_refused(fer, tm
         code, _, err = fer(*args, "-m", "data=demo")
         assert code == 2 and words in err, err
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_launcher_that_cannot_start_is_refused_in_a_line(fer, monkeypatch, tmp_path):
+    """It needs Slurm's srun."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    settings = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    code, _, err = fer(*TRAIN, "seed=0,1", *settings)
+    assert code == 2 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith(f"fer: {', '.join(settings)}: ") and "srun" in err

@@ -47,6 +47,7 @@ def launch(command: str, args: list[str]) -> int:
     options.overrides = [
         rewrite(command, groups, override, options) for override in options.overrides
     ]
+    settings = settings_of_hydra(options.overrides)
     jobs = Jobs(command, groups, options.overrides, options.config_dir)
     JobResult.awaited_by = jobs
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed
@@ -62,6 +63,10 @@ def launch(command: str, args: list[str]) -> int:
     except Exception as error:
         in_job = any(frame.f_code is Jobs.run.__code__ for frame, _ in walk_tb(error.__traceback__))
         refusal = worded(error, None if in_job else options.config_dir)
+        if refusal is error and not in_job and settings:
+            # A launcher or sweeper may raise anything, such as where Slurm is missing.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            refusal = UserError(f"{', '.join(settings)}: {reason}; correct it, or leave it out")
         if refusal is error:
             raise
         raise refusal from error
@@ -80,8 +85,12 @@ def needs_hydras_launcher(options: Namespace) -> bool:
     its settings may have changed? It composes a single job twice, so we start that without it.
     """
     plain = get_args_parser().parse_args(options.overrides)
-    sets_hydra = any(word.lstrip("+~").startswith("hydra") for word in options.overrides)
-    return options != plain or sets_hydra
+    return options != plain or bool(settings_of_hydra(options.overrides))
+
+
+def settings_of_hydra(overrides: list[str]) -> list[str]:
+    """The overrides that set Hydra's own keys, such as its launcher."""
+    return [override for override in overrides if override.lstrip("+~").startswith("hydra")]
 
 
 @dataclass
