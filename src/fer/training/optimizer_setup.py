@@ -29,10 +29,8 @@ def build_optimizer(
         if "capturable" in node:
             options["capturable"] = True
         unset = node.get("fused", False) is None and node.get("foreach") is None
-        # start_momentum() would shrink the first step.
-        if node.get("dampening"):
-            unset = False
-        if unset and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
+        dampened = node.get("dampening", 0) != 0  # start_momentum() would shrink its first step
+        if unset and not dampened and isinstance(trial, torch.optim.SGD | torch.optim.Adam):
             options["fused"] = True
     params: Any = model.parameters()
     if backbone_lr is not None:
