@@ -53,6 +53,25 @@ def test_help_lists_the_commands_without_heavy_imports():
     )
 
 
+def test_training_and_predicting_do_not_import_dynamo(tmp_path):
+    """It takes a second or two, and nothing here needs it with optim=muon."""
+    code = """
+import sys
+from fer.cli import main
+train = ["train", "data=demo", "data.images=70", "model=simple_cnn"]
+train += ["model.features=[4,norm,pool]", "model.head=[8,norm]", "optim=muon"]
+train += ["train.epochs=1", "device=cpu", "run=r"]
+assert main(train) == 0
+assert main(["predict", "ckpt=r", "out=s.csv"]) == 0
+assert main(["summary", "model=vgg13"]) == 0
+print("imported" if "torch._dynamo" in sys.modules else "not imported")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.splitlines()[-1] == "not imported", done.stderr
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_a_command_explains_every_key(fer, command):
     import yaml

@@ -11,7 +11,7 @@ from torchvision.models import vgg
 
 from fer import config
 from fer.models.convnet import ConvNet
-from fer.models.layers import Residual
+from fer.models.layers import Residual, on_meta
 from fer.models.network import Network, Normalize, crop_or_enlarge
 
 
@@ -256,3 +256,22 @@ def test_training_starts_as_keras_does_where_a_recipe_says_so():
 def test_the_recipes_of_system_c_start_as_keras_does(compose, name):
     model = config.check("train", compose("train", f"experiment={name}")).model
     assert (model["init"], model["prelu_slope"]) == ("glorot", 0.0)
+
+
+def test_layers_on_meta_make_and_check_shapes():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 3))
+    images = torch.zeros(2, 1, 4, 4)
+    shapes = on_meta(model)
+    assert shapes(images.to("meta")).shape == model(images).shape == (2, 3)
+    assert all(tensor.is_meta for tensor in shapes.state_dict().values())
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    with pytest.raises(RuntimeError, match="a dense layer of 16 inputs is given 36"):
+        shapes(torch.zeros(2, 1, 5, 5, device="meta"))
+    with pytest.raises(RuntimeError, match="BatchNorm of 4 channels is given 3"):
+        shapes[1](torch.zeros(2, 3, 4, 4, device="meta"))
+
+
+def test_parameters_that_layers_share_are_shared_on_meta():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    assert len(list(on_meta(nn.Sequential(first, second)).parameters())) == 3

@@ -4,7 +4,6 @@ Multiply-adds are those of convolutions and dense layers for one face: output el
 elements × input channels / groups. Norms, pools, activations, biases and attention count as 0.
 """
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fer import config
+from fer.models.layers import on_meta
 from fer.text import aligned
 
 HEADER = ["layer", "kind", "kernel", "stride", "padding", "output", "parameters", "multiply-adds"]
@@ -89,7 +89,7 @@ def layers(model: nn.Module) -> list[Layer]:
     """The layers in the order in which they run on one face. The parameters of a layer that runs
     twice count once. Those outside the layers that run come last.
     """
-    shapes: Any = copy.deepcopy(model).to("meta").eval()
+    shapes = on_meta(model)
     names = {module: name for name, module in shapes.named_modules() if not list(module.children())}
     rows: list[Layer] = []
     uncounted = set(shapes.parameters())

@@ -215,7 +215,7 @@ class NewtonSchulz:
     def __call__(self, stack: Tensor, iterations: int) -> None:
         """stack: float32 k×m×n with m ≤ n, overwritten."""
         norms = torch.linalg.vector_norm(stack, dim=(1, 2), keepdim=True)
-        self.x.copy_(stack / (norms + 1e-7))
+        torch.div(stack, norms + 1e-7, out=self.x)
         for _ in range(iterations):
             torch.bmm(self.x, self.x.mT, out=self.gram)
             torch.baddbmm(self.gram, self.gram, self.gram, beta=B, alpha=C, out=self.polynomial)

@@ -25,10 +25,9 @@ from typing import Annotated, Any, Literal, Required
 import torch
 from annotated_types import Ge, Le, Lt
 from torch import nn
-from torch.func import functional_call
 from typing_extensions import TypedDict
 
-from fer.models.layers import PReLU, Residual
+from fer.models.layers import PReLU, Residual, on_meta
 
 WIDEST = 65_536  # filters or units; more is surely a typing error
 Width = Annotated[int, Ge(1), Le(WIDEST)]
@@ -163,7 +162,11 @@ class ConvNet(nn.Module):
         self.initialize(init, logits)
 
     def initialize(self, init: str, logits: nn.Linear) -> None:
-        """Draw the weights of convolutions and dense layers; set their biases to 0."""
+        """Draw the weights of convolutions and dense layers; set their biases to 0. On the meta
+        device there are none to draw.
+        """
+        if logits.weight.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if init == "glorot":
@@ -210,12 +213,8 @@ class Layers:
 
 
 def output_shape(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a layer's output for one image. The meta device computes nothing for it."""
-    tensors = [*layer.named_parameters(), *layer.named_buffers()]
-    on_meta = {name: tensor.to("meta") for name, tensor in tensors}
-    layer.eval()
-    output = functional_call(layer, on_meta, torch.zeros(1, *shape, device="meta"))
-    layer.train()
+    """The shape of a layer's output for one image."""
+    output = on_meta(layer)(torch.zeros(1, *shape, device="meta"))
     return tuple(output.shape[1:])
 
 

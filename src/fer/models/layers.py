@@ -1,10 +1,12 @@
 """Layers that torch lacks. convnet.py builds networks from them."""
 
+import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Residual(nn.Module):
@@ -91,3 +93,48 @@ def schedule_dropout(model: nn.Module) -> list[ScheduledDropout]:
             if isinstance(child, ScheduledDropout):
                 scheduled.append(child)
     return scheduled
+
+
+def on_meta(model: nn.Module) -> Any:
+    """A copy of the model in evaluation mode on the meta device, which holds shapes but no numbers:
+    to make and run it takes milliseconds and no memory.
+
+    Its dense layers and BatchNorm only check and make shapes. To compute these there, torch imports
+    torch._dynamo, which takes a second.
+    """
+    moved: dict[int, Any] = {}
+    for parameter in model.parameters():
+        moved[id(parameter)] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        moved[id(buffer)] = buffer.to("meta")
+    shapes = copy.deepcopy(model, moved).eval()
+    outputs: dict[type, Callable[..., Tensor]] = {
+        nn.Linear: dense_output,
+        nn.BatchNorm1d: norm_output,
+        nn.BatchNorm2d: norm_output,
+    }
+    for layer in shapes.modules():
+        output = outputs.get(type(layer))
+        if output:
+            layer.forward = partial(output, layer)  # type: ignore[method-assign]
+    return shapes
+
+
+def dense_output(layer: nn.Linear, inputs: Tensor) -> Tensor:
+    """An empty tensor of the shape of a dense layer's output. Raises RuntimeError if the inputs do
+    not fit.
+    """
+    *shape, features = inputs.shape
+    if features != layer.in_features:
+        raise RuntimeError(f"a dense layer of {layer.in_features} inputs is given {features}")
+    return inputs.new_empty(*shape, layer.out_features)
+
+
+def norm_output(layer: nn.BatchNorm1d | nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    """An empty tensor of the shape of BatchNorm's output. Raises RuntimeError if the inputs do not
+    fit.
+    """
+    channels = inputs.shape[1]
+    if channels != layer.num_features:
+        raise RuntimeError(f"BatchNorm of {layer.num_features} channels is given {channels}")
+    return torch.empty_like(inputs)

@@ -2,7 +2,6 @@
 or from a file.
 """
 
-import copy
 import difflib
 import re
 import sys
@@ -18,6 +17,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 
 from fer import FilePath
 from fer.files import regular
+from fer.models.layers import on_meta
 
 Classes = Annotated[int, Ge(1), Le(65_536)]
 Side = Annotated[int, Ge(1), Le(1024)]  # pixels; FER2013's faces have 48
@@ -109,7 +109,7 @@ def check_size(model: nn.Module, name: str, size: int) -> None:
     """Refuse a size that the model cannot take; the message gives the smallest one above it that it
     can.
     """
-    shapes = copy.deepcopy(model).to("meta").eval()  # no arithmetic, no memory
+    shapes = on_meta(model)
     reason = refusal(shapes, size)
     if not reason:
         return
