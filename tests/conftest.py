@@ -26,8 +26,11 @@ MODELS = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 os.environ.pop("FER_DEBUG", None)
 os.environ["OMP_NUM_THREADS"] = "1"  # of commands that tests start: two workers share two cores
 torch.set_num_threads(1)
-# A shell that starts the tests in the background makes them, and all they start, ignore it.
+# A shell that starts the tests in the background makes them, and all they start, ignore SIGINT;
+# nohup does so with SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(config, items):
