@@ -13,7 +13,7 @@ from fer.optim import Average, GramNewtonSchulz, Muon, NewtonSchulz
 from fer.training.optimizer_setup import build_optimizer, check_state
 
 
-@pytest.fixture(params=["fp32", "bf16"])
+@pytest.fixture(params=["fp32", "bf16", "fp16"])
 def number_format(request, monkeypatch):
     """A machine that computes in it."""
     monkeypatch.setattr("fer.optim.number_format", lambda device: request.param)
@@ -54,6 +54,20 @@ def test_the_gram_matrix_gives_the_same_iterates(smallest):
     NewtonSchulz(stack, torch.float32)(whole, 5)
     GramNewtonSchulz(stack)(gram, 5)
     torch.testing.assert_close(gram, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 96])
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_matrices_of_any_size_are_orthogonalized_in_fp16(rank, scale):
+    """A GPU without bf16 computes in it, such as the T4."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(size, rank, generator=generator) for size in (96, 800))
+    stack = scale * (left @ right.T)[None]
+    NewtonSchulz(stack, torch.float16)(stack, 5)
+    values = torch.linalg.svdvals(stack[0])
+    assert 0.5 < values[0] < 1.3
+    if rank == 1:
+        assert values[1] < 0.1
 
 
 def test_a_step_allocates_no_memory(number_format):

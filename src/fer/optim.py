@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import AveragedModel
 
-from fer.runtime import has_fused_kernels, number_format
+from fer.runtime import DTYPES, has_fused_kernels, number_format
 
 Rate = Annotated[float, Gt(0)]
 # AdamW updates matrices whose shorter side is longer: to orthogonalize 4096×4096 takes 2 TFLOP, a
@@ -188,12 +188,11 @@ class Workspace:
         stack = self.stack.mT if self.tall else self.stack
         rows, columns = stack.shape[1:]
         self.iteration: NewtonSchulz | GramNewtonSchulz
-        if number_format(matrix.device) == "bf16":
-            self.iteration = NewtonSchulz(stack, torch.bfloat16)
-        elif columns > 1.5 * rows:
+        dtype = DTYPES[number_format(matrix.device)]
+        if dtype == torch.float32 and columns > 1.5 * rows:
             self.iteration = GramNewtonSchulz(stack)
         else:
-            self.iteration = NewtonSchulz(stack, torch.float32)
+            self.iteration = NewtonSchulz(stack, dtype)
 
     def orthogonalize(self, iterations: int) -> None:
         """Replace each matrix U S Vᵀ of the stack by approximately U Vᵀ: after 5 iterations its
@@ -203,7 +202,10 @@ class Workspace:
 
 
 class NewtonSchulz:
-    """The iteration on whole matrices, in `dtype`."""
+    """The iteration on whole matrices, in `dtype`.
+
+    float16 does not overflow: x is divided by its norm, and no later product exceeds 5.
+    """
 
     def __init__(self, stack: Tensor, dtype: torch.dtype):
         count, rows, columns = stack.shape

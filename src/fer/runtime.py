@@ -32,6 +32,11 @@ OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|[A-Z]+_STATUS_ALLOC_FAILED|Invalid "
     r"buffer size"
 )
+DTYPES: dict[Format, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 WAIT = timedelta(minutes=10)  # for another process, which may be reading the data
 UNTRACED_STEPS = 5  # before a trace begins
 SIGNALS = [
@@ -145,7 +150,7 @@ def autocast(device: torch.device, number_format: Format) -> contextlib.Abstract
     """The context for forward passes in that format."""
     if number_format == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if number_format == "bf16" else torch.float16)
+    return torch.autocast(device.type, DTYPES[number_format])
 
 
 def has_fused_kernels(device: torch.device) -> bool:
