@@ -1,5 +1,6 @@
 """The ablation of scripts/ablation: trains each variant with each seed and prints a table."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ SWITCHES = {
     "whole_size": "curves.size=null",
     "mixup": "augment.mixup=0.2",
     "no_copies": "train.copies=drop",
+    "fewer_iterations": "optim.iterations=3",
 }
 
 
@@ -95,13 +97,17 @@ def spread(correct: np.ndarray) -> str:
 
 
 def main() -> None:
-    data, out = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "runs/ablation")
+    parser = argparse.ArgumentParser(prog="scripts/ablation", description=__doc__)
+    parser.add_argument("data", help="folder of FER2013")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--only", nargs="+", choices=SWITCHES, default=list(SWITCHES))
+    args = parser.parse_args()
     print(f"fer train {BASE}")
     for seed in SEEDS:
-        for name, switch in SWITCHES.items():
-            train(out / f"{name}_{seed}", data, switch, seed)
+        for name in args.only:
+            train(args.out / f"{name}_{seed}", args.data, SWITCHES[name], seed)
             print(f"{name}, seed {seed}: done", flush=True)
-        print(table(out).to_string(index=False), flush=True)
+        print(table(args.out).to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":
