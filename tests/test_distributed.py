@@ -153,6 +153,7 @@ def test_a_refusal_is_printed_once_and_other_commands_refuse_several_processes(t
         ("train.patience=0", "should be greater"),
         ("train.batch_size=3", "too small for 2 processes; each needs two faces of a batch"),
         ("train.freeze=1", "not possible with several processes"),
+        ("train.compile=true", "not possible with several processes"),
     ):
         codes, out = in_two(tmp_path, *train, typed)
         assert codes == [2, 2] and out.count("fer: ") == 1, out

@@ -1,9 +1,6 @@
 """fer app: a page on this machine that labels faces in photos and in the camera's pictures."""
 
-import errno
 import functools
-import os
-import socket
 import tempfile
 from pathlib import Path
 
@@ -12,25 +9,20 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from fer import UserError, config, extra, photos
+from fer import config, photos
 from fer.checkpoint import BUILTIN_FILE, Checkpoint, find_checkpoints, name_of
 from fer.explain import saliency
 from fer.inference import probabilities
+from fer.local_page import check_port, offline_gradio, serve
 from fer.models.network import Network
 from fer.photos.drawing import beside, draw
 from fer.run import runs
 from fer.runtime import pick_device
 
-HOST = "127.0.0.1"
-
 
 def run(cfg: config.AppConfig, given_keys: list[str]) -> None:
     uploads = tempfile.TemporaryDirectory(prefix="fer_app_")  # deleted when the program ends
-    os.environ.update(GRADIO_TEMP_DIR=uploads.name, HF_HUB_OFFLINE="1")
-    os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
-    spare_proxy()
-    with extra("app", "fer app"):
-        import gradio
+    gradio = offline_gradio(uploads.name)
     detector = photos.FaceDetector()
     paths = checkpoints(cfg.ckpt)
 
@@ -60,42 +52,7 @@ def run(cfg: config.AppConfig, given_keys: list[str]) -> None:
         maps = gradio.Image(label="Saliency", elem_id="maps", buttons=["download", "fullscreen"])
         table = gradio.Dataframe(label="Probabilities", elem_id="table")
         button.click(label, [photo, ckpt], [drawing, maps, table])
-    try:
-        page.launch(
-            server_name=HOST,
-            server_port=cfg.port,
-            share=False,
-            theme=gradio.themes.Default(font=["sans-serif"], font_mono=["monospace"]),
-            ssr_mode=False,
-            quiet=True,
-            show_error=True,
-            prevent_thread_lock=True,
-        )
-    except OSError:  # its message is about Gradio's own settings
-        raise UserError(
-            f"port={cfg.port}: the page's server did not start there; try again, or choose another"
-        ) from None
-    print(f"open {page.local_url} in a browser; end with Ctrl-C", flush=True)
-    page.block_thread()
-
-
-def spare_proxy() -> None:
-    """Keep Gradio's requests to its own page away from a proxy that the environment names."""
-    spared = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
-    joined = ",".join(filter(None, [*dict.fromkeys(spared), HOST]))
-    os.environ.update(no_proxy=joined, NO_PROXY=joined)
-
-
-def check_port(port: int) -> None:
-    """Refuse a port that cannot be taken, with the system's reason; Gradio tells none."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            used = error.errno == errno.EADDRINUSE
-            reason = "another program uses it" if used else f"cannot be used ({error.strerror})"
-            raise UserError(f"port={port}: {reason}; choose another") from None
+    serve(page, cfg.port)
 
 
 def checkpoints(named: str | list[str] | None) -> dict[str, Path]:

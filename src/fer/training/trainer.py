@@ -73,6 +73,11 @@ class Trainer:
                 f"train.freeze={cfg.train.freeze}: not possible with several processes; leave it "
                 "out, or train with one"
             )
+        if cfg.train.compile and self.world > 1:
+            raise UserError(
+                "train.compile=true: not possible with several processes; leave it out, or train "
+                "with one"
+            )
         self.computed_in = runtime.choose_format(device, cfg.train.precision)
         built = self.build()
         # Reading the data takes long, so what can be refused quickly comes first.
