@@ -35,7 +35,7 @@ def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
         code == 0
         and err == ""
         and "onnxruntime" in out
-        and "0 of 23 validation faces labeled otherwise" in out
+        and "0 of 23 validation faces labeled differently" in out
     )
     assert (
         str(Path(__file__).parents[1]).encode() not in Path("r/model.onnx").read_bytes()
@@ -65,6 +65,16 @@ def test_torch_export_gives_pytorchs_logits_too(fer):
     faces = np.random.default_rng(0).integers(0, 256, (5, 1, 48, 48)).astype(np.float32)
     np.testing.assert_allclose(module(torch.from_numpy(faces)).detach(), pytorch(faces), atol=1e-5)
     assert json.loads(json.loads(notes["notes.json"])["classes"])[6] == "neutral"
+
+
+@pytest.mark.parametrize("computed_in", ["bf16", "fp32"])
+def test_the_speed_is_also_given_in_the_format_of_this_cpu(fer, tiny, monkeypatch, computed_in):
+    for module in ("fer.commands.export", "fer.models.network"):
+        monkeypatch.setattr(f"{module}.number_format", lambda device: computed_in)
+    code, out, _ = fer("export", f"ckpt={tiny()}", "out=m.onnx")
+    line = out.splitlines()[-1]
+    assert code == 0 and line.startswith("images/s on this CPU, batches of ")
+    assert line.count(" in fp32") == 2 and line.count(" in bf16") == (computed_in == "bf16")
 
 
 def test_a_failed_export_is_refused_and_writes_nothing(fer, tmp_path, tiny, monkeypatch):

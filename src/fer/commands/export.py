@@ -23,9 +23,11 @@ from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.files import write
 from fer.models.network import Network
 from fer.run import folders_made, refuse_overwriting
+from fer.runtime import number_format
 
 TOLERANCE = 1e-3  # of logits, fp32 both
 BATCH = 64
+CPU = torch.device("cpu")
 # A network and notes in; the file's bytes out, and what they compute.
 Exporter = Callable[[Network, dict[str, str]], tuple[bytes, Callable[[Tensor], Tensor]]]
 DYNAMIC = ({0: torch.export.Dim("batch")},)
@@ -46,9 +48,7 @@ def run(cfg: config.ExportConfig, given_keys: list[str]) -> None:
 def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) -> None:
     """Write the checkpoint's network to the file `out`; speeds: measure it beside PyTorch's."""
     network = (
-        checkpoint.network(torch.device("cpu"))
-        .requires_grad_(False)
-        .to(memory_format=torch.contiguous_format)
+        checkpoint.network(CPU).requires_grad_(False).to(memory_format=torch.contiguous_format)
     )
     size = checkpoint.face_size
     notes = {
@@ -74,14 +74,10 @@ def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) 
     write(out, lambda file: file.write(exported))
     print(
         f"{out}: {len(exported) / 1e6:.1f} MB; at most {difference:.1g} from PyTorch in a logit, "
-        f"{relabeled} of {len(faces)} {source} labeled otherwise"
+        f"{relabeled} of {len(faces)} {source} labeled differently"
     )
     if speeds:
-        ours, theirs = speed(call, faces[:BATCH]), speed(network, faces[:BATCH])
-        print(
-            f"onnxruntime {ours:.0f} images/s, PyTorch {theirs:.0f}, batches of "
-            f"{len(faces[:BATCH])}, fp32, this CPU"
-        )
+        print(speed_line(checkpoint, call, network, faces[:BATCH]))
 
 
 def faces_to_compare(checkpoint: Checkpoint) -> tuple[Tensor, str]:
@@ -151,6 +147,22 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+def speed_line(
+    checkpoint: Checkpoint, call: Callable[[Tensor], Tensor], network: Network, faces: Tensor
+) -> str:
+    """The exported network beside PyTorch in fp32, and in the format that fer predict uses here."""
+    line = (
+        f"images/s on this CPU, batches of {len(faces)}: onnxruntime {speed(call, faces):,.0f} "
+        f"in fp32, PyTorch {speed(network, faces):,.0f} in fp32"
+    )
+    computed_in = number_format(CPU)
+    if computed_in != "fp32":
+        predicting = checkpoint.network(CPU)
+        images_per_second = speed(lambda part: predicting.logits(part, BATCH), faces)
+        line += f", {images_per_second:,.0f} in {computed_in}"
+    return line
 
 
 def speed(call: Callable[[Tensor], Tensor], faces: Tensor) -> float:
