@@ -483,6 +483,22 @@ def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubl
         probabilities(t.eval_network, t.faces.val_images, 20, "flip")
 
 
+def test_explaining_needs_no_float64_on_the_device(trainer, no_doubles):
+    from fer import explain
+
+    t = trainer("model.features=[8,pool,8]", "train.epochs=1")
+    network = t.eval_network.eval()
+    images = t.faces.val_images[:3].float()
+    classes = torch.tensor([0, 1, 2])
+    layer = next(module for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    with no_doubles:
+        explain.saliency(network, images, classes)
+        explain.smooth_grad(network, images, classes, samples=2)
+        explain.integrated_gradients(network, images, classes, steps=4)
+        explain.grad_cam(network, layer, images, classes)
+        explain.ascend(network, layer, classes, steps=2)
+
+
 # Optimizers that cannot train
 
 
