@@ -369,3 +369,16 @@ def test_the_last_convolution_is_no_shortcut_and_pictures_are_a_choice(fer, save
     assert not {"saliency", "kernels", "ideal_faces"} & stems and out.count("r/explain/") == 4
     code, _, err = fer("explain", "ckpt=r", "show=[faces]", "device=cpu")
     assert code == 2 and "show.0=faces" in err and err.count("\n") == 1
+
+
+def test_the_first_filters_get_an_image_and_all_if_asked(fer, saved):
+    saved("model=compact_cnn", "model.features=[40,pool]", "model.head=[]")
+    args = ["explain", "ckpt=r", "image=0", "show=[filters]", "device=cpu"]
+    code, out, err = fer(*args)
+    assert code == 0, err
+    assert "the first 32 of 40 filters; filters=null shows all" in out
+    assert len(pd.read_csv("r/explain/features.conv1_1_ascent.csv")) == 32
+    assert len(pd.read_csv("r/explain/features.conv1_1.csv")) == 40
+    code, out, err = fer(*args, "filters=null")
+    assert code == 0 and "filters=null" not in out, err
+    assert len(pd.read_csv("r/explain/features.conv1_1_ascent.csv")) == 40

@@ -24,6 +24,7 @@ from fer.run import folders_made, write_csv, write_text
 from fer.runtime import pick_device
 
 MAP_BATCH = 4  # faces whose maps are computed at once
+ASCENT_BATCH = 32  # filters whose images are computed at once
 
 
 def run(cfg: config.ExplainConfig, given_keys: list[str]) -> None:
@@ -79,7 +80,6 @@ def draw_chosen(
         maps = saliency_maps(subject, layers, sheets.bar)
         sheets.bar.say(draw_maps(cfg, subject, maps, sheets.out))
     if "ideal_faces" in cfg.show:
-        sheets.bar.begin("ideal faces")
         title = "The ideal face of each class"
         count = len(subject.classes)
         sheets.draw_ascent("ideal_faces", network, network, count, title, names=subject.classes)
@@ -87,7 +87,8 @@ def draw_chosen(
         draw_kernels(layers, sheets)
     if "filters" in cfg.show:
         for name in chosen:
-            draw_filters(name, layers, subject.faces.ids[0], subject.images[0, 0].cpu(), sheets)
+            face = subject.images[0, 0].cpu()
+            draw_filters(name, layers, subject.faces.ids[0], face, cfg.filters, sheets)
     sheets.bar.close()
 
 
@@ -175,11 +176,15 @@ class Sheets:
         title: str,
         names: Sequence[str] | None = None,
     ) -> None:
-        """The image that excites each of the layer's `count` filters or units, and by how much."""
+        """The image that excites each of the layer's first `count` filters or units, and by how
+        much.
+        """
+        self.bar.begin(stem)
         torch.manual_seed(self.seed)  # the same whatever else is drawn
         device = next(network.parameters()).device
         images, excitations = [], []
-        for units in torch.arange(count, device=device).split(explain.BATCH):
+        for units in torch.arange(count, device=device).split(ASCENT_BATCH):
+            self.bar.set_description_str(f"{stem}, {count - int(units[0])} left")
             batch = explain.ascend(network, layer, units)
             images.append(batch)
             excitations.append(explain.excitation(network, layer, batch, units))
@@ -375,8 +380,10 @@ def draw_kernels(layers: Layers, sheets: Sheets) -> None:
     sheets.draw("kernels", kernels, title, header, kernels.flatten(1)[:, None])
 
 
-def draw_filters(name: str, layers: Layers, face_id: str, face: Tensor, sheets: Sheets) -> None:
-    """What a layer puts out for a face, and what excites each of its filters."""
+def draw_filters(
+    name: str, layers: Layers, face_id: str, face: Tensor, most: int | None, sheets: Sheets
+) -> None:
+    """What a layer puts out for a face, and what excites its filters, the first `most` of them."""
     sheets.bar.begin(name)
     output = layers.outputs[name][0].cpu()
     maps = output if output.ndim == 3 else output.view(len(output), 1, 1)
@@ -385,7 +392,10 @@ def draw_filters(name: str, layers: Layers, face_id: str, face: Tensor, sheets: 
     numbers = torch.stack([maps.amin((1, 2)), maps.mean((1, 2)), maps.amax((1, 2))], 1)
     sheets.draw(name, maps, title, header, numbers, face=face)
 
-    sheets.bar.begin(f"what excites {name}")
-    title = f"{name}, all {len(maps)}: what excites each"
-    module = layers.module(name)
-    sheets.draw_ascent(f"{name}_ascent", layers.network, module, len(maps), title)
+    count = min(len(maps), most or len(maps))
+    which = f"all {count}"
+    if count < len(maps):
+        which = f"the first {count} of {len(maps)}"
+        sheets.bar.say(f"{name}: what excites {which} filters; filters=null shows all")
+    title = f"{name}, {which}: what excites each"
+    sheets.draw_ascent(f"{name}_ascent", layers.network, layers.module(name), count, title)

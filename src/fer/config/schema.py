@@ -185,6 +185,7 @@ class ExplainConfig(Strict):
     target: Annotated[str, BeforeValidator(true_as_word)]
     threshold: Annotated[float, Field(ge=0, le=1)]
     layers: str | list[str] | None
+    filters: Count | None
     out: FilePath | None
     format: Picture
     device: Device
