@@ -60,6 +60,11 @@ def test_jobs_run_in_processes_of_a_launcher_and_their_refusals_come_back(fer, t
         "fer: job 2 (optim.lr=-2): optim: Invalid learning rate: -2.0",
     ]
     assert "all of the sweep, side by side:\n  fer report run=s\n" in done.stdout
+    assert "[HYDRA]" not in done.stdout
+    if launcher == "joblib":
+        assert "job 1 (optim.lr=0.1), 2 of 3\n" in done.stdout
+    else:
+        assert ".submitit/" in done.stdout
     assert (tmp_path / "s" / "1" / "best.pt").is_file()
     code, out, err = fer("report", "run=s")
     assert code == 0 and "validation faces" in out, err
@@ -98,7 +103,8 @@ def test_a_refused_trial_does_not_end_a_search(fer, tmp_path, seed):
     if seed == 0:
         found = yaml.safe_load((tmp_path / "s" / "optimization_results.yaml").read_text())
         assert [*found["best_params"].values()] == [0.1]
-        assert "fer report run=s" in out
+        assert "fer report run=s" in out and "best: optim.lr=0.1 (validation accuracy 0" in out
+        assert out.startswith("job 0 (optim.lr=0.1), 1 of 2\n") and "[HYDRA]" not in out
     else:
         assert not (tmp_path / "s").exists()
 
@@ -156,6 +162,14 @@ def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, s):
 def test_the_same_refusal_of_many_jobs_is_told_once(fer, tmp_path):
     code, _, err = fer(*TRAIN, "seed=0,1,2,3,4", "optim=sgd", "optim.lr=-1")
     assert code == 2 and err.count("Invalid learning rate") == 1 and "and 4 other jobs alike" in err
+
+
+def test_each_job_of_a_sweep_prints_its_choices_and_its_place(fer):
+    code, out, err = fer(*TRAIN, "seed=range(2)", "model.dropout=0.1,0.2")
+    lines = [line for line in out.splitlines() if line.startswith("job ")]
+    assert code == 0 and "HYDRA" not in out + err, (out, err)
+    assert lines[0] == "job 0 (seed=0, model.dropout=0.1), 1 of 4"
+    assert lines[3] == "job 3 (seed=1, model.dropout=0.2), 4 of 4"
 
 
 def test_settings_of_hydra_are_followed_wherever_they_stand(fer):

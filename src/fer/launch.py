@@ -4,6 +4,8 @@ What Hydra refuses is told in our words. Knows Hydra and the names of commands, 
 """
 
 import contextlib
+import logging
+import math
 import os
 import re
 import shlex
@@ -21,6 +23,7 @@ from hydra import compose, initialize_config_dir, version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
@@ -54,7 +57,8 @@ def launch(command: str, args: list[str]) -> int:
     version.setbase("1.3")
     try:
         if needs_hydras_launcher(options):
-            _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
+            with logs_quiet(options):
+                _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
         else:
             with composed(command, options.overrides) as config_of_job:
                 jobs.run(config_of_job)
@@ -86,6 +90,21 @@ def needs_hydras_launcher(options: Namespace) -> bool:
     """
     plain = get_args_parser().parse_args(options.overrides)
     return options != plain or bool(settings_of_hydra(options.overrides))
+
+
+@contextlib.contextmanager
+def logs_quiet(options: Namespace) -> Iterator[None]:
+    """Within the context launchers and sweepers log warnings only, since each job prints a line
+    itself. What --info prints is a log too.
+    """
+    if any(override.startswith("hydra/launcher=submitit") for override in options.overrides):
+        print("jobs are submitted; their output is in .submitit/ in the folder of the sweep")
+    if not options.info:
+        logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def settings_of_hydra(overrides: list[str]) -> list[str]:
@@ -145,6 +164,7 @@ class Jobs:
             sweep = Path(hydra.sweep.dir)
             self.sweeps.add(sweep)
             self.trust = config.trust_override(values) or self.trust
+            print(job_name(self.overrides) + place_in_sweep(self.overrides))
             if self.command == "train" and not values["run"]:
                 values["run"] = str(sweep / str(hydra.job.num))
         return run_command(self.command, values, overrides)
@@ -162,6 +182,8 @@ class Jobs:
 
     def print_next(self) -> None:
         for sweep in filter(Path.is_dir, self.sweeps):
+            if any(override.startswith("hydra/sweeper=") for override in self.overrides):
+                print_best_values(sweep)
             folder = shlex.quote(str(sweep))
             print(f"all of the sweep, side by side:\n  fer report run={folder}{self.trust}")
             if any("exists already" in str(failure) for failure in self.failures.values()):
@@ -268,18 +290,51 @@ def hydra_set_aside() -> Iterator[None]:
         app.hydra, settings.cfg, base.version_base = kept
 
 
+def print_best_values(sweep: Path) -> None:
+    """The best values that Optuna found. Its file calls them as Hydra does: `++optim.lr`."""
+    file = sweep / "optimization_results.yaml"
+    if not file.is_file():
+        return
+    results = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if "best_params" in results:  # there are none if it optimizes several numbers
+        values = {key.lstrip("+"): value for key, value in results["best_params"].items()}
+        best = ", ".join(f"{key}={value}" for key, value in values.items())
+        print(f"best: {best} (validation accuracy {results['best_value']:.4f})")
+
+
 def of_job(error: Exception, overrides: list[str]) -> Exception:
-    """In a sweep, a refusal with the number of its job and the choices that only this job has."""
-    settings = HydraConfig.get()
-    if settings.mode != RunMode.MULTIRUN or not isinstance(error, UserError):
+    """In a sweep, a refusal with the name of its job."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN or not isinstance(error, UserError):
         return error
+    return UserError(f"{job_name(overrides)}: {error}").with_traceback(error.__traceback__)
+
+
+def job_name(overrides: list[str]) -> str:
+    """The number of a sweep's job and the choices that only this job has. overrides: those of all
+    jobs.
+    """
+    settings = HydraConfig.get()
     chosen = [
         override.lstrip("+") for override in settings.overrides.task if override not in overrides
     ]
-    job = f"job {settings.job.num}"
-    if chosen:
-        job += f" ({', '.join(chosen)})"
-    return UserError(f"{job}: {error}").with_traceback(error.__traceback__)
+    name = f"job {settings.job.num}"
+    return f"{name} ({', '.join(chosen)})" if chosen else name
+
+
+def place_in_sweep(overrides: list[str]) -> str:
+    """Which of a sweep's jobs this is, such as `, 1 of 4`; nothing if their number is not known.
+    Their names count from 0, as their folders do.
+    """
+    settings = HydraConfig.get()
+    jobs = settings.sweeper.get("n_trials")  # Optuna's
+    if jobs is None:
+        params = [f"{key}={value}" for key, value in (settings.sweeper.get("params") or {}).items()]
+        sweeps = OverridesParser.create().parse_overrides([*params, *overrides])
+        sweeps = [override for override in sweeps if override.is_sweep_override()]
+        if not all(override.is_discrete_sweep() for override in sweeps):
+            return ""
+        jobs = math.prod(len([*override.sweep_iterator()]) for override in sweeps)
+    return f", {settings.job.num + 1} of {jobs}"
 
 
 def parse(command: str, args: list[str]) -> Namespace:
