@@ -325,7 +325,10 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
     except NotImplementedError:  # a RuntimeError, of torch's meta device
         raise
     except (ValueError, RuntimeError) as error:  # torch refuses sizes and memory so
-        raise UserError(f"{key}: {(str(error).splitlines() or [''])[0]}") from error
+        line = (str(error).splitlines() or [""])[0]
+        # Our own classes name a parameter that is wrong, PARAMETER=VALUE.
+        separator = "." if line.partition("=")[0] in values else ": "
+        raise UserError(f"{key}{separator}{line}") from error
     except Exception as error:
         if own:
             raise
