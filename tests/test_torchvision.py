@@ -143,7 +143,7 @@ def test_the_signature_is_the_schema():
     ):
         with pytest.raises(UserError, match=words):
             config.check_node("model", node | change)
-    with pytest.raises(UserError, match="model.name=resnet1: not one of"):
+    with pytest.raises(UserError, match=r"model\.name=resnet1: not one of"):
         config.build("model", config.check_node("model", node | {"name": "resnet1"}))
 
 
