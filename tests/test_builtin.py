@@ -66,3 +66,22 @@ def test_a_training_starts_from_it(fer):
     args = ["start=builtin", "model=resnet_fast", "data=demo", "data.images=70", "run=r"]
     code, out, err = fer("train", *args, "train.epochs=1", "device=cpu")
     assert code == 0 and "best validation accuracy" in out, err
+
+
+def test_it_was_not_trained_on_the_faces_that_happen_to_be_in_data(fer, tmp_path):
+    """It looks for FER2013 in ./data, where users keep other sets too."""
+    draw_set(tmp_path / "data", seed=0)
+    code, out, err = fer("evaluate", "ckpt=builtin", "split=train", "device=cpu")
+    assert code == 0, err
+    assert "builtin: its training data FER2013 is not in data/; " in out
+    assert "was trained on" not in out
+
+
+def draw_set(folder: Path, seed: int) -> None:
+    """Noise as pictures, two a class: train/CLASS/*.png."""
+    generator = np.random.default_rng(seed)
+    for name in CLASSES:
+        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
+        for i in range(2):
+            noise = generator.integers(0, 256, (48, 48), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / "train" / name / f"{i}.png")

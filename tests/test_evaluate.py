@@ -91,7 +91,7 @@ def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fe
     fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
     code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
     assert code == 0 and "; 0 are exact copies" in out
-    missing = next(line for line in out.splitlines() if "not at hand" in line)
+    missing = next(line for line in out.splitlines() if "not available" in line)
     assert "fer2013.csv: no such folder or file); only copies of this data's" in missing
     assert "looked for" not in missing  # what a training would be told
 
@@ -157,3 +157,14 @@ def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
         )
     assert sorted(int(line.split()[1]) for line in said) == list(range(1, 17))
     assert len(pd.read_csv(tmp_path / "evaluations.csv")) == 16
+
+
+def test_faces_that_took_the_place_of_the_training_faces_are_not_called_learned(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    faces = pd.read_csv(fer2013_csv)
+    faces["pixels"] = "0 " + faces["pixels"].str.partition(" ")[2]
+    faces.to_csv(fer2013_csv, index=False)
+    code, out, err = fer("evaluate", "ckpt=r", "split=train")
+    assert code == 0, err
+    assert "r/best.pt: its training faces are not available (other faces are in its data" in out
+    assert "was trained on" not in out

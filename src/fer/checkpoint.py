@@ -15,7 +15,7 @@ from torch import nn
 
 from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config, layer_table
 from fer.contents import FORMAT, read_contents
-from fer.data.faces import Data
+from fer.data.faces import Data, Faces
 from fer.data.readers.cache import available_memory
 from fer.files import regular, write
 from fer.models.network import CPU_BATCH, Network, Normalize
@@ -122,6 +122,15 @@ class Checkpoint:
             if data.only == "all":  # else its column Usage splits it
                 return data.seen_as(self.classes)
         return config.build("data", node).seen_as(self.classes)
+
+    def was_trained_on(self, faces: Faces) -> bool:
+        """Can these be the training faces? Their SHA-256 tells, where it is known for all of them
+        in this size.
+        """
+        known = self.contents.get("training_images")
+        if known is None or self.settings.data.get("limit") or faces.side != self.face_size:
+            return True
+        return known == faces.hash
 
     def is_own_data(self, node: dict) -> bool:
         """Is the data that it was trained on at the `node`, perhaps at another place?"""

@@ -247,7 +247,7 @@ def validated_on_others(
         # last.pt has no hash, and a run with data.limit has that of a part.
         if member.contents.get("validation", {}).get("images") == faces.hash:
             continue
-        side = faces.images.shape[-1]
+        side = faces.side
         if own_data and member.data(size=side).open("validation").hash == faces.hash:
             continue
         return member
@@ -260,21 +260,20 @@ def learned_faces(
     """Each member's own training faces.
 
     Prints a line for a member that learned most of `faces`, on which its accuracy is to be
-    measured, and one for training faces that are not at hand: why, and what follows (`without`).
-    strict: refuses to go on without them.
+    measured, and one for training faces that are not available: why, and what follows (`without`).
+    strict: refuses to go on if they cannot be read.
     """
     learned = []
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            training = member.data(size=faces.images.shape[-1]).open("train")
+            training = member.data(size=faces.side).open("train")
         except UserError as error:
             if strict:
                 raise
-            if member.name == BUILTIN:
-                print(f"builtin: its training data FER2013 is not in data/; {without}")
-            else:
-                why = str(error).partition(";")[0]
-                print(f"{member.name}: its training faces are not at hand ({why}); {without}")
+            print(missing_line(member, str(error).partition(";")[0], without))
+            continue
+        if not member.was_trained_on(training):
+            print(missing_line(member, "other faces are in its data.path now", without))
             continue
         learned.append(training)
         copies = int(faces.among(training).sum())
@@ -286,6 +285,13 @@ def learned_faces(
     return learned
 
 
+def missing_line(member: Checkpoint, why: str, without: str) -> str:
+    """That a member's training faces are not available, why, and what follows."""
+    if member.name == BUILTIN:
+        return f"builtin: its training data FER2013 is not in data/; {without}"
+    return f"{member.name}: its training faces are not available ({why}); {without}"
+
+
 def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:
     """Whether faces of PrivateTest may be among `faces`, a split of `data`: the split is shut, and
     not all of its faces are in the open splits of the members' own data, as those of a train.csv.
@@ -295,7 +301,7 @@ def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, fac
     is_open = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            member_data = member.data(size=faces.images.shape[-1])
+            member_data = member.data(size=faces.side)
         except UserError:  # not at hand
             continue
         shut = [

@@ -74,6 +74,11 @@ class Faces:
         return torch.tensor([digest in there for digest in digests(self.images)], dtype=torch.bool)
 
     @property
+    def side(self) -> int:
+        """In pixels."""
+        return self.images.shape[-1]
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the images."""
         return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()

@@ -13,6 +13,7 @@ from fer.checkpoint import save_checkpoint
 from fer.models.network import Network
 from fer.progress import epoch_line, one_class_lines
 from fer.run import write_history
+from fer.training.batches import TrainingFaces
 
 
 class Recorder:
@@ -46,10 +47,10 @@ class Recorder:
         self.only_class = only_class
 
     def keep_best(
-        self, row: dict[str, Any], network: Network, logits: Tensor, labels: Tensor, images: str
+        self, row: dict[str, Any], network: Network, logits: Tensor, faces: TrainingFaces
     ) -> None:
         """Copy the best weights so far, for write_best. The validation faces' logits and labels go
-        into best.pt too, so that a report needs no data; images: their SHA-256.
+        into best.pt too, so that a report needs no data.
         """
         weights = network.model.state_dict()
         contents = {
@@ -58,9 +59,10 @@ class Recorder:
             "model": {name: tensor.detach().clone() for name, tensor in weights.items()},
             "validation": {
                 "logits": logits.cpu(),
-                "labels": labels.cpu(),
-                "images": images,  # SHA-256
+                "labels": faces.val_labels.cpu(),
+                "images": faces.val_hash,
             },
+            "training_images": faces.train_hash,
         }
         self.waiting_best = (network, contents)
 

@@ -301,9 +301,7 @@ class Trainer:
         if self.recorder:
             is_best = self.best["epoch"] == row["epoch"]
             if is_best:
-                self.recorder.keep_best(
-                    row, self.eval_network, logits, self.faces.val_labels, self.faces.val_hash
-                )
+                self.recorder.keep_best(row, self.eval_network, logits, self.faces)
             self.recorder.note_epoch(self.history, is_best)
             self.recorder.warn_if_one_class(logits, self.faces.val_labels, self.faces.classes)
 
