@@ -85,3 +85,13 @@ def draw_set(folder: Path, seed: int) -> None:
         for i in range(2):
             noise = generator.integers(0, 256, (48, 48), dtype=np.uint8)
             Image.fromarray(noise).save(folder / "train" / name / f"{i}.png")
+
+
+def test_what_needs_a_run_says_that_it_has_none(fer):
+    for args, words in (
+        (["report", "run=builtin"], ["run=builtin: the built-in network has no", "ckpt=builtin"]),
+        (["train", "data=demo", "resume=builtin"], ["resume=builtin: ", "start=builtin"]),
+    ):
+        code, _, err = fer(*args)
+        assert code == 2 and all(word in err for word in words), err
+        assert err.count("\n") == 1 and str(BUILTIN_FILE.parent) not in err

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from fer import UserError, config, metrics, plots, tensorboard
-from fer.checkpoint import Checkpoint, find_checkpoints
+from fer.checkpoint import BUILTIN_FILE, Checkpoint, find_checkpoints
 from fer.comparison import compare
 from fer.data.faces import Faces
 from fer.files import write, write_text
@@ -25,7 +25,13 @@ OVERFITTED = 0.15  # training accuracy minus validation accuracy that is called 
 
 
 def run(cfg: config.ReportConfig, given_keys: list[str]) -> None:
-    run_folders = list(dict.fromkeys(path.parent for path in find_checkpoints(cfg.run)))
+    checkpoints = find_checkpoints(cfg.run)
+    if BUILTIN_FILE in checkpoints:
+        raise UserError(
+            "run=builtin: the built-in network has no run folder, and so no report; fer predict, "
+            "evaluate, explain, export and app take it as ckpt=builtin"
+        )
+    run_folders = list(dict.fromkeys(path.parent for path in checkpoints))
     if len(run_folders) > 1 or isinstance(cfg.run, list):
         out = Path(cfg.out or "comparison")
         spare_page(out)

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from fer import UserError, config, runtime, tensorboard
-from fer.checkpoint import resumed
+from fer.checkpoint import BUILTIN, resumed
 from fer.run import lock
 from fer.runtime import Interrupted
 from fer.text import with_prefix, wrapped
@@ -23,6 +23,11 @@ def run(values: dict, overrides: dict[str, str]) -> float:
     if values.get("resume"):
         values = values | {"resume": config.at_home(str(values["resume"]))}
     resume = values.get("resume")
+    if resume == BUILTIN and not Path(resume).exists():
+        raise UserError(
+            "resume=builtin: the built-in network has no run to resume; start=builtin begins a "
+            "training with its weights"
+        )
     if resume and is_sweep(Path(resume)):
         return resume_sweep(Path(resume), values, overrides)
     return run_one(values, overrides)
