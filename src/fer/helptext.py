@@ -20,8 +20,7 @@ HELP = """usage: fer {command} [KEY=VALUE ...]
 {heading}
 
 {first}
-{groups}{rest}
-Options:
+{groups}{rest}Options:
   -m                try comma-separated values in turn (a sweep)
   --config-dir DIR  use configs of your own, DIR/GROUP/NAME.yaml
   --cfg job         show the composed config, and stop"""
@@ -52,7 +51,7 @@ def help_text(command: str, args: Sequence[str] = ()) -> str:
         heading=heading.strip(),
         first=f"{FIRST}{first.rstrip()}\n",
         groups=groups_text(command),
-        rest=f"Other keys, with their defaults:\n{more}" if more else "",
+        rest=f"Other keys, with their defaults:\n{more}\n" if more else "",
     )
 
 
