@@ -54,7 +54,7 @@ def test_accuracy_is_also_shown_without_copies_of_training_faces(fer, fer2013_cs
     fer2013_csv.write_text("\n".join(",".join(row) for row in rows) + "\n")
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     code, out, _ = fer("evaluate", "ckpt=r")
-    assert code == 0 and "21 faces of validation; 6 are exact copies of training faces" in out
+    assert code == 0 and "21 faces of validation, 6 of them exact copies of training faces" in out
     fer("predict", "ckpt=r", "split=validation", "out=v.csv")
     labels = [int(row[0]) for row in rows if row[2] == "PublicTest"]
     hits = np.array(pd.read_csv("v.csv")["label"] == labels)
@@ -70,13 +70,11 @@ def test_copies_of_any_members_training_faces_are_left_out(fer, fer2013_csv):
             f"data.seed={seed}",
         ]
         assert fer("train", *data, *TINY, f"run=r{seed}")[0] == 0
-    assert "; 0 are exact copies" in fer("evaluate", "ckpt=r1")[1]
+    assert ", 0 of them exact copies" in fer("evaluate", "ckpt=r1")[1]
     own, other = (Checkpoint.open(Path(f"r{seed}/best.pt")).data() for seed in (0, 1))
     known = int(own.open("validation").among(other.open("train")).sum())
-    assert (
-        known
-        and f" of r0/best.pt's data; {known} are exact copies" in fer("evaluate", "ckpt=[r0,r1]")[1]
-    )
+    out = fer("evaluate", "ckpt=[r0,r1]")[1]
+    assert known and f" of r0/best.pt's data, {known} of them exact copies" in out
 
 
 def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fer, fer2013_csv):
@@ -84,13 +82,13 @@ def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fe
     code, out, _ = fer("evaluate", "ckpt=r", "data.split=fraction", "data.fraction=0.3")
     assert (
         code == 0
-        and "21 faces of validation; 21 are exact copies" in out
+        and "21 faces of validation, 21 of them exact copies" in out
         and out.splitlines()[2].endswith(" -")
     )
     assert "r/best.pt was trained on 21 of these 21 faces" in out
     fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
     code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
-    assert code == 0 and "; 0 are exact copies" in out
+    assert code == 0 and ", 0 of them exact copies" in out
     missing = next(line for line in out.splitlines() if "not available" in line)
     assert "fer2013.csv: no such folder or file); only copies of this data's" in missing
     assert "looked for" not in missing  # what a training would be told

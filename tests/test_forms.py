@@ -696,8 +696,8 @@ def test_a_training_tells_of_exact_copies(fer, tmp_path):
             (tmp_path / "d" / split / "happy" / f"happy{i}.png").write_bytes(content)
     small = ["model=dnn", "model.head=[4]", "train.epochs=1", "device=cpu", "data.path=d"]
     for copies, said in (
-        ("keep", "3 of 20 validation faces, 2 of 20 test faces are exact copies of training faces"),
-        ("drop", "2 of 20 test faces are exact copies of training faces"),
+        ("keep", "exact copies of training faces: 3 of 20 validation faces, 2 of 20 test faces"),
+        ("drop", "exact copies of training faces: 2 of 20 test faces"),
     ):
         code, out, err = fer("train", f"train.copies={copies}", *small)
         assert code == 0, err

@@ -275,7 +275,7 @@ def test_only_copies_of_private_faces_are_shown(fer, csv, planted, tmp_path):
     assert outputs[1].count("  2 of 2 private faces are also in train") == 2
     assert (
         "conflicting" in outputs[1][3]
-        and "  1 of 2 private faces are also in validation" in outputs[1]
+        and "  1 of 2 private faces is also in validation" in outputs[1]
     )
     for name in ("counts.csv", "blank.csv", "samples.png", "pixels.png", "duplicates.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
@@ -439,7 +439,7 @@ def test_one_split_is_inspected_as_far_as_it_can_be(fer, tmp_path, form, split):
         words = ["data.path=faces.csv", *(["data.split=none"] if shut else [])]
     code, out, err = fer("inspect", *words, "near=null")
     assert (code, err) == (0, "")
-    assert "exact copies: 1 extra, in 1 groups\n" in out
+    assert "exact copies: 1 extra, in 1 group\n" in out
     assert len(pd.read_csv("inspection/duplicates.csv")) == 2
     if form == "labels that may be shut":
         assert f"{split}: 9 faces; it " in out

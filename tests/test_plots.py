@@ -438,7 +438,7 @@ def test_figures_fit_any_number_of_classes(tmp_path, drawn):
 
 
 def test_figures_of_few_classes_are_as_wide_as_these(tmp_path, drawn):
-    title = "a network with a long name: 34.8% of 23 validation faces"
+    title = "a network with a long name: 34.8 % of 23 validation faces"
     plots.confusion(np.eye(2, dtype=int), ["no", "yes"], tmp_path / "confusion.png", title)
     assert inside(drawn[0]) and title in {" ".join(text.split("\n")) for text in texts(drawn[0])}
     images = np.random.default_rng(0).random((3, 48, 48))

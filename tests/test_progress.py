@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fer import progress
 from fer.models.convnet import ConvNet
 from fer.progress import Progress, epoch_line, lasting, seconds_left, warn_if_long
-from fer.text import with_prefix
+from fer.text import counted, percent, with_prefix
 from fer.training.clock import Throughput
 
 
@@ -164,3 +164,9 @@ def test_speed_counts_the_operations_that_torch_counts(crops):
         operations += 3 * counter.get_total_flops()
     assert throughput.operations_per_second(model) == operations / 2.0
     assert throughput.images_per_second() == 4
+
+
+def test_numbers_agree_with_their_nouns_and_shares_are_percents():
+    assert counted(1, "face") == "1 face"
+    assert counted(0, "face") == "0 faces" and counted(1200, "run") == "1,200 runs"
+    assert percent(0.634) == "63 %" and percent(0.634, 1) == "63.4 %"

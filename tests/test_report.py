@@ -305,7 +305,7 @@ def test_absent_classes_are_in_no_mean_and_rare_ones_in_no_list(fer, run, tmp_pa
     assert code == 0, err
     macro = f"{f1_score(labels, predicted, average='macro'):.4f}"
     assert f"macro F1 {macro}" in out and re.search(rf"macro avg .* {macro} ", out)
-    assert "angry → happy 25% (10); too few faces to tell: disgust 4" in out
+    assert "angry → happy 25 % (10); too few faces to tell: disgust 4" in out
     page = (tmp_path / "r" / "report" / "index.html").read_text()
     assert (
         "so in no mean: fear, sad, surprise, neutral" in page
@@ -321,7 +321,7 @@ def test_overfitting_and_collapse_are_described_in_words(fer, run):
     assert fer("report", "run=r")[0] == 0
     page = (run / "report" / "index.html").read_text()
     assert (
-        "training accuracy is 90.0% and validation accuracy 40.0%" in page
+        "training accuracy is 90.0 % and validation accuracy 40.0 %" in page
         and "All faces are labeled happy" in page
     )
     history.assign(train_accuracy=0.5, val_accuracy=0.4).to_csv(run / "history.csv", index=False)

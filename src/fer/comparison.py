@@ -21,7 +21,7 @@ from fer.files import write_text
 from fer.layer_table import build, totals
 from fer.page import Part, write_page
 from fer.run import overrides_of_run, read_history, tell_if_replaced
-from fer.text import aligned
+from fer.text import aligned, counted, percent
 
 LABEL_LENGTH = 60  # characters of a name or a value that fit into tables and pictures
 TERMINAL_COLUMNS = 5  # columns of the table that fit into a terminal
@@ -109,9 +109,9 @@ def compare(folders: list[Path], out: Path, kind: str, trust: list[str]) -> None
         *confusion_parts(recipes),
         Part("Where their settings differ", table=displayed_differences(recipes, differing)),
     ]
-    title = f"{len(runs)} runs"
+    title = counted(len(runs), "run")
     if len(recipes) < len(runs):
-        title = f"{len(recipes)} recipes, {title}"
+        title = f"{counted(len(recipes), 'recipe')}, {title}"
     write_page(out, title, notes, parts, kind)
 
     for line in aligned([row[:TERMINAL_COLUMNS] for row in rows]):
@@ -252,7 +252,7 @@ def confusion_parts(recipes: list[Recipe]) -> list[Part]:
     data = pd.DataFrame(recalls, index=pd.Index(classes, name="class")).T.rename_axis("run")
     rows = [["run", *classes]]
     for label, shares in recalls.items():
-        rows.append([label, *(f"{share:.0%}" for share in shares)])
+        rows.append([label, *map(percent, shares)])
     confusion = Part("Confusion", (), "confusions", partial(plots.confusions, counts, classes))
     recall = Part(
         "Recall of each class",

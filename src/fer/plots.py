@@ -25,6 +25,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fer import UserError
 from fer.files import spare_foreign, told_of, write
+from fer.text import counted, percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -206,7 +207,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
         texts = {}
         for cell, share in np.ndenumerate(shares):
             if np.isfinite(share):
-                texts[cell] = f"{100 * share:.0f} %\n({matrix[cell]})" if matrix[cell] else "0"
+                texts[cell] = f"{percent(share)}\n({matrix[cell]})" if matrix[cell] else "0"
         _matrix(axes, shares, texts, classes, fontsize=7, linespacing=1.1)
         axes.set(xlabel="prediction", ylabel="truth", title="\n".join(lines))
     return path
@@ -614,7 +615,7 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], pa
             numbers = [f"{number:,}" for number in column]
             _bars(axes, range(len(classes)), heights, numbers, color=COLORS)
             _class_ticks(axes, classes)
-            axes.set_title(f"{split}: {sum(column):,} faces", loc="left")
+            axes.set_title(f"{split}: {counted(sum(column), 'face')}", loc="left")
         panels[0, 0].set_ylabel("share of the split, %")
         panels[0, 0].margins(y=0.1)
     return path

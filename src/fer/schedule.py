@@ -145,8 +145,8 @@ class Knots(Curve):
             raise ValueError("knots need at least one epoch and its value")
         if len(self.epochs) != len(self.values):
             raise ValueError(
-                f"knots need one value for each epoch; there are {len(self.epochs)} epochs and "
-                f"{len(self.values)} values"
+                f"knots need one value for each epoch, not {len(self.values)} for "
+                f"{len(self.epochs)}"
             )
         if any(earlier >= later for earlier, later in pairwise(self.epochs)):
             raise ValueError("the epochs of knots must increase")

@@ -1,4 +1,4 @@
-"""Text for a terminal: aligned columns, and lines that fit its width."""
+"""Text for people: aligned columns, lines that fit a terminal, numbers with their units."""
 
 import textwrap
 
@@ -24,6 +24,16 @@ def wrapped(text: str) -> str:
     return textwrap.fill(
         text, COLUMNS - 1, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: `1 face`, `1,200 faces`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share from 0 to 1 in percent: `63 %`, or `63.4 %` with one digit after the point."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def with_prefix(value: float) -> str:

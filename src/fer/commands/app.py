@@ -18,6 +18,7 @@ from fer.models.network import Network
 from fer.photos.drawing import beside, draw
 from fer.run import runs
 from fer.runtime import pick_device
+from fer.text import percent
 
 
 def run(cfg: config.AppConfig, given_keys: list[str]) -> None:
@@ -39,7 +40,7 @@ def run(cfg: config.AppConfig, given_keys: list[str]) -> None:
             raise gradio.Error("Choose a photo first.", print_exception=False)
         result = label_photo(Image.fromarray(pixels), detector, cfg.smallest, load(ckpt))
         if result[1] is None:
-            gradio.Info(f"No face of {cfg.smallest:.0%} of the photo's longer side or more.")
+            gradio.Info(f"No face of {percent(cfg.smallest)} of the photo's longer side or more.")
         return result
 
     with gradio.Blocks(title="fer", analytics_enabled=False) as page:
@@ -77,7 +78,7 @@ def label_photo(
     maps = saliency(network, images.float().to(device), rows.argmax(1).to(device))
     boxes, pictures, table = [], [], []
     for ((x, y, side), pixels), row, heat in zip(faces, rows, maps.cpu(), strict=True):
-        text = f"{classes[int(row.argmax())]} {row.max():.0%}"
+        text = f"{classes[int(row.argmax())]} {percent(row.max())}"
         boxes.append(((x, y, side, side), text))
         pictures.append(np.asarray(beside(pixels[0].numpy(), heat[0].abs().numpy())))
         table.append([text, *(round(value, 3) for value in row.tolist())])

@@ -7,6 +7,7 @@ import pandas as pd
 from fer import config, plots
 from fer.layer_table import build
 from fer.run import folders_made, tell_if_replaced
+from fer.text import counted
 from fer.training.curves import build_curves
 
 POINTS = 20  # an epoch
@@ -27,7 +28,7 @@ def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
         tell_if_replaced(Path(cfg.out))
         with folders_made(Path(cfg.out).parent):
             plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
-        print(f"{', '.join(columns)} over {epochs} epochs: {cfg.out}")
+        print(f"{', '.join(columns)} over {counted(epochs, 'epoch')}: {cfg.out}")
     if waiting:
         print(
             f"not shown: {', '.join(sorted(waiting))}, which depend on validation accuracy; see "

@@ -17,7 +17,7 @@ from fer.files import regular, write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
 from fer.run import PRIVATE_LOG, make_folder, os_errors_refused
 from fer.runtime import pick_device
-from fer.text import aligned
+from fer.text import aligned, counted
 
 HEADER = ["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]
 
@@ -93,8 +93,8 @@ def copies_line(
     if len(sources) > 1 and not typed_data:
         whose = f" of {members[0].name}'s data"
     return (
-        f"{len(faces)} faces of {split}{whose}; {int(is_copy.sum())} are exact copies of training "
-        "faces"
+        f"{counted(len(faces), 'face')} of {split}{whose}, {int(is_copy.sum()):,} of them exact "
+        "copies of training faces"
     )
 
 

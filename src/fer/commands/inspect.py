@@ -21,6 +21,7 @@ from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
 from fer.run import folders_made, refuse_overwriting, write_text
+from fer.text import counted
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
@@ -167,7 +168,7 @@ def choose(data: Data) -> dict[str, Faces]:
             if data.only and name not in data.shut:
                 continue  # is shown as it is
             why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
-            print(f"{name}: {len(faces):,} faces; it {why}, so only copies are shown")
+            print(f"{name}: {counted(len(faces), 'face')}; it {why}, so only copies are shown")
         elif not any(
             faces is other for other in chosen.values()
         ):  # PublicTest validates under two names
@@ -299,20 +300,23 @@ def summary(faces: pd.DataFrame, near: float | None, shown: Collection[str]) -> 
     lines = []
     for row in splits.itertuples():
         if row.Index in shown:
-            lines.append("{}: {:,} faces, {} blank, gray values {:.1f} ± {:.1f}".format(*row))
+            grays = f"gray values {row.mean:.1f} ± {row.deviation:.1f}"
+            lines.append(f"{row.Index}: {counted(row.faces, 'face')}, {row.blank} blank, {grays}")
     kinds = [("exact", "same")]
     if near is not None:
         kinds.append(("exact and near", "group"))
     for kind, key in kinds:
         groups = faces.groupby(key)
         several, conflicts = (groups["id"].size() > 1).sum(), (groups["label"].nunique() > 1).sum()
-        line = f"{kind} copies: {len(faces) - len(groups):,} extra, in {several:,} groups"
+        line = f"{kind} copies: {len(faces) - len(groups):,} extra, in {counted(several, 'group')}"
         if faces["label"].notna().any():
             line += f", {conflicts:,} of them with conflicting labels"
         lines.append(line)
         for earlier, later in combinations(splits.index, 2):
             copied, others = leaked(faces, key, earlier, later)
-            line = f"  {copied:,} of {splits['faces'][later]:,} {later} faces are also in {earlier}"
+            are = "is" if copied == 1 else "are"
+            of_all = f"{copied:,} of {splits['faces'][later]:,} {later} faces"
+            line = f"  {of_all} {are} also in {earlier}"
             if earlier in shown and later in shown:
                 line += f", {others:,} of them only with another label"
             lines.append(line)

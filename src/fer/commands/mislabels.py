@@ -18,6 +18,7 @@ from fer.data.copies import exact_copies
 from fer.data.faces import Data, Faces
 from fer.run import folders_made, refuse_overwriting, write_text
 from fer.runtime import pick_device
+from fer.text import percent
 from fer.training.session import train_in
 
 # If the networks agree with fewer of the labels, the list says more of the networks. On FER2013,
@@ -49,13 +50,13 @@ def run(cfg: config.MislabelsConfig, given_keys: list[str]) -> None:
     plots.faces(images, captions(table.iloc[shown]), picture, columns=7)
 
     print(
-        f"{count:,} of {len(faces):,} labels are doubted ({count / len(faces):.1%}), "
+        f"doubted: {count:,} of {len(faces):,} labels ({percent(count / len(faces), 1)}), "
         "the likeliest wrong first"
     )
     agreement = float((table["prediction"] == table["label"]).mean())
     if agreement < TRUSTED:
         print(
-            f"do not rely on this list: the networks agree with only {agreement:.0%} of the "
+            f"do not rely on this list: the networks agree with only {percent(agreement)} of the "
             "labels of faces\n"
             "that they were not trained on, so most doubts are their own mistakes; train longer\n"
             "(train.epochs=) or choose a better model="
@@ -125,5 +126,6 @@ def label_table(cleanlab: Any, data: Data, faces: Faces, probabilities: np.ndarr
 def captions(rows: pd.DataFrame) -> list[str]:
     """For each face, what is predicted, how surely, and what its label says."""
     return [
-        f"{row.prediction} {row.confidence:.0%}\nlabel: {row.label}" for row in rows.itertuples()
+        f"{row.prediction} {percent(row.confidence)}\nlabel: {row.label}"
+        for row in rows.itertuples()
     ]

@@ -13,6 +13,7 @@ from fer.inference import Ensemble, learned_faces, may_hold_private_test
 from fer.run import folders_made, refuse_overwriting, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
+from fer.text import counted
 
 PHOTO_KEYS = ("crop", "smallest", "ema")  # keys that are about photos and videos alone
 
@@ -84,7 +85,7 @@ def label_split(cfg: config.PredictConfig, ensemble: Ensemble, out: Path) -> Non
     submission.write(str(out), predicted.tolist())
 
     written = f"{out}, {cfg.probs}" if cfg.probs else f"{out}"
-    print(f"{len(faces)} faces of {split} labeled by {described(ensemble)}: {written}")
+    print(f"{counted(len(faces), 'face')} of {split} labeled by {described(ensemble)}: {written}")
     if faces.labeled and may_hold_private_test(ensemble.members, data, split, faces):
         print(f"no accuracy is shown: {split} contains, or may contain, PrivateTest")
     elif faces.labeled:

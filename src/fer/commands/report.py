@@ -18,6 +18,7 @@ from fer.files import write, write_text
 from fer.layer_table import build, table_text
 from fer.page import Part, spare_page, write_page
 from fer.run import PRIVATE_LOG, TIMES, folders_made, read_history
+from fer.text import counted, percent
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
 FEW = 20
@@ -107,7 +108,8 @@ class Result:
     @property
     def title(self) -> str:
         accuracy = metrics.accuracy(self.confusion)
-        return f"{self.settings.name}: {accuracy:.1%} of {len(self.labels)} validation faces"
+        faces = counted(len(self.labels), "validation face")
+        return f"{self.settings.name}: {percent(accuracy, 1)} of {faces}"
 
     @cached_property
     def occurring(self) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -132,8 +134,9 @@ class Result:
 
 def lead_lines(result: Result) -> tuple[str, ...]:
     """The sentences below the title."""
+    epochs = counted(len(result.history), "epoch")
     lines = [
-        f"Macro F1 {result.macro_f1:.4f}; best of {len(result.history)} epochs: {result.epoch}.",
+        f"Macro F1 {result.macro_f1:.4f}; best of {epochs}: {result.epoch}.",
         "These faces also chose the epoch, so their accuracy is slightly optimistic.",
         private_test_line(result.folder),
         test_validation_line(result.settings),
@@ -227,7 +230,7 @@ def mistakes_line(confusion: torch.Tensor, classes: tuple[str, ...]) -> str:
     """The most frequent mistakes, and the classes with too few faces to tell."""
     phrases = []
     for truth, predicted, share, count in metrics.top_confusions(confusion, classes, 5, least=FEW):
-        phrases.append(f"{truth} → {predicted} {share:.0%} ({count})")
+        phrases.append(f"{truth} → {predicted} {percent(share)} ({count})")
     support = metrics.per_class(confusion)[3]
     few = []
     for name, count in zip(classes, support, strict=True):
@@ -261,14 +264,15 @@ def test_validation_line(settings: config.TrainConfig) -> str:
 
 def overfitting_line(history: pd.DataFrame, epoch: int) -> str:
     """A warning if training accuracy is far above validation accuracy in the last epoch."""
-    last = history.iloc[-1]
-    if last["train_accuracy"] - last["val_accuracy"] < OVERFITTED:
+    training, validation = history.iloc[-1][["train_accuracy", "val_accuracy"]]
+    if training - validation < OVERFITTED:
         return ""
-    best = history.set_index("epoch")["val_accuracy"].get(epoch, last["val_accuracy"])
+    best = history.set_index("epoch")["val_accuracy"].get(epoch, validation)
     return (
-        f"Overfitting: in the last epoch, training accuracy is {last['train_accuracy']:.1%} and "
-        f"validation accuracy {last['val_accuracy']:.1%}. Little of what the network learned after "
-        f"epoch {epoch} ({best:.1%}) holds for other faces. More augmentation (augment=strong), "
+        f"Overfitting: in the last epoch, training accuracy is {percent(training, 1)} and "
+        f"validation accuracy {percent(validation, 1)}. Little of what the network learned after "
+        f"epoch {epoch} ({percent(best, 1)}) holds for other faces. More augmentation "
+        "(augment=strong), "
         "dropout, weight decay or a smaller network narrow the gap."
     )
 
@@ -302,7 +306,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
     lines = [
         f"The network is {confidence}: dividing its logits by a temperature of {temperature:.2f} "
         "minimizes the loss on every second validation face. Both panels show the other "
-        f"{int(shown.sum())} faces."
+        f"{counted(int(shown.sum()), 'face')}."
     ]
     before, after = errors
     if after > before:
@@ -357,7 +361,7 @@ def face_part(title: str, name: str, rows: pd.DataFrame, faces: Faces, result: R
     """The faces in `rows` with their predictions, and with their labels where these differ."""
     captions, marks = [], []
     for row in rows.itertuples():
-        caption = f"{result.classes[row.prediction]} {row.confidence:.0%}"
+        caption = f"{result.classes[row.prediction]} {percent(row.confidence)}"
         right = row.prediction == row.truth
         if not right:
             caption += f"\nlabel: {result.classes[row.truth]}"

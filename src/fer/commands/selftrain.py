@@ -17,6 +17,7 @@ from fer.data.faces import Data, Faces, stratified
 from fer.inference import Ensemble
 from fer.run import folders_made, write_text
 from fer.runtime import pick_device
+from fer.text import percent
 from fer.training.session import train_in
 
 COMPONENTS = 50  # of the pixels, for the clusters
@@ -103,7 +104,7 @@ def result(
     low, high = metrics.interval(round(accuracy * count), count)
     line = f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f})"
     if taken:
-        line += f", {taken} predictions learned, {share_right:.1%} of them right"
+        line += f", {taken} predictions learned, {percent(share_right, 1)} of them right"
     print(line, flush=True)
     return [share, method, accuracy, low, high, taken, share_right]
 

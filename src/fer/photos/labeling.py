@@ -20,6 +20,7 @@ from fer.photos import video
 from fer.photos.detection import FaceDetector, find_faces, smallest_side
 from fer.photos.drawing import draw, read_photo, readable
 from fer.run import make_folder, tell_if_replaced, write_csv
+from fer.text import counted, percent
 
 MOST_PRINTED = 10  # faces: if there are more, they are in the table only
 SPLIT_KEYS = {"split", "sample", "columns", "probs", "data"}
@@ -107,13 +108,12 @@ def label_photos(
     files = [file for file in files if file not in (left_out or [])]
     header = ["file", "x", "y", "width", "height", "label", *classes]
     if videos:
-        count = "1 video" if len(videos) == 1 else f"{len(videos)} videos"
-        print(f"left out: {count} in {place}; name each with input=")
+        print(f"left out: {counted(len(videos), 'video')} in {place}; name each with input=")
     tell_if_replaced(out)
     if not faces:
         write_csv(out, header, [])
-        where = "1 photo" if len(files) == 1 else f"{len(files)} photos"
-        print(f"no face in {where}, so {out} has a header only; {remedy(smallest)}")
+        photos = counted(len(files), "photo")
+        print(f"no face in {photos}, so {out} has a header only; {remedy(smallest)}")
         return
 
     pixels = torch.stack([face.pixels for face in faces])
@@ -123,7 +123,7 @@ def label_photos(
     texts: dict[Path, list[tuple[tuple[int, int, int, int], str]]] = {}
     for face, row in zip(faces, probabilities, strict=True):
         name = classes[int(row.argmax())]
-        text = f"{name} {row.max():.0%}"
+        text = f"{name} {percent(row.max())}"
         rows.append([readable(face.file), *face.box, name, *(f"{p:.6f}" for p in row.tolist())])
         texts.setdefault(face.file, []).append((face.box, text))
         if len(faces) <= MOST_PRINTED:
@@ -140,9 +140,8 @@ def label_photos(
             name = file.stem if stems[file.stem] == 1 else file.name
             drawing = draw(read_photo(file), texts[file])
             write(folder / f"{name}.png", partial(drawing.save, format="PNG"))
-    plural = "s" if len(rows) > 1 else ""
     where = "1 photo" if len(files) == 1 else f"{len(texts)} of {len(files)} photos"
-    print(f"{len(rows)} face{plural} in {where} labeled: {written}")
+    print(f"{counted(len(rows), 'face')} in {where} labeled: {written}")
 
 
 def faces_in_photos(
@@ -186,15 +185,14 @@ def faces_in_photos(
             faces.append(PhotoFace(file, x, y, side, side, pixels, whole=False))
         if not detected:
             least = smallest_side(photo, smallest)
-            pixels_or_more = "1 pixel or more" if least == 1 else f"{least} pixels or more"
-            tqdm.write(f"{readable(file)}: no face found of {pixels_or_more}")
+            tqdm.write(f"{readable(file)}: no face found of {counted(least, 'pixel')} or more")
     if refusals and len(refusals) == len(files):
         raise refusals[0]
     for refusal in refusals:
         print(f"left out: {refusal}")
     if taken_whole and crop == "face":
-        pictures = f"{taken_whole} pictures" if taken_whole > 1 else "one picture"
         sizes = " or ".join(f"{width}×{height}" for width, height in sorted(cropped_sizes))
+        pictures = counted(taken_whole, "picture")
         print(f"{pictures} of {sizes} pixels taken whole, as faces that are cropped already")
     return faces
 

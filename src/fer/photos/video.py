@@ -21,6 +21,7 @@ from fer.files import write
 from fer.photos.detection import Box, FaceDetector, find_faces
 from fer.photos.drawing import draw, readable
 from fer.run import tell_if_replaced, write_csv
+from fer.text import counted, percent
 
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 CHUNK = 32  # frames of a file whose faces are labeled together
@@ -229,8 +230,8 @@ def annotate(
         header = ["frame", "seconds", "face", "x", "y", "width", "height", "label", *classes]
         write_csv(out, header, rows)
         write(target, lambda file: file.write(drawn.read_bytes()))
-    plural = "" if tracker.count == 1 else "s"
-    print(f"{tracker.count} face{plural} followed through {frame} frames: {out}, {target}")
+    followed = f"{counted(tracker.count, 'face')} followed through {counted(frame, 'frame')}"
+    print(f"{followed}: {out}, {target}")
 
 
 def label_frames(
@@ -261,6 +262,6 @@ def draw_tracks(picture: Image.Image, tracks: list[Track], classes: list[str]) -
     for track in tracks:
         x, y, side = track.box
         name = classes[int(track.probabilities.argmax())]
-        text = f"{track.number} {name} {track.probabilities.max():.0%}"
+        text = f"{track.number} {name} {percent(float(track.probabilities.max()))}"
         texts.append(((x, y, side, side), text))
     return draw(picture, texts).resize(picture.size)

@@ -16,7 +16,7 @@ from fer.data.faces import Data
 from fer.files import write_text
 from fer.optim import Muon
 from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
-from fer.text import wrapped
+from fer.text import counted, wrapped
 from fer.training.recorder import Recorder
 from fer.training.trainer import Trainer, fit_outputs
 
@@ -175,8 +175,9 @@ def where_it_continues(trainer: Trainer, folder: Path) -> str:
             f"{folder}: training is complete, {trainer.epoch} of {settings.epochs} epochs; "
             f"to train longer:\n  {again} train.epochs={2 * settings.epochs}"
         )
+    patience = counted(settings.patience or 0, "epoch")
     return (
-        f"{folder}: training ended after epoch {trainer.epoch}, {settings.patience} epochs without "
+        f"{folder}: training ended after epoch {trainer.epoch}, {patience} without "
         f"a better one (train.patience); to train longer:\n  {again} train.patience=null"
     )
 
@@ -186,8 +187,9 @@ def print_start(trainer: Trainer, folder: Path) -> None:
     cfg, faces = trainer.cfg, trainer.faces
     parameters = sum(p.numel() for p in trainer.network.parameters())
     print(f"{folder}: {cfg.name}, {parameters:,} parameters")
+    validation = counted(len(faces.val_images), "validation face")
     print(
-        f"{len(faces):,} training faces, {len(faces.val_images):,} validation faces, "
+        f"{len(faces):,} training faces, {validation}, "
         f"on {trainer.device.type} in {trainer.computed_in}"
     )
     if faces.data.description:
@@ -212,7 +214,7 @@ def copies_in_words(data: Data, dropped: bool) -> str:
     if not words:
         return ""
     remedy = "" if dropped else " (train.copies=drop leaves out those of validation faces)"
-    return f"{', '.join(words)} are exact copies of training faces{remedy}"
+    return f"exact copies of training faces: {', '.join(words)}{remedy}"
 
 
 def warnings_of(trainer: Trainer) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 
 from fer import UserError
 from fer.checkpoint import load_weights
+from fer.text import counted
 from fer.training.clock import Stopwatch
 from fer.training.optimizer_setup import load_optimizer, optimizer_state
 
@@ -82,13 +83,15 @@ def check_place(trainer: "Trainer", state: dict[str, Any], path: Path) -> None:
     if state["epoch"] != trainer.epoch or trainer.best["epoch"] > trainer.epoch:
         raise ValueError
     if trainer.epoch > trainer.cfg.train.epochs:
+        epochs = counted(trainer.epoch, "epoch")
         raise UserError(
-            f"resume={path.parent}: {trainer.epoch} epochs are done, more than "
+            f"resume={path.parent}: the run has finished {epochs}, more than "
             f"train.epochs={trainer.cfg.train.epochs}; set it higher"
         )
     if trainer.step and state.get("steps", trainer.steps) != trainer.steps:
+        steps = counted(state["steps"], "step")
         raise UserError(
-            f"resume={path.parent}: it stopped inside an epoch of {state['steps']} steps, but this "
+            f"resume={path.parent}: it stopped inside an epoch of {steps}, but this "
             f"number of processes makes {trainer.steps}; resume with as many processes as before"
         )
     if not 0 <= trainer.step <= trainer.steps:
