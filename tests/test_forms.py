@@ -376,7 +376,7 @@ def test_archives_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 nothing more")
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"x" * 2000)[:30])
     with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
-        archive.writestr("notes.txt", "")
+        archive.writestr("notes.pdf", "")
     (tmp_path / "x").mkdir()
     write_csv(tmp_path / "x" / "fer2013.csv", [*range(7)])
     whole = packed(tmp_path / "x", "tar.gz")
@@ -727,6 +727,24 @@ def table_with_splits(d):
     (d / "list.csv").write_text("".join(rows))
 
 
+def one_hot_table(d):
+    rows = ["filename,happy,sad\n"]
+    for i in range(10):
+        (d / f"{i}.png").write_bytes(png())
+        rows.append(f"{i}.png,{i % 2},{1 - i % 2}\n")
+    (d / "labels.csv").write_text("".join(rows))
+
+
+def rafdb_as_given(d):
+    rows = []
+    (d / "aligned").mkdir()
+    for i in range(28):
+        name = f"{['train', 'train', 'train', 'test'][i // 7]}_{i:05}"
+        (d / "aligned" / f"{name}_aligned.jpg").write_bytes(png())
+        rows.append(f"{name}.jpg {i % 7 + 1}\n")
+    (d / "list_patition_label.txt").write_text("".join(rows))
+
+
 def ferplus_folders(d):
     for split in ("FER2013Train", "FER2013Valid"):
         (d / split).mkdir()
@@ -907,6 +925,8 @@ SAMPLES = {
     "your own classes": (lambda d: draw_folders(d, ["train", "val"], ["asleep", "awake"]), 2),
     "pictures in `train/`": (table_of_pictures, 2),
     "a table `path": (table_with_splits, 2),
+    "a table with a column of 0": (one_hot_table, 2),
+    "RAF-DB's `list_patition": (rafdb_as_given, 7),
     "FER+'s `FER2013Train": (ferplus_folders, 2),
     "`.zip`, `.tar`": (
         lambda d: an_archive(
@@ -1027,9 +1047,8 @@ def test_a_table_beside_more_than_a_thousand_pictures_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (b"face_30.png,happy,more", "Expected 2 fields in line 31, saw 3"),
-        (b'"face_30.png,happy', "EOF inside string"),
-        (b"face_30.png,h\xe4ppy", "can't decode byte 0xe4"),
+        (b"face_30.png,happy,more", ", line 31: has 3 columns, and the first line 2"),
+        (b'"face_30.png,happy', r": cannot be read as CSV \(unexpected end of data"),
     ],
 )
 def test_a_damaged_row_far_down_a_list_of_pictures_is_refused(tmp_path, row, words):
@@ -1038,7 +1057,7 @@ def test_a_damaged_row_far_down_a_list_of_pictures_is_refused(tmp_path, row, wor
         (tmp_path / f"face_{number}.png").write_bytes(png())
         rows.append(f"face_{number}.png,{['happy', 'sad'][number % 2]}".encode())
     (tmp_path / "labels.csv").write_bytes(b"\n".join([*rows, row]))
-    with pytest.raises(UserError, match=rf"labels\.csv: cannot be read as CSV \(.*{words}"):
+    with pytest.raises(UserError, match=rf"labels\.csv{words}"):
         load(tmp_path)
 
 

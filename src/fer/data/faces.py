@@ -124,7 +124,8 @@ class Data:
     what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
     description: which files are used for what, in words. left_out: split → why it could not be
-    read. enlarged: what data.size does to smaller faces, in words.
+    read. enlarged: what data.size does to smaller faces, in words. unused: tables that might have
+    told labels, and why they do not.
     """
 
     splits: dict[str, Faces]
@@ -137,14 +138,13 @@ class Data:
     description: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
     enlarged: str = ""
+    unused: str = ""
 
     def open(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:
             have = ", ".join(f"{len(faces)} of {key}" for key, faces in self.splits.items())
-            raise UserError(
-                f"data.path: has no faces to train on, only {have}; name a folder with training "
-                "faces"
-            )
+            remedy = self.unused or "name a folder with training faces"
+            raise UserError(f"data.path: has no faces to train on, only {have}; {remedy}")
         if name in self.left_out:
             raise UserError(f"split={name}: {self.left_out[name]}")
         if name not in self.splits:

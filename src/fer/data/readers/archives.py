@@ -14,13 +14,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fer import UserError
+from fer.data.readers import text_tables
 from fer.data.readers.cache import cache_folders, clear_abandoned, key_of, name_of, writable
 from fer.data.readers.file_types import mistaken
 from fer.data.readers.names import is_junk
 from fer.data.readers.pictures import is_picture
 from fer.files import regular
 
-TABLES = (".csv", ".csv.gz", ".npz", ".parquet")
+TABLES = (*text_tables.ENDINGS, ".npz", ".parquet")
 ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 EXPANSION = 100  # bytes out for a byte in: a CSV of faces expands 4 times
 ALLOWED = 256 << 20  # bytes that any archive may expand to

@@ -18,7 +18,7 @@ import numpy as np
 from fer.data.readers.table import Table
 from fer.files import regular
 
-FORMAT = "4"  # of the cache
+FORMAT = "5"  # of the cache
 ABANDONED = 3600  # seconds after which a folder of an unfinished write is nobody's
 CHUNK = 4096  # faces copied at once
 

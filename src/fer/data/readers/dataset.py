@@ -24,6 +24,7 @@ from fer.data.readers.table import Table
 # Positions of train.usage, and what is held out where none of them validates.
 SPLIT_NAMES = ("train", "public", "private", "validation")
 MOST_UNREAD = 4  # folders in a message
+MOST_UNUSED = 2  # tables in a message
 HELD_OUT = "held out"  # what validates where it is a part of the training faces
 Name = Annotated[str, MinLen(1), MaxLen(100)]
 Names = Annotated[list[Name], MinLen(1), MaxLen(1000)]
@@ -65,6 +66,7 @@ def fer2013(
         "classes": class_names,
         "sample": source.sample,
         "left_out": source.left_out,
+        "unused": "; ".join(source.unused[:MOST_UNUSED]),
         "enlarged": enlarged_in_words(size, list(tables.values())),
     }
     whole = split == "none" and set(parts) == {"train"}
@@ -114,7 +116,9 @@ def fer2013(
         validating = "validation"
     shut = shut_splits(splits, validating)
     words = in_words(source, splits, shut, validating, split, fraction, class_names, left_out)
-    unread = f"not read: {listed(source.unread, MOST_UNREAD)}" if source.unread else ""
+    notes = [note for table in tables.values() for note in table.notes.tolist()]
+    passed_over = [*dict.fromkeys(notes), *source.unread]
+    unread = f"not read: {listed(passed_over, MOST_UNREAD)}" if passed_over else ""
     description = "; ".join(filter(None, (words, unread, unused)))
     return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
@@ -201,6 +205,8 @@ def only_split(name: str, part: Part, normalize: Normalization, about: dict) -> 
 
 
 def needed(source: Source) -> str:
+    if source.unused:
+        return "; ".join(source.unused[:MOST_UNUSED])
     if source.pictures:
         return (
             f"put the pictures in {source.places['train']} into a folder for each class, or a "

@@ -3,6 +3,7 @@ leave in folders.
 """
 
 import re
+import unicodedata
 from pathlib import Path
 
 from fer import CLASSES
@@ -67,6 +68,17 @@ def entries(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     return [entry for entry in entries(folder) if entry.is_dir()]
+
+
+def composed(name: str) -> str:
+    """A name in the one form of those that Unicode has for letters such as ü: macOS writes names of
+    files in another form than Windows and Linux.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def counted(count: int, word: str) -> str:
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
 def printable(name: str) -> str:

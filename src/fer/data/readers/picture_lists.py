@@ -1,25 +1,50 @@
-"""Lists of pictures: CSV files with a picture's name and its label in each row, and FER+'s own
+"""Lists of pictures: tables with a picture's name and its label in each row, and FER+'s own
 label.csv with the votes of ten people.
 """
 
-import io
+import contextlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from fer import UserError
 from fer.data.readers.cache import cached
-from fer.data.readers.csv_faces import check_label, first_lines, has_pixels, usage_of
+from fer.data.readers.csv_faces import check_label, has_pixels, usage_of
 from fer.data.readers.folders import read_pictures
-from fer.data.readers.names import entries, plain_label
-from fer.data.readers.pictures import image_files, is_picture
+from fer.data.readers.names import (
+    SPLITS,
+    composed,
+    counted,
+    entries,
+    plain_label,
+    printable,
+    split_named,
+)
+from fer.data.readers.pictures import is_picture, pictures_below
 from fer.data.readers.table import MAX_LABELS, Table
+from fer.data.readers.text_tables import ENDINGS, Row, all_rows, first_rows, head_of
 
-FILE = ("file", "filename", "file_name", "image", "img", "path", "image_path", "pth", "name")
+FILE = (
+    "file",
+    "filename",
+    "file_name",
+    "filepath",
+    "file_path",
+    "image",
+    "image_name",
+    "image_path",
+    "img",
+    "img_name",
+    "path",
+    "pth",
+    "name",
+)
+ID = ("id", "image_id", "img_id")  # may be the name of a picture without its ending
 LABEL = ("emotion", "label", "expression", "class", "category", "target")
 SPLIT = ("usage", "split", "set", "subset")
 # Columns of FER+'s label.csv, after the picture and the box of its face.
@@ -35,52 +60,191 @@ VOTES = (
     "unknown",
     "no face",
 )
-PEEKED = 20  # rows
 DEPTH = 3  # folders below the table in which pictures are looked for
+ALIGNED = "_aligned"  # RAF-DB's list names train_00001.jpg, its faces are train_00001_aligned.jpg
+FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1}  # of one-hot columns
+SHEETS = (".xlsx", ".xls", ".ods", ".json", ".jsonl", ".xml")  # tables that are not read
+MOST_LISTED = 1000  # entries of a folder that are looked through for tables
+SHOWN = 60  # characters of a field in a message
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the columns of a table of pictures stand. votes: the first of FER+'s ten."""
+    """Where the columns of a list of pictures stand. one_hot: position → the class that a 1 there
+    means, in place of a column of labels. votes: the first of FER+'s ten.
+    """
 
     file: int
-    label: int | None
+    label: int | None = None
     split: int | None = None
     group: int | None = None
+    one_hot: tuple[tuple[int, str], ...] = ()
     votes: int | None = None
     header: bool = True
 
 
-def table_columns(path: Path, group_column: str | None = None) -> Columns | None:
-    """The columns of a CSV that lists pictures with their labels; None for any other."""
-    if has_pixels(path):
-        return None
-    peeked = io.BytesIO(b"".join(first_lines(path, PEEKED)))
-    try:
-        rows = pd.read_csv(peeked, header=None, dtype=str, keep_default_na=False)
-    except ValueError:
-        return None
-    header = not any(is_picture(str(value)) for value in rows.iloc[0])
-    body = rows.iloc[1:] if header else rows
-    pictures = [
-        column for column in rows if len(body) and body[column].map(lambda v: is_picture(v)).all()
-    ]
-    if not pictures:
-        return None
-    names = [name.strip().lower() for name in rows.iloc[0]] if header else [""] * rows.shape[1]
-    file = next((column for column in pictures if names[column] in FILE), pictures[0])
-    if rows.shape[1] == 2 + len(VOTES) and body.iloc[:, 2:].map(str.isdecimal).all(axis=None):
-        return Columns(file, None, votes=2, header=header)
+@dataclass(frozen=True)
+class Entry:
+    """What a list says of a picture."""
 
-    def find(known: Sequence[str]) -> int | None:
+    label: str
+    usage: int
+    group: str
+
+
+def table_columns(path: Path, group_column: str | None = None) -> Columns | None:
+    """The columns of a table that lists pictures with their labels; None for any other."""
+    try:
+        return list_columns(path, group_column)
+    except UserError:
+        return None
+
+
+def list_columns(path: Path, group_column: str | None = None) -> Columns:
+    """The columns of a table that lists pictures with their labels. Raises UserError, without the
+    path, for any other.
+    """
+    if has_pixels(path):
+        raise UserError("holds faces, not names of pictures")
+    rows = first_rows(path)
+    first = rows[0][1]
+    header = not any(is_picture(field) for field in first)
+    body = rows[1:] if header else rows
+    if not body:
+        raise UserError("has a header but no rows; add them")
+    names = [column_name(name) if header else "" for name in first]
+    file = file_column(path, names, body)
+    votes = range(2, 2 + len(VOTES))
+    if len(names) == votes.stop and all(is_vote(fields) for _, fields in body):
+        return Columns(file, votes=votes.start, header=header)
+
+    def find(known: Iterable[str]) -> int | None:
         return next((i for i, name in enumerate(names) if name in known and i != file), None)
 
-    group = find([group_column.lower()]) if group_column else None
+    group = find([column_name(group_column)]) if group_column else None
     split, label = find(SPLIT), find(LABEL)
-    others = [i for i in range(rows.shape[1]) if i not in (file, split, group)]
+    others = [i for i in range(len(names)) if i not in (file, split, group)]
     if label is None and len(others) == 1:
         label = others[0]
-    return None if label is None else Columns(file, label, split, group, header=header)
+    if label is not None:
+        return Columns(file, label, split, group, header=header)
+    if not others:
+        raise UserError("lists pictures without labels; add a column label")
+    one_hot = one_hot_columns(others, body) if header else []
+    if not one_hot:
+        raise UserError(
+            f"lists pictures, but its labels are not told among {len(others)} columns; name one "
+            "label"
+        )
+    return Columns(file, None, split, group, tuple((i, first[i]) for i in one_hot))
+
+
+def column_name(word: str) -> str:
+    return re.sub("[ -]", "_", word.lower())
+
+
+def file_column(path: Path, names: Sequence[str], body: Sequence[Row]) -> int:
+    """The column of names of pictures: with their endings, or without where these pictures are
+    there.
+    """
+    columns = range(len(names))
+    pictures = [i for i in columns if all(is_picture(fields[i]) for _, fields in body)]
+    if pictures:
+        return next((i for i in pictures if names[i] in FILE), pictures[0])
+    if {*names} & {*LABEL}:
+        stems = {composed(file.stem) for file in pictures_below(path.parent, DEPTH)}
+        for i in columns:
+            if names[i] in (*FILE, *ID) and all(composed(row[i]) in stems for _, row in body):
+                return i
+    for number, fields in body:
+        for i in columns:
+            if not is_picture(fields[i]) and any(is_picture(row[i]) for _, row in body):
+                raise UserError(
+                    f"has {fields[i][:SHOWN]!r} in line {number}, which is no picture; correct it"
+                )
+    raise UserError("has no column with names of the pictures; add one named file")
+
+
+def is_vote(fields: Sequence[str]) -> bool:
+    """Is it a row of FER+'s label.csv: a picture, the box of its face, ten counts?"""
+    return fields[1].startswith("(") and all(field.isdecimal() for field in fields[2:])
+
+
+def one_hot_columns(columns: Sequence[int], body: Sequence[Row]) -> list[int]:
+    """Those of the columns that hold 0 or 1, if every row has one 1 in them; else none."""
+    flags = [i for i in columns if all(fields[i] in FLAGS for _, fields in body)]
+    for _, fields in body:
+        if sum(FLAGS[fields[i]] for i in flags) != 1:
+            return []
+    return flags if len(flags) > 1 else []
+
+
+@dataclass
+class Listing:
+    """The pictures that a list names, what it says of each and in which line; where each label
+    stands first; and what is not used: pictures on which FER+'s votes do not agree, repeated rows,
+    names of pictures that are not there.
+    """
+
+    entries: dict[Path, Entry] = field(default_factory=dict)
+    lines: dict[Path, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+    undecided: set[Path] = field(default_factory=set)
+    repeated: int = 0
+    absent: list[str] = field(default_factory=list)
+
+    def notes(self, table: str, unlisted: Sequence[str]) -> list[str]:
+        """What is not used, in words. unlisted: the pictures there that the `table` leaves out."""
+        notes = []
+        if unlisted:
+            count = counted(len(unlisted), "picture")
+            notes.append(f"{count} that {table} does not list, such as {unlisted[0][:SHOWN]}")
+        if self.absent:
+            count = counted(len(self.absent), "picture")
+            notes.append(
+                f"{count} named in {table} but not there, such as {self.absent[0][:SHOWN]}"
+            )
+        if self.undecided:
+            count = counted(len(self.undecided), "picture")
+            notes.append(f"{count} of {table} without a clear vote")
+        if self.repeated:
+            notes.append(f"{counted(self.repeated, 'repeated row')} of {table}")
+        return notes
+
+
+def listing_of(path: Path, columns: Columns, places: "Places") -> Listing:
+    """What the table at `path` says of the pictures in the places."""
+    listing = Listing()
+    rows = all_rows(path)
+    if columns.header:
+        next(rows)
+    for number, fields in rows:
+        place = f"{path}, line {number}"
+        name = fields[columns.file]
+        file = places.find(name, place)
+        if file is None:
+            if places.nowhere(name):
+                listing.absent.append(name)
+            continue
+        label = label_in(place, fields, columns)
+        if label is None:
+            listing.undecided.add(file)
+            continue
+        check_label(place, label)
+        usage = -1 if columns.split is None else usage_of(place, fields[columns.split])
+        entry = Entry(label, usage, "" if columns.group is None else fields[columns.group])
+        if file not in listing.entries:
+            listing.entries[file], listing.lines[file] = entry, number
+            listing.first.setdefault(label, place)
+        elif listing.entries[file] == entry:
+            listing.repeated += 1
+        else:
+            earlier, line = listing.entries[file], listing.lines[file]
+            how = f"is labeled {label}, but {earlier.label} in line {line}"
+            if label == earlier.label:
+                how = f"is also in line {line}, with another split or group"
+            raise UserError(f"{place}: {name[:SHOWN]!r} {how}; remove one of the two")
+    return listing
 
 
 def read_listed(
@@ -89,50 +253,42 @@ def read_listed(
     """The pictures that the table at `path` lists and that lie in `folders`; ids are relative to
     `root`.
     """
-    header = 0 if columns.header else None
-    try:
-        rows = pd.read_csv(path, header=header, dtype=str, keep_default_na=False)
-    except ValueError as error:  # columns too many, quotes left open, bytes that are no UTF-8
-        reason = str(error).strip().rpartition("C error: ")[2]
-        raise UserError(f"{path}: cannot be read as CSV ({reason}); correct the file") from None
     places = Places(path.parent, folders)
-    files, labels, usage, groups = [], [], [], []
-    first: dict[str, str] = {}
-    for number, row in enumerate(rows.itertuples(index=False), start=1 + columns.header):
-        place = f"{path}, line {number}"
-        file = places.find(row[columns.file])
-        if file is None:
-            if places.everywhere:
-                raise UserError(
-                    f"{place}: no picture {row[columns.file]!r} in {places.where}; correct or "
-                    "remove the line"
-                )
-            continue
-        label = label_in(place, row, columns)
-        if label is None:
-            continue
-        check_label(place, label)
-        first.setdefault(label, place)
-        files.append(file)
-        labels.append(label)
-        groups.append("" if columns.group is None else row[columns.group])
-        if columns.split is not None:
-            usage.append(usage_of(place, row[columns.split]))
-    if not files:
+    listing = listing_of(path, columns, places)
+    if not listing.entries:
         raise UserError(
             f"{path}: none of the pictures that it lists is in {places.where}; put them there"
         )
-    if len(first) > MAX_LABELS:
+    names = [*listing.first]
+    if len(names) > MAX_LABELS:
         raise UserError(
-            f"{path}: its label column has {len(first):,} different values, too many for classes; "
+            f"{path}: its label column has {len(names):,} different values, too many for classes; "
             "name the column of classes label"
         )
-    table = read_pictures(root, files, labels, [*first], side, first)
-    if usage:
-        table.usage = np.array(usage)
+    files, entries = [*listing.entries], listing.entries.values()
+    labels = [entry.label for entry in entries]
+    table = read_pictures(root, files, labels, names, side, listing.first)
+    if columns.split is None:
+        table.usage = usage_by_name(files)
+    else:
+        table.usage = np.array([entry.usage for entry in entries])
     if columns.group is not None:
-        table.groups = np.array(groups, dtype=np.str_)
+        table.groups = np.array([entry.group for entry in entries], dtype=np.str_)
+    known = {*files, *listing.undecided}
+    unlisted = [file.relative_to(root).as_posix() for file in places.pictures if file not in known]
+    notes = listing.notes(path.name, unlisted)
+    table.notes = np.array([printable(note) for note in notes], dtype=np.str_)
     return table
+
+
+def usage_by_name(files: Sequence[Path]) -> np.ndarray:
+    """int64 N: positions in USAGES where the names of the pictures begin with their split, as
+    RAF-DB's train_00001.jpg and test_0001.jpg do; -1 where one does not, or all have the same.
+    """
+    splits = [split_named(re.split(r"[\W_\d]", file.name)[0]) for file in files]
+    if None in splits or len({*splits}) == 1:
+        return np.full(len(files), -1)
+    return np.array([[*SPLITS].index(str(split)) for split in splits])
 
 
 class Places:
@@ -141,40 +297,78 @@ class Places:
     """
 
     def __init__(self, beside: Path, folders: Sequence[Path]):
-        self.everywhere = beside in folders  # every row should have its picture
+        self.beside = beside
+        # Every row should have its picture.
+        self.everywhere = any(beside.is_relative_to(folder) for folder in folders)
         self.where = ", ".join(map(str, folders))
+        self.pictures: list[Path] = []
         self.files: dict[str, Path | None] = {}
+        self.stems: dict[str, Path | None] = {}
+        self.aligned: dict[str, Path | None] = {}
         for folder in folders:
             for file in pictures_below(folder, DEPTH):
+                self.pictures.append(file)
                 names = {file.name, file.relative_to(folder).as_posix()}
                 if file.is_relative_to(beside):
                     names.add(file.relative_to(beside).as_posix())
-                for name in names:
+                for name in map(composed, names):
                     self.files[name] = None if name in self.files else file
+                stem = composed(file.stem)
+                self.stems[stem] = None if stem in self.stems else file
+                if stem.endswith(ALIGNED):
+                    stem = stem.removesuffix(ALIGNED)
+                    self.aligned[stem] = None if stem in self.aligned else file
 
-    def find(self, name: str) -> Path | None:
-        name = name.strip().replace("\\", "/").removeprefix("./")
-        return self.files.get(name) or self.files.get(name.rpartition("/")[2])
+    def find(self, name: str, place: str) -> Path | None:
+        """The picture that the row at `place` names; None if it may lie elsewhere."""
+        path = composed(name).replace("\\", "/").removeprefix("./")
+        base = path.rpartition("/")[2]
+        file = self.files.get(path) or self.files.get(base)
+        if is_picture(base):
+            file = self.aligned.get(base.rpartition(".")[0]) or file
+        else:
+            file = file or self.stems.get(base)
+        if file is None and base in self.files:
+            raise UserError(
+                f"{place}: several pictures in {self.where} are named {base[:SHOWN]!r}; write its "
+                "path"
+            )
+        if file is None and self.everywhere:
+            raise UserError(
+                f"{place}: no picture {name[:SHOWN]!r} in {self.where}; correct or remove the line"
+            )
+        return file
 
+    def nowhere(self, name: str) -> bool:
+        """Is there no such picture, also not in other folders beside the table?"""
+        base = composed(name).replace("\\", "/").rpartition("/")[2]
+        return base not in self.all_names
 
-def pictures_below(folder: Path, depth: int) -> list[Path]:
-    files = image_files(folder)
-    if depth:
-        for entry in entries(folder):
-            if entry.is_dir():
-                files += pictures_below(entry, depth - 1)
-    return files
+    @cached_property
+    def all_names(self) -> set[str]:
+        """Names of all pictures beside the table, with their endings and without."""
+        files = pictures_below(self.beside, DEPTH)
+        return {composed(name) for file in files for name in (file.name, file.stem)}
 
 
 def label_in(place: str, row: Sequence[str], columns: Columns) -> str | None:
-    if columns.label is None:
+    if columns.votes is not None:
         return voted(place, row[columns.votes :])
-    return plain_label(row[columns.label])
+    if columns.label is not None:
+        return plain_label(row[columns.label])
+    names = [name for position, name in columns.one_hot if FLAGS.get(row[position]) == 1]
+    others = [row[position] for position, _ in columns.one_hot if row[position] not in FLAGS]
+    if others or len(names) != 1:
+        raise UserError(
+            f"{place}: should have one 1 and otherwise 0 in the columns "
+            f"{', '.join(name for _, name in columns.one_hot)}; correct or remove the line"
+        )
+    return names[0]
 
 
 def voted(place: str, votes: Sequence[str]) -> str | None:
     """The emotion that alone has the most of FER+'s votes; None if that is none."""
-    if not all(vote.isdecimal() for vote in votes):
+    if not all(re.fullmatch(r"[0-9]{1,9}", vote) for vote in votes):
         raise UserError(f"{place}: its votes are not counts; correct or remove the line")
     counts = [int(vote) for vote in votes]
     most = max(counts)
@@ -190,3 +384,36 @@ def cached_listed(
     files = [path, *(file for folder in folders for file in pictures_below(folder, DEPTH))]
     how = f"listed {side} {columns} {root.absolute()} {re.escape(str(folders))}"
     return cached(path, files, how, lambda: read_listed(path, columns, root, folders, side))
+
+
+def unused_tables(folder: Path, depth: int) -> list[str]:
+    """The tables in a folder and in those below it, and why they do not label its pictures."""
+    found = []
+    others = (entry for entry in entries(folder) if not is_picture(entry.name))
+    for entry in islice(others, MOST_LISTED):
+        if entry.is_dir():
+            if depth:
+                found += unused_tables(entry, depth - 1)
+        elif why := why_unused(entry):
+            found.append(f"{printable(entry.name)} {why}")
+    return found
+
+
+def why_unused(file: Path) -> str:
+    """Why a file does not label pictures; empty if it is no table."""
+    name = file.name.lower()
+    if not name.endswith((*ENDINGS, *SHEETS)) or not file.is_file():
+        return ""
+    try:
+        list_columns(file)
+    except UserError as error:
+        is_note = name.endswith(".txt") and not names_pictures(file)
+        return "" if is_note or has_pixels(file) else str(error)
+    return "lists pictures of which none is there, or is not the only list"
+
+
+def names_pictures(file: Path) -> bool:
+    """Is there the name of a picture in the first lines of a text?"""
+    with contextlib.suppress(UserError):
+        return any(is_picture(word) for word in re.split(r"[\s,;]+", head_of(file)[0]))
+    return False

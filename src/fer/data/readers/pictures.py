@@ -32,6 +32,17 @@ def image_files(folder: Path) -> list[Path]:
     return [entry for entry in entries(folder) if is_picture(entry.name)]
 
 
+def pictures_below(folder: Path, depth: int) -> list[Path]:
+    """The pictures in a folder and in those down to `depth` folders below it."""
+    found = entries(folder)
+    files = [entry for entry in found if is_picture(entry.name)]
+    if depth:
+        for entry in found:
+            if not is_picture(entry.name) and entry.is_dir():
+                files += pictures_below(entry, depth - 1)
+    return files
+
+
 def is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in SUFFIXES | HEIC  # noqa: PTH122, of any string
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fer import CLASSES, FACE_SIZE, UserError
+from fer.data.readers import text_tables
 from fer.data.readers.archives import is_archive, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
@@ -27,8 +28,15 @@ from fer.data.readers.names import (
     split_named,
     subfolders,
 )
-from fer.data.readers.picture_lists import Columns, cached_listed, table_columns
-from fer.data.readers.pictures import image_files, is_picture
+from fer.data.readers.picture_lists import (
+    Columns,
+    cached_listed,
+    list_columns,
+    names_pictures,
+    table_columns,
+    unused_tables,
+)
+from fer.data.readers.pictures import image_files, is_picture, pictures_below
 from fer.data.readers.table import Table
 
 OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
@@ -54,7 +62,8 @@ class Source:
     column Usage says of its rows. places: what each part is, in words. pictures: are ids paths?
     known_numbers: the classes 0, 1, … where the files show what numbers mean. sample: a sample
     submission beside them. left_out: part → why it was not read. root: the folder that ids and
-    places are relative to. unread: pictures there that belong to no part, in words.
+    places are relative to. unread: pictures there that belong to no part, in words. unused: tables
+    there that might have told labels, and why they do not, in words.
     """
 
     parts: dict[str, Table]
@@ -65,6 +74,7 @@ class Source:
     left_out: dict[str, str] = field(default_factory=dict)
     root: Path | None = None
     unread: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def seen_from(self, place: Path) -> "Source":
         """With ids and places relative to `place`, a folder above `root`."""
@@ -103,7 +113,7 @@ def find(path: str, wanted: Wanted = Wanted()) -> Source:
         if reader is None and place.is_dir():
             reader = folder_reader(place, DEEPER)
         if reader is not None:
-            return reader(wanted).seen_from(place)
+            return with_unused(reader(wanted), place).seen_from(place)
         if place.exists() and not place.is_dir():  # a pipe, a device
             raise UserError(f"data.path={path}: is neither a file nor a folder; check data.path")
         problem = "no such folder or file"
@@ -118,6 +128,14 @@ def find(path: str, wanted: Wanted = Wanted()) -> Source:
             f"{error.filename or path}: cannot be read ({error.strerror}); check data.path"
         ) from None
     raise UserError(f"data.path={path}: {problem}; {hint}looked for {LOOKED_FOR}")
+
+
+def with_unused(source: Source, place: Path) -> Source:
+    """The source with the tables at `place` that are not used, if its pictures have no labels."""
+    train = source.parts.get("train")
+    if source.pictures and place.is_dir() and (train is None or (train.labels < 0).all()):
+        source.unused = unused_tables(place, DEEPER)
+    return source
 
 
 def instead(place: Path) -> str:
@@ -182,9 +200,8 @@ def file_reader(path: Path) -> Reader:
         return lambda wanted: npz_source(path, wanted)
     if path.suffix.lower() == ".parquet":
         return lambda wanted: parquet_source({"train": [path]}, wanted)
-    columns = table_columns(path) if path.suffix.lower() == ".csv" else None
-    if columns:
-        return lambda wanted: listed_source(path.parent, path, [path.parent], wanted)
+    if is_table(path) and not has_pixels(path) and (names_pictures(path) or table_columns(path)):
+        return lambda wanted: listed_source(path.parent, path, wanted)
     return lambda wanted: csv_source({"train": path}, wanted)
 
 
@@ -197,7 +214,7 @@ def archive_reader(path: Path) -> Reader:
                 f"{path}: holds no data set, only {listing(entries(folder))}; looked for "
                 f"{LOOKED_FOR}"
             )
-        source = reader(wanted).seen_from(folder)
+        source = with_unused(reader(wanted), folder).seen_from(folder)
         source.root = None  # ids are paths in the archive, wherever it lies
         return source
 
@@ -208,26 +225,39 @@ def folder_reader(folder: Path, depth: int) -> Reader | None:
     """How the data set in a folder is read; None if there is none, also not in `depth` folders
     below. Raises UserError, with the list of them, if there are several.
     """
-    tables = (entry for entry in entries(folder) if not is_picture(entry.name) and entry.is_file())
-    files = list(islice(tables, MAX_LISTED))
-    csvs = [file for file in files if is_csv(file)]
+    others = (entry for entry in entries(folder) if not is_picture(entry.name) and entry.is_file())
+    files = list(islice(others, MAX_LISTED))
+    tables = [file for file in files if is_table(file)]
     official = official_csvs(folder)
     if official:
         return lambda wanted: csv_source(official, wanted, sample_of(folder))
     splits = split_folders(folder)
     if "train" in splits or "validation" in splits:
-        return lambda wanted: folders_source(folder, splits, csvs, wanted)
-    readers = candidates(folder, files, csvs)
+        return lambda wanted: folders_source(folder, splits, tables, wanted)
+    readers = candidates(folder, files, tables)
     refuse_several(folder, readers)
     if readers:
         return with_test(folder, next(iter(readers.values())))
     if splits:
-        return lambda wanted: folders_source(folder, splits, csvs, wanted)
+        return lambda wanted: folders_source(folder, splits, tables, wanted)
     if (folder / TEST_CSV).is_file():
         return test_reader(folder)
     if image_files(folder):
         return lambda wanted: folders_source(folder, {"test": folder}, [], wanted)
+    if depth and (path := list_below(folder)):
+        return lambda wanted: listed_source(folder, path, wanted)
     return deeper_reader(folder, depth)
+
+
+def list_below(folder: Path) -> Path | None:
+    """The one list in the folders of a folder, if its pictures lie in other ones, as RAF-DB's
+    EmoLabel/list_patition_label.txt and Image/aligned/.
+    """
+    inner = list(islice(subfolders(folder), MOST_BELOW))
+    without = [place for place in inner if not pictures_below(place, 1)]
+    files = [file for place in without for file in entries(place)]
+    lists = [file for file in files if is_table(file) and file.is_file() and table_columns(file)]
+    return lists[0] if len(lists) == 1 else None
 
 
 def deeper_reader(folder: Path, depth: int) -> Reader | None:
@@ -323,14 +353,15 @@ def in_order(parts: dict[str, Any]) -> dict[str, Any]:
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
-def candidates(folder: Path, files: Sequence[Path], csvs: Sequence[Path]) -> dict[Path, Reader]:
+def candidates(folder: Path, files: Sequence[Path], tables: Sequence[Path]) -> dict[Path, Reader]:
     """The data sets that a folder without an official name may hold."""
     readers: dict[Path, Reader] = {}
-    tables = [file for file in csvs if table_columns(file)]
-    if len(tables) == 1:
-        readers[tables[0]] = lambda wanted: listed_source(folder, tables[0], [folder], wanted)
-    elif tables:
-        readers |= {table: file_reader(table) for table in tables}
+    lists = [file for file in tables if table_columns(file)]
+    if len(lists) == 1:
+        readers[lists[0]] = lambda wanted: listed_source(folder, lists[0], wanted)
+    elif lists:
+        readers |= {file: file_reader(file) for file in lists}
+    csvs = [file for file in tables if is_csv(file)]
     faces = [file for file in csvs if has_pixels(file) and file.name != TEST_CSV]
     by_split = in_order({split_named(stem_of(file)) or "train": file for file in faces})
     if len(faces) > 1 and len(by_split) == len(faces):
@@ -348,9 +379,13 @@ def candidates(folder: Path, files: Sequence[Path], csvs: Sequence[Path]) -> dic
     if parquets:
         readers[next(iter(parquets.values()))[0]] = lambda wanted: parquet_source(parquets, wanted)
     classes = [inner for inner in subfolders(folder) if image_files(inner)]
-    if len(classes) > 1 and not split_folders(folder) and not tables:
-        readers[folder] = lambda wanted: folders_source(folder, {"train": folder}, [], wanted)
+    if len(classes) > 1 and not split_folders(folder) and not lists:
+        readers[folder] = lambda wanted: folders_source(folder, {"train": folder}, tables, wanted)
     return readers
+
+
+def is_table(file: Path) -> bool:
+    return file.name.lower().endswith(text_tables.ENDINGS) and "submission" not in file.name.lower()
 
 
 def is_csv(file: Path) -> bool:
@@ -421,18 +456,20 @@ def known_numbers(csvs: Sequence[Path]) -> tuple[str, ...]:
 
 
 def folders_source(
-    root: Path, folders: dict[str, Path], csvs: Sequence[Path], wanted: Wanted
+    root: Path, folders: dict[str, Path], tables: Sequence[Path], wanted: Wanted
 ) -> Source:
-    """Folders of pictures in `root`, one a split; csvs: tables beside them that may hold their
+    """Folders of pictures in `root`, one a split; tables: those beside them, which may hold their
     labels.
     """
-    parts, left_out, unread = {}, {}, unread_beside(root, folders)
+    parts, left_out = {}, {}
+    unread = unread_beside(root, folders)
+    unread += [file.name for file in tables if names_pictures(file) and not table_columns(file)]
     for split, outer in folders.items():
         folder = outer
         if split == "test" and (inner := only_unlabeled(folder, folders.get("train"))):
             folder = inner
         try:
-            parts[split] = folder_table(split, folder, root, csvs, wanted)
+            parts[split] = folder_table(split, folder, root, tables, wanted)
             unread += unread_below(folder, root)
         except (UserError, OSError) as error:
             if split != "test" or "train" not in folders:
@@ -443,11 +480,11 @@ def folders_source(
 
 
 def folder_table(
-    split: str, folder: Path, root: Path, csvs: Sequence[Path], wanted: Wanted
+    split: str, folder: Path, root: Path, tables: Sequence[Path], wanted: Wanted
 ) -> Table:
     """The pictures of one split, with their labels from a table or from the names of folders."""
     side = wanted.size or FACE_SIZE
-    listed = table_for(split, folder, csvs, wanted) if not subfolders(folder) else None
+    listed = table_for(split, folder, tables, wanted) if not subfolders(folder) else None
     if listed:
         path, columns = listed
         table = cached_listed(path, columns, folder, [folder], side)
@@ -506,27 +543,30 @@ def only_unlabeled(test: Path, train: Path | None) -> Path | None:
 
 
 def table_for(
-    split: str, folder: Path, csvs: Sequence[Path], wanted: Wanted
+    split: str, folder: Path, tables: Sequence[Path], wanted: Wanted
 ) -> tuple[Path, Columns] | None:
     """The table with the labels of a folder of pictures: one in it, else one beside it that is
     named after its split, else the only one beside it.
     """
-    inside = [file for file in entries(folder) if is_csv(file)]
-    named = [file for file in csvs if split_in_words(stem_of(file)) == split]
-    for files in (inside, named, csvs):
-        tables = [(file, table_columns(file, wanted.group_column)) for file in files]
-        found = [(file, columns) for file, columns in tables if columns]
+    inside = [file for file in entries(folder) if is_table(file) and file.is_file()]
+    named = [file for file in tables if split_in_words(stem_of(file)) == split]
+    for files in (inside, named, tables):
+        columns = {file: table_columns(file, wanted.group_column) for file in files}
+        found = [(file, its_columns) for file, its_columns in columns.items() if its_columns]
         if len(found) == 1:
             return found[0]
     return None
 
 
-def listed_source(root: Path, path: Path, folders: Sequence[Path], wanted: Wanted) -> Source:
-    """Pictures whose labels stand in one table, with their splits if it has such a column."""
-    columns = table_columns(path, wanted.group_column)
-    assert columns is not None
-    table = cached_listed(path, columns, root, folders, wanted.size or FACE_SIZE)
-    return Source({"train": table}, {"train": path.name}, pictures=True, root=root)
+def listed_source(root: Path, path: Path, wanted: Wanted) -> Source:
+    """Pictures below `root` whose labels stand in one table, with their splits if it tells them."""
+    try:
+        columns = list_columns(path, wanted.group_column)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    table = cached_listed(path, columns, root, [root], wanted.size or FACE_SIZE)
+    place = printable(path.relative_to(root).as_posix())
+    return Source({"train": table}, {"train": place}, pictures=True, root=root)
 
 
 def npz_source(path: Path, wanted: Wanted) -> Source:

@@ -18,7 +18,7 @@ class Table:
     where each of `names` stands first, for messages. usage: int64 N, positions in USAGES, -1 where
     there is none. ids: N strings, or empty; of pictures their paths relative to the source. groups:
     N strings, or empty. hash: SHA-256 of the source's bytes. enlarged: how many of the images the
-    source has smaller than S×S.
+    source has smaller than S×S. notes: what the source holds besides and is not used, in words.
     """
 
     images: np.ndarray
@@ -30,6 +30,7 @@ class Table:
     ids: np.ndarray = field(default_factory=lambda: NO_STRINGS)
     groups: np.ndarray = field(default_factory=lambda: NO_STRINGS)
     enlarged: np.ndarray = field(default_factory=lambda: np.array(0))
+    notes: np.ndarray = field(default_factory=lambda: NO_STRINGS)
 
     def __len__(self) -> int:
         return len(self.labels)
