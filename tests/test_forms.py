@@ -769,6 +769,10 @@ def people(d):
             (d / name / f"S{subject:03}_1.png").write_bytes(png())
 
 
+def folders_of_people(d):
+    draw_folders(d, ["happy", "sad"], [f"S{number}" for number in range(10)], count=1)
+
+
 def votes(d):
     write_csv(d / "fer2013.csv", [*range(7)] * 10)
     columns = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
@@ -917,6 +921,7 @@ SAMPLES = {
         3,
     ),
     "class folders without splits, several": (people, 2),
+    "class folders with a folder for each": (folders_of_people, 2),
     "numbered folders of RAF-DB": (lambda d: draw_folders(d, ["train", "test"], SEVEN), 7),
     "numbered folders of AffectNet": (
         lambda d: draw_folders(d, ["train", "test"], [str(i) for i in range(7)]),
@@ -1020,6 +1025,30 @@ def test_pictures_that_belong_to_no_split_are_named(tmp_path):
         "2 classes: happy, sad; not read: eval/, train/a.png and 1 more, train/happy/s1/"
     )
     assert "not read: inner/eval/, inner/train/a.png and" in load(tmp_path).description
+
+
+def test_a_class_folder_may_hold_folders_instead_of_pictures(tmp_path):
+    people = [f"{name}/S{number}" for name in ("happy", "sad") for number in range(4)]
+    for root in (tmp_path / "a", tmp_path / "b" / "train", tmp_path / "b" / "test"):
+        for place in people:
+            (root / place).mkdir(parents=True)
+            for number in range(2):
+                (root / place / f"{number}.png").write_bytes(png(8))
+    data = load(tmp_path / "a", groups="/(S[0-9])/", fraction=0.25)
+    assert data.classes == ("happy", "sad")
+    assert counts(data) == {"train": 12, "validation": 4}
+    assert counts(load(tmp_path / "b")) == {"train": 14, "validation": 2, "test": 16}
+    (tmp_path / "a" / "sad" / "0.png").write_bytes(png(8))
+    assert load(tmp_path / "a").description.endswith("sad/S0/, sad/S1/, sad/S2/, sad/S3/")
+
+
+def test_folders_of_people_are_not_taken_for_classes(tmp_path):
+    draw_folders(tmp_path / "a", ["S1", "S2"], ["happy", "sad"], side=8)
+    with pytest.raises(UserError, match=r"2 data sets; .*; or put all pictures into folders train"):
+        load(tmp_path / "a")
+    draw_folders(tmp_path / "b" / "train", ["S1", "S2"], ["happy", "sad"], side=8)
+    with pytest.raises(UserError, match=r"train: S1/ is no class but holds class folders, such as"):
+        load(tmp_path / "b")
 
 
 @pytest.mark.parametrize("fault", ["empty", "damaged"])

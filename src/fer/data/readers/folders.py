@@ -9,16 +9,17 @@ from fer import UserError
 from fer.data.readers.cache import cached
 from fer.data.readers.classes import in_order
 from fer.data.readers.names import emotion, entries, printable, subfolders
-from fer.data.readers.pictures import image_files, read_all, read_image
+from fer.data.readers.pictures import image_files, pictures_below, read_all, read_image
 from fer.data.readers.table import NO_STRINGS, Table
 
+DEPTH = 3  # folders below a class folder in which its pictures are looked for
 MOST_NAMED = 8  # entries of a folder in a message
 
 
 def read_folder(path: Path, side: int = 48) -> Table:
     """Pictures in folders named after their classes, of any kind and size; by file name over all
-    folders, so that no stretch of rows is of one class. Pictures that lie in `path` itself, without
-    such folders, have no labels.
+    folders, so that no stretch of rows is of one class. A class folder may hold folders instead, as
+    one of each person. Pictures that lie in `path` itself, without class folders, have no labels.
     """
     folders = subfolders(path)
     if not folders:
@@ -29,14 +30,32 @@ def read_folder(path: Path, side: int = 48) -> Table:
     pictures = []
     for folder in folders:
         label = order[named[folder.name]]
-        pictures += [(file.name, label, file) for file in image_files(folder)]
+        pictures += [(file.name, label, file) for file in class_pictures(folder)]
+    refuse_parts(path, folders)
     if not pictures:
         raise UserError(
             f"{path}: no pictures in its folders {listing(folders)}; put one folder of pictures "
             "for each class there"
         )
     files = [file for _, _, file in sorted(pictures)]
-    return read_pictures(path, files, [file.parent.name for file in files], [*named], side)
+    labels = [file.relative_to(path).parts[0] for file in files]
+    return read_pictures(path, files, labels, [*named], side)
+
+
+def class_pictures(folder: Path) -> list[Path]:
+    """The pictures in a class folder or, if it has none, in the folders in it."""
+    return image_files(folder) or pictures_below(folder, DEPTH)
+
+
+def refuse_parts(path: Path, folders: Sequence[Path]) -> None:
+    """Refuse folders that hold class folders and are none themselves."""
+    for folder in folders:
+        classes = [inner for inner in subfolders(folder) if emotion(inner.name)]
+        if classes and not emotion(folder.name) and not image_files(folder):
+            raise UserError(
+                f"{path}: {printable(folder.name)}/ is no class but holds class folders, such as "
+                f"{classes[0].name}/; put all pictures into {path}/<class>/"
+            )
 
 
 def class_of(folder: Path) -> str:
@@ -93,7 +112,7 @@ def listing(found: Sequence[Path]) -> str:
 def cached_folder(path: Path, side: int, beside: Path) -> Table:
     """read_folder(), with its cache in the folder `beside`."""
     folders = subfolders(path) or [path]
-    files = [file for folder in folders for file in image_files(folder)]
+    files = [file for folder in folders for file in class_pictures(folder)]
     # The folders too, by name: an empty one is a class.
     how = f"pictures {side} {[folder.name for folder in folders]!r}"
     return cached(path, files, how, lambda: read_folder(path, side), beside)

@@ -18,10 +18,11 @@ from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
 from fer.data.readers.csv_faces import has_pixels, has_usage, header_names, read_csv
 from fer.data.readers.file_types import HEAD, foreign
-from fer.data.readers.folders import cached_folder, class_of, listing
+from fer.data.readers.folders import cached_folder, class_of, class_pictures, listing
 from fer.data.readers.names import (
     EMOTIONS,
     SPLITS,
+    emotion,
     entries,
     printable,
     split_in_words,
@@ -269,7 +270,10 @@ def deeper_reader(folder: Path, depth: int) -> Reader | None:
         reader = folder_reader(inner, depth - 1)
         if reader:
             readers[inner] = reader
-    refuse_several(folder, readers)
+    are_pictures = all(map(holds_pictures, readers))
+    refuse_several(
+        folder, readers, "; or put all pictures into folders train/<class>/" if are_pictures else ""
+    )
     return next(iter(readers.values()), None)
 
 
@@ -309,11 +313,13 @@ def test_reader(folder: Path) -> Reader:
     return with_test(folder, lambda wanted: csv_source(csvs, wanted, sample_of(place)))
 
 
-def refuse_several(folder: Path, places: Collection[Path]) -> None:
-    """Refuse to choose among data sets."""
+def refuse_several(folder: Path, places: Collection[Path], otherwise: str = "") -> None:
+    """Refuse to choose among data sets. otherwise: what else might be done."""
     if len(places) > 1:
         named = ", ".join(f"data.path={place}" for place in islice(places, MOST_NAMED))
-        raise UserError(f"data.path={folder}: holds {len(places)} data sets; choose one: {named}")
+        raise UserError(
+            f"data.path={folder}: holds {len(places)} data sets; choose one: {named}{otherwise}"
+        )
 
 
 def official_csvs(folder: Path) -> dict[str, Path]:
@@ -378,10 +384,15 @@ def candidates(folder: Path, files: Sequence[Path], tables: Sequence[Path]) -> d
     parquets = parquet_files(folder)
     if parquets:
         readers[next(iter(parquets.values()))[0]] = lambda wanted: parquet_source(parquets, wanted)
-    classes = [inner for inner in subfolders(folder) if image_files(inner)]
+    classes = [inner for inner in subfolders(folder) if is_class(inner)]
     if len(classes) > 1 and not split_folders(folder) and not lists:
         readers[folder] = lambda wanted: folders_source(folder, {"train": folder}, tables, wanted)
     return readers
+
+
+def is_class(folder: Path) -> bool:
+    """Is it a folder of pictures, or a folder of such folders that is named after an emotion?"""
+    return bool(image_files(folder) or (emotion(folder.name) and class_pictures(folder)))
 
 
 def is_table(file: Path) -> bool:
@@ -512,7 +523,7 @@ def unread_below(folder: Path, root: Path) -> list[str]:
         place = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         more = f" and {len(strays) - 1} more" if strays[1:] else ""
         unread.append(f"{place}{strays[0].name}{more}")
-    for inner in classes:
+    for inner in filter(image_files, classes):
         # Only what is no picture is asked whether it is a folder: there may be 100,000 files.
         deeper = [entry for entry in entries(inner) if not is_picture(entry.name)]
         unread += [
