@@ -9,6 +9,7 @@ import shlex
 import shutil
 import tarfile
 import time
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -1137,3 +1138,15 @@ def test_missing_labels_of_a_parquet_file_are_refused(tmp_path):
     write_parquet(tmp_path / "f.parquet", ["happy", None])
     with pytest.raises(UserError, match="has rows without a label; remove them"):
         load(tmp_path / "f.parquet")
+
+
+def test_a_class_is_the_same_in_both_forms_of_unicode(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "müde") for form in ("NFC", "NFD"))
+    draw_folders(tmp_path, ["train"], [composed, "wach"], side=8)
+    draw_folders(tmp_path, ["val"], [decomposed, "wach"], side=8)
+    assert load(tmp_path).classes == (composed, "wach")
+    draw_folders(tmp_path, ["train"], [decomposed], count=5, side=8)
+    data = load(tmp_path, classes=["wach", decomposed])
+    assert torch.bincount(data.splits["train"].labels).tolist() == [3, 8]
+    assert load(tmp_path, merge={"x": [decomposed]}).classes == ("x", "wach")
+    assert load(tmp_path, names={decomposed: "sad"}, merge={"s": ["sad"]}).classes == ("s", "wach")

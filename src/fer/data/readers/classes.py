@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fer import CLASSES, UserError
-from fer.data.readers.names import EMOTION_OF, EMOTIONS, emotion
+from fer.data.readers.names import EMOTION_OF, EMOTIONS, composed, emotion
 from fer.data.readers.table import MAX_LABELS, Table
 
 MAX_NAME = 100  # characters
@@ -123,7 +123,8 @@ def name_numbers(
 ) -> dict[str, str]:
     """Label → name: emotions in this project's spelling, other words as they are."""
     if isinstance(names, Mapping):
-        labels = {label: names.get(plain(label), label) for label in first}
+        meanings = {composed(label): name for label, name in names.items()}
+        labels = {label: meanings.get(composed(plain(label)), label) for label in first}
     else:
         labels = {label: label for label in first}
     numbers = sorted((label for label in labels if is_number(labels[label])), key=int)
@@ -147,7 +148,7 @@ def name_numbers(
     spelled = {label: emotion(name) for label, name in labels.items()}
     if all(spelled.values()):
         return {label: str(name) for label, name in spelled.items()}
-    return {label: name.strip() for label, name in labels.items()}
+    return {label: composed(name.strip()) for label, name in labels.items()}
 
 
 def plain(label: str) -> str:
@@ -183,8 +184,8 @@ def in_order(names: set[str]) -> tuple[str, ...]:
 
 def find_class(name: str, classes: Sequence[str]) -> str | None:
     """The class that a word of the config means, in any usual spelling."""
-    if name in classes:
-        return name
+    if composed(name) in classes:
+        return composed(name)
     spelled = emotion(name)
     return next((own for own in classes if spelled and emotion(own) == spelled), None)
 
@@ -205,8 +206,8 @@ def merged(
                 raise UserError(f"data.merge: no class {member!r}; there are {listed(classes)}")
             if old in joined:
                 raise UserError(f"data.merge: {old} is in {joined[old]} and in {new}; name it once")
-            joined[old] = new
-    for new in merge:
+            joined[old] = composed(new)
+    for new in map(composed, merge):
         if new in classes and new not in joined:
             raise UserError(
                 f"data.merge: {new} is a class already; list it among the members, or choose "

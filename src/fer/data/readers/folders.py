@@ -8,7 +8,7 @@ import numpy as np
 from fer import UserError
 from fer.data.readers.cache import cached
 from fer.data.readers.classes import in_order
-from fer.data.readers.names import emotion, entries, printable, subfolders
+from fer.data.readers.names import composed, emotion, entries, printable, subfolders
 from fer.data.readers.pictures import image_files, pictures_below, read_all, read_image
 from fer.data.readers.table import NO_STRINGS, Table
 
@@ -59,7 +59,7 @@ def refuse_parts(path: Path, folders: Sequence[Path]) -> None:
 
 
 def class_of(folder: Path) -> str:
-    return emotion(folder.name) or folder.name
+    return emotion(folder.name) or composed(folder.name)
 
 
 def read_pictures(
