@@ -345,7 +345,8 @@ def test_a_member_never_leaves_the_cache(tmp_path, name):
             for i in range(3):
                 archive.writestr(f"{kind}/{i}.png", png())
     with tarfile.open(place / "b.tar", "w") as archive:
-        for member, content in ((name, png()), ("happy/1.png", png()), ("sad/1.png", png())):
+        for member in (name, "happy/1.png", "happy/2.png", "sad/1.png", "sad/2.png"):
+            content = png()
             info = tarfile.TarInfo(member)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
@@ -353,7 +354,10 @@ def test_a_member_never_leaves_the_cache(tmp_path, name):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
     for file in ("a.zip", "b.tar"):
-        assert load(place / file, split="none").classes == ("happy", "sad")
+        data = load(place / file)
+        assert data.classes == ("happy", "sad")
+        assert f"not read: {name}" in data.description
+        assert ("sad/link.png" in data.description) == (file == "b.tar")
     outside = [path for path in tmp_path.rglob("*.png") if ".fer-cache" not in path.parts]
     assert not outside and not Path("/tmp/fer-out.png").exists()
     assert not list(tmp_path.rglob("link.png"))
@@ -385,8 +389,43 @@ def test_archives_that_cannot_be_read_are_refused(tmp_path):
     for name in ("a.zip", "b.tar.gz", "d.tar.gz"):
         with pytest.raises(UserError, match="is a damaged archive"):
             load(tmp_path / name)
-    with pytest.raises(UserError, match="holds no pictures or tables"):
+    with pytest.raises(UserError, match=r"holds no pictures or tables, only notes\.pdf"):
         load(tmp_path / "c.zip")
+    with zipfile.ZipFile(tmp_path / "e.zip", "w") as archive:
+        archive.write(tmp_path / "d.tar.gz", "in/d.tar.gz")
+        archive.writestr("README.txt", "")
+    with pytest.raises(
+        UserError, match=r"e\.zip: holds another archive, in/d\.tar\.gz; unpack it, and name that"
+    ):
+        load(tmp_path / "e.zip")
+
+
+def test_links_in_an_archive_are_the_pictures_that_they_lead_to(tmp_path):
+    names = [
+        f"{split}/{name}/{i}.png"
+        for split in ("a", "b")
+        for name in ("happy", "sad")
+        for i in range(3)
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in names:
+            content = png(8)
+            info = tarfile.TarInfo(f"all/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for name in names:
+            hard = tarfile.TarInfo(f"train/{name[2:].replace('/', f'/{name[0]}')}")
+            hard.type, hard.linkname = tarfile.LNKTYPE, f"all/{name}"
+            archive.addfile(hard)
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for name in names[:6]:
+            archive.writestr(f"train/{name[2:]}", png(8))
+            link = zipfile.ZipInfo(f"val/{name[2:]}")
+            link.external_attr = 0o120777 << 16
+            archive.writestr(link, f"../../train/{name[2:]}")
+    assert counts(load(tmp_path / "a.tar")) == {"train": 10, "validation": 2}
+    data = load(tmp_path / "b.zip")
+    assert data.splits["train"].images.equal(data.splits["validation"].images)
 
 
 @pytest.mark.parametrize("header", [True, False])

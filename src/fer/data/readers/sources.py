@@ -13,7 +13,7 @@ import numpy as np
 
 from fer import CLASSES, FACE_SIZE, UserError
 from fer.data.readers import text_tables
-from fer.data.readers.archives import is_archive, unpacked
+from fer.data.readers.archives import is_archive, members_left_out, unpacked
 from fer.data.readers.arrays import read_npz, read_parquet
 from fer.data.readers.cache import cached
 from fer.data.readers.csv_faces import has_pixels, has_usage, header_names, read_csv
@@ -216,6 +216,7 @@ def archive_reader(path: Path) -> Reader:
                 f"{LOOKED_FOR}"
             )
         source = with_unused(reader(wanted), folder).seen_from(folder)
+        source.unread += members_left_out(folder)
         source.root = None  # ids are paths in the archive, wherever it lies
         return source
 
