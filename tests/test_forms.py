@@ -106,13 +106,21 @@ def test_folders_of_numbers_are_given_no_meaning(tmp_path, numbers):
     ("names", "words"),
     [
         (["happy", "sad"], "2 names for the 3 numbers 1, 2, 3"),
-        ({1: "happy"}, "1' is labeled|words"),
+        ({1: "happy"}, "has names for some of the numbers, but none for 2, 3; name all of them"),
+        ({1: "happy", "two": "sad"}, "no label 'two'; there are 1, 2, 3"),
+        (["a", "b", "a"], r"has a twice; give each number its own name, and join classes with"),
+        (["happy", "joy", "sad"], "has happy twice"),
     ],
 )
 def test_names_that_do_not_fit_the_numbers_are_refused(tmp_path, names, words):
     draw_folders(tmp_path, ["train"], ["1", "2", "3"])
     with pytest.raises(UserError, match=words):
         load(tmp_path, names=names)
+
+
+def test_one_class_is_called_so(tmp_path):
+    draw_folders(tmp_path, ["train"], ["happy"])
+    assert load(tmp_path).description.endswith("; 1 class: happy")
 
 
 def test_names_of_words_are_refused(tmp_path):

@@ -88,6 +88,13 @@ def names_in_order(numbers: Sequence[str], names: Sequence[str]) -> dict[str, st
             f"data.names: has {len(names)} names for the {len(values)} numbers "
             f"{listed(sorted(values))}; give one for each, in their order"
         )
+    spelled = [emotion(name) or composed(name.strip()) for name in names]
+    for name in spelled:
+        if spelled.count(name) > 1:
+            raise UserError(
+                f"data.names: has {name} twice; give each number its own name, and join classes "
+                "with data.merge"
+            )
     meaning = dict(zip(sorted(values), names, strict=True))
     return {number: meaning[int(number)] for number in numbers}
 
@@ -122,11 +129,9 @@ def name_numbers(
     known_numbers: Sequence[str],
 ) -> dict[str, str]:
     """Label → name: emotions in this project's spelling, other words as they are."""
+    labels = {label: label for label in first}
     if isinstance(names, Mapping):
-        meanings = {composed(label): name for label, name in names.items()}
-        labels = {label: meanings.get(composed(plain(label)), label) for label in first}
-    else:
-        labels = {label: label for label in first}
+        labels = renamed(first, names)
     numbers = sorted((label for label in labels if is_number(labels[label])), key=int)
     words = [label for label in labels if label not in numbers]
     if numbers and words:
@@ -149,6 +154,24 @@ def name_numbers(
     if all(spelled.values()):
         return {label: str(name) for label, name in spelled.items()}
     return {label: composed(name.strip()) for label, name in labels.items()}
+
+
+def renamed(first: Mapping[str, str], names: Mapping[str, str]) -> dict[str, str]:
+    """Label → what `names` calls it; itself where that has no name for it."""
+    meanings = {composed(label): name for label, name in names.items()}
+    known = {label: composed(plain(label)) for label in first}
+    there = {*known.values()}
+    for label in meanings:
+        if label not in there and not is_number(label) and not emotion(label):
+            raise UserError(f"data.names: no label {label!r}; there are {listed(sorted(there))}")
+    numbers = sorted(filter(is_number, there), key=int)
+    missing = [number for number in numbers if number not in meanings]
+    if missing and len(missing) < len(numbers):
+        raise UserError(
+            f"data.names: has names for some of the numbers, but none for {listed(missing)}; name "
+            "all of them"
+        )
+    return {label: meanings.get(plain_label, label) for label, plain_label in known.items()}
 
 
 def plain(label: str) -> str:

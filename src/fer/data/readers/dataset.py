@@ -318,7 +318,8 @@ def in_words(
             state = "has no labels"
         words.append(f"{named.get(name) or source.places.get(name, name)} {state}")
     words += [f"{name} is left out ({why})" for name, why in source.left_out.items()]
-    sentence = f"{', '.join(words)}; {len(classes)} classes: {listed(classes)}"
+    noun = "class" if len(classes) == 1 else "classes"
+    sentence = f"{', '.join(words)}; {len(classes)} {noun}: {listed(classes)}"
     return "; ".join(filter(None, (sentence, left_out)))
 
 
