@@ -305,16 +305,37 @@ def kill_in_the_third_save():
     torch.save = torn
 
 
+def kill_before_best_is_in_place():
+    """Every epoch saves, and the process ends between last.pt and best.pt."""
+    from fer.training import recorder, trainer
+
+    trainer.SAVE_PAUSE = 0
+    recorder.put_in_place = lambda waiting, folder: os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.posix
-def test_a_training_killed_inside_a_save_keeps_the_previous_checkpoint(whole):
-    folder = whole[0]
-    process = Command(folder, "train", *ARGS, "run=insave", before=kill_in_the_third_save)
+@pytest.mark.parametrize("kill", [kill_in_the_third_save, kill_before_best_is_in_place])
+def test_a_training_killed_inside_a_save_keeps_the_previous_checkpoint(whole, kill):
+    run = whole[0] / kill.__name__
+    process = Command(run.parent, "train", *ARGS, f"run={run.name}", before=kill)
     assert process.wait() == -signal.SIGKILL
-    assert list((folder / "insave").glob(".*.tmp"))
-    assert torch.load(folder / "insave" / "last.pt")["training"]["epoch"] > 0
-    assert Command(folder, "train", "resume=insave").wait() == 0
-    assert not list((folder / "insave").glob(".*.tmp"))
-    assert_same(folder, "insave")
+    assert list(run.glob(".*.tmp")) or kill is kill_before_best_is_in_place
+    assert torch.load(run / "last.pt")["training"]["epoch"] > 0
+    assert_best_is_not_newer(run)
+    assert Command(run.parent, "train", f"resume={run.name}").wait() == 0
+    assert not list(run.glob(".*.tmp")) and not (run / "best.next.pt").exists()
+    assert_best_is_not_newer(run)
+    assert_same(run.parent, run.name)
+
+
+def assert_best_is_not_newer(run):
+    """A resume trains anew what last.pt does not know, perhaps with another outcome."""
+    if (run / "best.pt").exists():
+        epochs = pd.DataFrame(torch.load(run / "last.pt")["training"]["history"])
+        best = epochs[epochs["epoch"] == torch.load(run / "best.pt")["epoch"]]
+        assert len(best) == 1
+        if not (run / "best.next.pt").exists():
+            assert best["val_accuracy"].item() == epochs["val_accuracy"].max()
 
 
 def test_copies_of_validation_faces_can_be_left_out_of_training(compose, fer2013_csv):

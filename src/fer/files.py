@@ -62,14 +62,19 @@ def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
             save(file)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, beside)
-        beside.replace(target)
+        rename_over(target, beside)
     except BaseException:
         with contextlib.suppress(OSError):  # the folder may be gone too
             beside.unlink()
         raise
     flush_folder(target.parent)
+
+
+def rename_over(target: Path, source: Path) -> None:
+    """Put the file `source` in the place of the target, with the target's permissions."""
+    if target.exists():
+        shutil.copymode(target, source)
+    source.replace(target)
 
 
 def clear_abandoned(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 last.pt, TensorBoard's scalars.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fer import config, tensorboard
 from fer.checkpoint import save_checkpoint
+from fer.files import rename_over, told_of
 from fer.models.network import Network
 from fer.progress import epoch_line, one_class_lines
 from fer.run import write_history
@@ -49,8 +51,8 @@ class Recorder:
     def keep_best(
         self, row: dict[str, Any], network: Network, logits: Tensor, faces: TrainingFaces
     ) -> None:
-        """Copy the best weights so far, for write_best. The validation faces' logits and labels go
-        into best.pt too, so that a report needs no data.
+        """Copy the best weights so far, for the next save. The validation faces' logits and labels
+        go into best.pt too, so that a report needs no data.
         """
         weights = network.model.state_dict()
         contents = {
@@ -66,12 +68,39 @@ class Recorder:
         }
         self.waiting_best = (network, contents)
 
-    def write_best(self) -> None:
-        """Write best.pt if weights are waiting: it is written with last.pt, not every epoch."""
+    def save(self, network: Network, state: dict[str, Any]) -> None:
+        """Write last.pt and, if better weights are waiting, best.pt.
+
+        best.pt is replaced after last.pt. Otherwise a kill between the two would leave the weights
+        of an epoch that the resume trains again, perhaps with another outcome.
+        """
+        waiting = next_best(self.folder)
+        self.write_best(waiting)
+        save_checkpoint(self.folder / "last.pt", self.cfg, network, training=state)
         if self.waiting_best:
-            network, contents = self.waiting_best
-            save_checkpoint(self.folder / "best.pt", self.cfg, network, **contents)
+            put_in_place(waiting, self.folder)
             self.waiting_best = None
 
-    def write_last(self, network: Network, state: dict[str, Any]) -> None:
-        save_checkpoint(self.folder / "last.pt", self.cfg, network, training=state)
+    def write_best(self, path: Path) -> None:
+        """Write the weights that are waiting, if any."""
+        if self.waiting_best:
+            network, contents = self.waiting_best
+            save_checkpoint(path, self.cfg, network, **contents)
+
+    def save_best(self) -> None:
+        """Write best.pt without last.pt."""
+        next_best(self.folder).unlink(missing_ok=True)  # the disk may be full
+        self.write_best(self.folder / "best.pt")
+        self.waiting_best = None
+
+
+def next_best(folder: Path) -> Path:
+    """The file in which the next best.pt waits until last.pt is written."""
+    return Path(os.path.realpath(folder / "best.pt")).with_name("best.next.pt")
+
+
+def put_in_place(waiting: Path, folder: Path) -> None:
+    """Make the waiting file the best.pt of the run."""
+    best = folder / "best.pt"
+    with told_of(best):
+        rename_over(Path(os.path.realpath(best)), waiting)

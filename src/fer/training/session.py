@@ -17,7 +17,7 @@ from fer.files import write_text
 from fer.optim import Muon
 from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import counted, wrapped
-from fer.training.recorder import Recorder
+from fer.training.recorder import Recorder, next_best, put_in_place
 from fer.training.trainer import Trainer, fit_outputs
 
 MOVE_AWAY = "put the run's own back or move this one away, then resume"
@@ -42,6 +42,7 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
         trainer = Trainer(own, device, data, contents)
         del contents  # as large as the network and the optimizer
         if trainer.done:
+            finish_save(folder, trainer)
             refuse_other_best(folder, trainer)
         else:
             fit_in_folder(trainer)
@@ -60,9 +61,32 @@ def refuse_other_settings(folder: Path, contents: dict, cfg: config.TrainConfig)
         )
 
 
+def finish_save(folder: Path, trainer: Trainer) -> None:
+    """Put a best.pt in place that waits for it since a kill: if last.pt, which the trainer resumes,
+    was saved with it. Otherwise its epoch is trained again.
+    """
+    waiting = next_best(folder)
+    if not waiting.is_file():
+        return
+    with contextlib.suppress(UserError):
+        if place_of(load_checkpoint(waiting)) == place_of_best(trainer):
+            put_in_place(waiting, folder)
+            return
+    waiting.unlink()
+
+
+def place_of(contents: dict) -> tuple[int, float]:
+    """The epoch and the validation accuracy of a best.pt."""
+    return contents.get("epoch", 0), contents.get("val_accuracy", 0.0)
+
+
+def place_of_best(trainer: Trainer) -> tuple[int, float]:
+    return trainer.best["epoch"], trainer.best["val_accuracy"]
+
+
 def refuse_other_best(folder: Path, trainer: Trainer) -> None:
     """Refuse a best.pt that is not of the training that is resumed in `folder`: other commands
-    would use its weights. One of an epoch after the last.pt was saved just before a kill; one that
+    would use its weights. One of an epoch after the last.pt was saved after a failure; one that
     cannot be read is used by no command.
     """
     path = folder / "best.pt"
@@ -79,17 +103,16 @@ def refuse_other_best(folder: Path, trainer: Trainer) -> None:
     changed = [
         line for key, line in differences.items() if key not in config.resumable(saved["data"])
     ]
-    epoch, accuracy = contents.get("epoch", 0), contents.get("val_accuracy", 0.0)
+    epoch, accuracy = place_of(contents)
     faces = (contents.get("validation") or {}).get("images") or trainer.faces.val_hash
-    best = trainer.best
-    is_best = epoch > trainer.epoch or (epoch, accuracy) == (best["epoch"], best["val_accuracy"])
+    best_epoch, best_accuracy = place_of_best(trainer)
     if changed or faces != trainer.faces.val_hash:
         why = changed[0] if changed else "it was validated on other faces"
         raise UserError(f"{path}: belongs to another training run ({why}); {MOVE_AWAY}")
-    if not is_best:
+    if epoch <= trainer.epoch and (epoch, accuracy) != (best_epoch, best_accuracy):
         raise UserError(
             f"{path}: has the weights of epoch {epoch} with an accuracy of {accuracy:.4f}, but the "
-            f"best of last.pt is epoch {best['epoch']} with {best['val_accuracy']:.4f}; {MOVE_AWAY}"
+            f"best of last.pt is epoch {best_epoch} with {best_accuracy:.4f}; {MOVE_AWAY}"
         )
 
 
@@ -106,6 +129,7 @@ def fit_in_folder(trainer: Trainer, overrides: list[str] | None = None) -> Path:
         else:
             folder = held.enter_context(new_folder(cfg.run, cfg.name))
         if cfg.resume:
+            finish_save(folder, trainer)
             refuse_other_best(folder, trainer)
             write_history(folder, trainer.history)
             print(where_it_continues(trainer, folder), flush=True)

@@ -396,14 +396,13 @@ class Trainer:
         self.check_weights()
         self.saved_at = time.perf_counter()
         if self.recorder:
-            self.recorder.write_best()
-            self.recorder.write_last(self.network, state.collect(self, record))
+            self.recorder.save(self.network, state.collect(self, record))
 
     def keep_best_weights(self) -> None:
         """After a failure: write best.pt if better weights are waiting."""
         if self.recorder:
             with contextlib.suppress(UserError):  # the disk may be full; the failure matters more
-                self.recorder.write_best()
+                self.recorder.save_best()
 
 
 class Built(NamedTuple):
