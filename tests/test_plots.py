@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from fer import CLASSES, UserError, plots
+from fer.augment import STRENGTHS
 
 UGLY = (
     "$x_1$",
@@ -164,6 +165,20 @@ def test_a_rate_has_a_logarithmic_axis_where_it_helps(tmp_path, drawn):
     plots.schedules(rows, ["lr", "lr_flat", "lr_to_zero", "seconds"], tmp_path / "s.png")
     assert [axes.get_yscale() for axes in drawn[0].axes] == ["log", "linear", "linear", "linear"]
     assert {"0.1", "0.01"} <= texts(drawn[0])  # and no mathtext source
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert titles == ["learning rate", "lr_flat", "lr_to_zero", "seconds"]
+
+
+def test_every_quantity_that_a_curve_drives_has_a_title_in_words():
+    assert set(plots.SCHEDULE_TITLES) == {"lr", "dropout", "size", *STRENGTHS}
+
+
+@pytest.mark.parametrize("epochs", [5, 40])
+def test_recalls_of_the_classes_are_told_apart_without_color(epochs, tmp_path, drawn):
+    rows = history(epochs).assign(**{f"val_recall_{name}": 0.5 for name in CLASSES})
+    plots.recalls(rows, CLASSES, tmp_path / "recalls.png")
+    markers = [line.get_marker() for line in drawn[0].axes[0].lines]
+    assert len(set(markers)) == len(CLASSES) and "None" not in markers
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # plots hides it; measuring the text here does not
@@ -296,8 +311,8 @@ def test_explanations(maps, tmp_path, drawn):
     assert len(axes.patches) == 1 and len(axes.images) == 3 * (maps + 1) + 3 * (maps == 4) + 2
     found = "".join(texts(drawn[0]))
     assert (
-        "✓ prediction: happy, 0.50" in found
-        and "✗ prediction: happy, 1.00" in found
+        "✓ prediction: happy 50 %" in found
+        and "✗ prediction: happy 100 %" in found
         and found.count("truth") == 2
     )
 

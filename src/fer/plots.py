@@ -41,6 +41,7 @@ WRONG = "✗ "
 MARKS = {True: "✓ ", False: WRONG, None: ""}  # is the prediction right? None: unknown
 MARKERS = (None, "o", "s", "^", "D", "v")
 DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1, 1, 1)), "-")
+SHAPES = "osD^vPX"  # of markers that are told apart without their color
 FEW = 7  # curves need no markers up to this number: it is the number of colors without light gray
 # With more curves, those of the same color differ in marker and dashes.
 LOOKS_OF_MANY: list[dict[str, Any]] = [
@@ -48,6 +49,23 @@ LOOKS_OF_MANY: list[dict[str, Any]] = [
     for marker, dashes in zip(MARKERS[1:], DASHES, strict=True)
     for color in COLORS[:FEW]
 ]
+# What changes during training, in words, with its unit.
+SCHEDULE_TITLES = {
+    "lr": "learning rate",
+    "dropout": "dropout rate",
+    "size": "side of the images, pixels",
+    "flip": "probability of a flip",
+    "rotate": "rotation, ± degrees",
+    "shift": "shift, ± share of the side",
+    "zoom": "zoom, ± share of the scale",
+    "crop": "distance of crops from the center, share",
+    "brightness": "brightness, ± share of 255",
+    "contrast": "contrast, ± share",
+    "jitter": "jitter of brightness and contrast, ± share",
+    "erase": "probability of an erased box",
+    "mixup": "share of the batches with mixup",
+    "cutmix": "share of the batches with CutMix",
+}
 LEGEND_LETTERS = 100  # letters that a legend fits into a row of 7 inches
 LEGEND_ROWS = 16  # that fit beside a figure 2.8 inches high
 FACE_GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
@@ -268,7 +286,7 @@ def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) 
     """
     columns = _legend_columns(max(map(len, recalls)))
     rows = math.ceil(len(recalls) / columns)
-    looks: list[Any] = list(zip("osD^vPX", COLORS, strict=False))
+    looks: list[Any] = list(zip(SHAPES, COLORS, strict=False))
     if len(recalls) > FEW:
         looks = list(product(MARKERS[1:], COLORS[:FEW]))
     step = 0.7 / max(1, len(recalls))
@@ -362,7 +380,7 @@ def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> 
     with _figure(path, 3.5, height, len(columns), sharex=True, squeeze=False) as (_, panels):
         for axes, column in zip(panels[:, 0], columns, strict=True):
             _line(axes, history, column, color=BLUE)
-            axes.set_title(column, loc="left", fontsize=8)
+            axes.set_title(SCHEDULE_TITLES.get(column, column), loc="left", fontsize=8)
             if column.startswith("lr") and 0 < 30 * history[column].min() < history[column].max():
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(numticks=4))
@@ -372,11 +390,14 @@ def schedules(history: "pd.DataFrame", columns: Collection[str], path: Path) -> 
 
 
 def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path:
-    """The recall of each class over epochs: columns val_recall_<class>."""
+    """The recall of each class over epochs: columns val_recall_<class>. Up to seven classes differ
+    in their markers alone.
+    """
     with _figure(path, 7, 2.8) as (figure, axes):
         for i, name in enumerate(classes):
-            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-            _line(axes, history, f"val_recall_{name}", marker, color=color, label=name)
+            look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % 4]}
+            marker = SHAPES[i % len(SHAPES)]
+            _line(axes, history, f"val_recall_{name}", marker, label=name, **look)
         axes.set(ylabel="recall, %", ylim=(0, 100))
         _epochs(axes, history)
         columns = max(1, math.ceil(len(classes) / LEGEND_ROWS))
@@ -397,7 +418,7 @@ def reliability(curves: Sequence[tuple], path: Path) -> Path:
             title, confidence, accuracy, counts = curve
             filled = counts > 0
             diagonal: dict[str, Any] = {"color": GRAY, "linestyle": "--", "linewidth": 0.8}
-            axes.plot((0, 100), (0, 100), label="as sure as right", **diagonal)
+            axes.plot((0, 100), (0, 100), label="perfect calibration", **diagonal)
             x, y = 100 * confidence[filled], 100 * accuracy[filled]
             axes.plot(x, y, "o-", color=BLUE, label="faces")
             axes.set_title(title, loc="left")
@@ -471,7 +492,7 @@ def _explanation_caption(
     lines = [name if len(name) < 25 else f"…{name[-23:]}"]
     if truth:
         lines.append(f"truth: {truth}")
-    lines.append(f"{mark}prediction: {predicted}, {probability:.2f}")
+    lines.append(f"{mark}prediction: {predicted} {percent(probability)}")
     return "\n".join(lines), mark == WRONG
 
 

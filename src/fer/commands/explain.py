@@ -361,7 +361,7 @@ def draw_maps(
         columns[name] = (looks.get(name, "positive"), values[:, 0].cpu().numpy())
     captions = list(zip(faces.ids, truth, predicted, probabilities.amax(1).tolist(), strict=True))
     scores = {"predicted": "the predicted class", "true": "the true class"}
-    title = f"What the score of {scores.get(cfg.target, cfg.target)} rests on"
+    title = f"What the score of {scores.get(cfg.target, cfg.target)} depends on"
     return plots.explanations(columns, captions, title, out / f"saliency.{cfg.format}")
 
 

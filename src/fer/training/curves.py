@@ -15,7 +15,8 @@ class Driven(NamedTuple):
     """A quantity that changes: its value is full × curve(epoch, epochs, history).
 
     full: the learning rate, the largest dropout rate, the image side in pixels, or a number of
-    Augment. A crop and the two mixings are switched on for a share of the batches: theirs is 1.
+    Augment. Mixings follow the curve as a share of the batches, crops as a share of the largest
+    distance from the center: their full value is 1.
     """
 
     curve: Curve
