@@ -20,7 +20,7 @@ FilePath = Annotated[
     str, "path"
 ]  # of a file or folder: the value of a key may hold any character; see signatures.path_keys
 FACE_SIZE = 48  # pixels of a side of FER2013's faces
-# What opencv-python takes from the system, and the Debian package that has it.
+# System libraries that opencv-python needs, and their Debian packages.
 SYSTEM_LIBRARIES = {
     "libGL.so.1": "libgl1",
     "libgthread-2.0.so.0": "libglib2.0-0",
@@ -42,8 +42,8 @@ class UserError(Exception):
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Within the context a package that cannot be imported is a UserError: `what` needs it, the
-    extra `name` has it.
+    """Within the context a package that cannot be imported is a UserError. `what` needs the
+    package; the extra `name` installs it.
     """
     try:
         yield
@@ -51,7 +51,7 @@ def extra(name: str, what: str) -> Iterator[None]:
         raise UserError(
             f"{what}: a package is missing; pip install 'fer-trainer[{name}]'"
         ) from None
-    except ImportError as error:  # a package is there, and something that it needs is not
+    except ImportError as error:  # the package is there, but not something that it needs
         library = str(error).partition(":")[0]
         remedy = "install what is missing"
         if library in SYSTEM_LIBRARIES:

@@ -112,7 +112,7 @@ def train(run: str | Path, *overrides: str) -> Path:
 
 @contextmanager
 def torch_as_it_was() -> Iterator[None]:
-    """After the context, torch's random numbers and the environment are as if it had not run."""
+    """After the context, torch's random numbers and the environment are as they were before."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     environment = dict(os.environ)
     try:

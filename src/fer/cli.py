@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = sys.argv[1:] if argv is None else argv
     open_closed_descriptors()
-    sys.argv[0] = "fer"  # by which name Hydra's own help and completion call the program
+    sys.argv[0] = "fer"  # the name of the program in Hydra's own help and completion
     with never_failing() as (output, errors):
         code = guarded(args)
         output.flush()
@@ -73,15 +73,15 @@ def guarded(args: list[str]) -> int:
             sys.excepthook(type(error), error, error.__traceback__)
         words = printable(str(error))
         first = not in_processes() or os.environ["RANK"] == "0"
-        # Of several processes one reports what all of them find, and each what only it can know.
+        # One process reports what all of them find; each reports what only it can know.
         if first or words.startswith(("process ", "another process ")):
             print(f"fer: {words}", file=sys.stderr)
         return 2
 
 
 def printable(text: str) -> str:
-    """The text with terminal codes and the like written out. Line breaks stay between the refusals
-    of several jobs only: those of a name would split its line.
+    """The text with control characters, such as terminal codes, escaped. Line breaks stay only
+    between the errors of several jobs: one in a file name would split its line.
     """
     lines = text.split("\nfer: ")
     return "\nfer: ".join(

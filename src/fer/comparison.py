@@ -369,7 +369,7 @@ def with_settings(names: list[str], runs: list[Run]) -> list[str]:
         for key, value in settings[position].items():
             if any(namesake.get(key) != value for namesake in namesakes):
                 differing[key] = value
-        if len(differing) > 3:  # another network: its many keys say less than the other ones
+        if len(differing) > 3:  # another network: its many keys say less than the others
             without_model = {
                 key: value for key, value in differing.items() if not key.startswith("model.")
             }

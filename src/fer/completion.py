@@ -149,7 +149,7 @@ def paths(start: str, open_quote: bool) -> list[str]:
     place = Path(f"{folder}{slash}" or ".")
     try:
         entries = sorted(place.expanduser().iterdir())
-    except (OSError, RuntimeError):  # ~ of nobody
+    except (OSError, RuntimeError):  # ~NAME of an unknown user
         return []
     shown = [
         entry

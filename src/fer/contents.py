@@ -36,8 +36,8 @@ class NormalizationPart(Part):
 
 
 class ValidationPart(Part):
-    """What the best weights said of the validation faces: logits N×classes, labels N, and the hash
-    of the images, which earlier versions did not note.
+    """The predictions of the best weights: logits N×classes and labels N of the validation faces,
+    and the hash of their images, which earlier versions did not save.
     """
 
     logits: torch.Tensor
@@ -46,7 +46,7 @@ class ValidationPart(Part):
 
 
 class HistoryRow(Part):
-    """An epoch. Recalls and what curves drive come on top."""
+    """An epoch. It also has recalls and the quantities that curves drive."""
 
     epoch: Whole
     lr: float

@@ -1,6 +1,6 @@
-"""`fer COMMAND --help`, made of the command's YAML in configs/, which documents itself.
+"""`fer COMMAND --help`, made from the comments of the command's YAML in configs/.
 
-In such a file the heading tells what the command does, with examples; the line RARELY parts the
+In such a file the heading says what the command does, with examples; the line RARELY separates the
 keys that people change first from the others. Reads YAML only and imports nothing heavy.
 """
 

@@ -1,4 +1,4 @@
-"""What trained networks say of faces: test-time augmentation, ensembles and their weights.
+"""Predictions of trained networks: test-time augmentation, ensembles and their weights.
 
 Tensors and checkpoints; no command's config.
 """
@@ -227,8 +227,8 @@ class Ensemble:
 
 
 def saved_probabilities(member: Checkpoint, faces: Faces, tta: str) -> Tensor | None:
-    """What best.pt holds of its validation faces, float64 N×C; None of other faces or with
-    test-time augmentation, for which the network has to run.
+    """The probabilities of validation faces from best.pt, float64 N×C. None for other faces or with
+    test-time augmentation: then the network has to run.
     """
     saved = member.contents.get("validation")
     if tta == "none" and saved and saved.get("images") == faces.hash:
@@ -239,7 +239,7 @@ def saved_probabilities(member: Checkpoint, faces: Faces, tta: str) -> Tensor | 
 def validated_on_others(
     members: list[Checkpoint], faces: Faces, own_data: bool
 ) -> Checkpoint | None:
-    """The first member whose own validation faces are others than these; None if there is none.
+    """The first member that was validated on other faces than these; None if there is none.
 
     own_data: `faces` are of the members' own data, so reading it may show that they are the same.
     """
@@ -302,7 +302,7 @@ def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, fac
     for member in {str(member.settings.data): member for member in members}.values():
         try:
             member_data = member.data(size=faces.side)
-        except UserError:  # not at hand
+        except UserError:  # not available
             continue
         shut = [
             split_faces

@@ -1,6 +1,6 @@
 """How a command starts: Hydra composes its config, once or for each choice of a sweep.
 
-What Hydra refuses is told in our words. Knows Hydra and the names of commands, not what they do.
+Hydra's errors become UserErrors. Knows Hydra and the names of commands, not what they do.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def launch(command: str, args: list[str]) -> int:
         in_job = any(frame.f_code is Jobs.run.__code__ for frame, _ in walk_tb(error.__traceback__))
         refusal = worded(error, None if in_job else options.config_dir)
         if refusal is error and not in_job and settings:
-            # A launcher or sweeper may raise anything, such as where Slurm is missing.
+            # A launcher or sweeper may raise anything, for example without Slurm.
             reason = " ".join(str(error).split()) or type(error).__name__
             refusal = UserError(f"{', '.join(settings)}: {reason}; correct it, or leave it out")
         if refusal is error:
@@ -192,11 +192,11 @@ class Jobs:
 
 @dataclass
 class JobResult:
-    """What a job in another process came to: the value that a sweep may optimize, and what its Jobs
-    learned.
+    """The result of a job in another process: the value that a sweep may optimize, and what that
+    process's Jobs collected.
 
-    Hydra's sweepers drop what jobs return. So a result tells the Jobs that wait for it as soon as
-    it is read in their process.
+    Hydra's sweepers drop what jobs return. So unpickling a result in the process of the sweep adds
+    it to the Jobs there, `awaited_by`.
     """
 
     value: float | None
@@ -241,7 +241,7 @@ def lines_of(failures: list[Exception]) -> list[str]:
 def run_command(command: str, values: dict[str, Any], overrides: dict[str, str]) -> float | None:
     """Check the values and run the command on them. Returns what a sweep may optimize."""
     run = import_module(f"fer.commands.{command}").run
-    if command == "train":  # checks by itself: resume= lays these values over saved ones
+    if command == "train":  # checks the values itself: resume= merges them into saved ones
         return run(values, overrides)
     return run(config.check(command, values), list(overrides))
 
@@ -338,7 +338,7 @@ def place_in_sweep(overrides: list[str]) -> str:
 
 
 def parse(command: str, args: list[str]) -> Namespace:
-    """The command line as Hydra's options; what is wrong is refused before Hydra starts."""
+    """The command line as Hydra's options. Raises UserError for a wrong one before Hydra starts."""
 
     def refuse(message: str) -> NoReturn:
         raise UserError(f"{message}; see fer {command} --help")
@@ -362,7 +362,7 @@ def parse(command: str, args: list[str]) -> Namespace:
 
 
 def check_chosen(folder: Path, groups: dict[str, list[str]], overrides: list[str]) -> None:
-    """Refuse a chosen config of one's own that is not YAML, by its file; Hydra names none."""
+    """Refuse a chosen config of the user's that is not YAML. Hydra would not name its file."""
     for override in overrides:
         group, _, chosen = override.lstrip("+").partition("=")
         if group in groups:
@@ -444,7 +444,9 @@ def refuse_twice(overrides: list[str]) -> None:
 
 
 def better_key(error: Exception, command: str, user_dir: str | None) -> Exception:
-    """An unknown key, told with the one that was probably meant, which may be in another group."""
+    """The error about an unknown key, with the key that was probably meant, perhaps of another
+    group.
+    """
     if not isinstance(error, config.UnknownKeyError):
         return error
     if error.key in vocabulary.keys(command, user_dir):  # of another choice of its group
@@ -454,8 +456,8 @@ def better_key(error: Exception, command: str, user_dir: str | None) -> Exceptio
 
 
 def rewrite(command: str, groups: dict[str, list[str]], override: str, options: Namespace) -> str:
-    """An override as Hydra should see it: paths quoted, and any key let through to our own checks,
-    whose messages are better.
+    """An override as Hydra should see it: paths quoted, and unknown keys allowed, since our own
+    checks have better messages.
     """
     key, equals, value = override.partition("=")
     key = key.lstrip("+")
@@ -498,8 +500,8 @@ def check_choice(command: str, group: str, choice: str, names: list[str]) -> Non
 
 
 def path_key(command: str, key: str, group: str, options: Namespace) -> signatures.PathKey | None:
-    """What the type of a key says of paths: of the command's own keys, and of those of `group`, of
-    whose `_target_` one may be typed beside it.
+    """The PathKey of a key of the command or of `group`; None if it is not a path. The command line
+    may also set the group's `_target_`.
     """
     target = values_by_key(options.overrides).get(f"{group}._target_")
     return signatures.path_keys(command, group, options.config_dir, target).get(key)
@@ -530,9 +532,9 @@ def settle(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The composed values, and the overrides, KEY → KEY=VALUE; in a sweep those of this job.
 
-    An experiment sets keys of other groups; a group that is typed beside it counts whole. A
-    `_target_` that is typed takes no keys from the group's default choice, but those of a choice
-    that is typed beside it.
+    An experiment sets keys of other groups; a group that is typed too replaces all of these. A
+    typed `_target_` gets no keys from the group's default choice, only from a choice that is typed
+    too.
     """
     words: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
@@ -554,7 +556,7 @@ def settle(
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
-    """What Hydra or the system refuses, in our words; a bug stays as it is.
+    """An error of Hydra or of the system as a UserError; any other error stays as it is.
 
     user_dir: the user's own folder of configs, if Hydra was reading it; a file there may make Hydra
     raise anything.

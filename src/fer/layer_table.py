@@ -129,7 +129,7 @@ def largest_output(model: nn.Module) -> int:
 
 
 def describe_window(row: Layer, module: Any, before: Padded, output: Iterable[int]) -> None:
-    """Enter kernel, stride, padding and formula of a convolution or pool into its row.
+    """Set kernel, stride, padding and formula in the row of a convolution or pool.
 
     before: the padding by a layer before it. output: height and width.
     """

@@ -1,6 +1,6 @@
 """The machine: device, number format, random seeds, memory, torchrun's processes, signals.
 
-Knows torch; nothing of configs, data or networks.
+Knows torch, but no configs, data or networks.
 """
 
 import contextlib
@@ -170,7 +170,7 @@ class Stream(enum.IntEnum):
 def seed_of(stream: Stream, seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> int:
     """The seed of a stream at a step of training, below 2^63. No two steps share one.
 
-    It depends on these numbers alone, so a resumed training draws what it would have drawn. `seed`
+    It depends on these numbers alone, so a resumed training draws the same numbers. `seed`
     comes last, since SeedSequence splits a large number into several and pads with zeros.
     """
     place = (int(stream), epoch, step, rank, seed)
@@ -218,8 +218,8 @@ def kernels(device: torch.device, deterministic: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def profile(path: Path) -> Iterator[Callable[[], None]]:
     """Within the context ten steps are traced into `path`, for chrome://tracing or Perfetto. Call
-    the yielded function after each step. The first five steps are left out: they may compile or
-    capture.
+    the yielded function after each step. The first five steps are left out, since they may
+    compile or capture.
     """
     from torch.profiler import ProfilerActivity, schedule
 
@@ -389,7 +389,7 @@ class Signals:
         in_main = threading.current_thread() is threading.main_thread()
         self.previous = {}
         for number in SIGNALS if in_main else ():
-            if signal.getsignal(number) != signal.SIG_IGN:  # the caller's wish, as of nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # the caller ignores it, as nohup does
                 self.previous[number] = signal.signal(number, self._note)
         return self
 

@@ -76,7 +76,7 @@ def path_fields(schema: str, prefix: str = "") -> dict[str, PathKey]:
 
 
 def path_key(annotation: ast.expr | None) -> PathKey | None:
-    """What an annotation says of paths; None where it names no FilePath."""
+    """The PathKey of a parameter or field with this annotation; None if it is not a path."""
     if annotation is None:
         return None
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
@@ -120,7 +120,7 @@ def fields(module: str, name: str) -> dict[str, ast.expr | None]:
 
 def find(module: str, name: str, depth: int = 5) -> ast.stmt | None:
     """The class or function that a module calls `name`: its own, or one that it imports from
-    another module. depth: how many modules may hand it on.
+    another module. depth: how many imports are followed.
     """
     for statement in statements(module):
         if isinstance(statement, ast.ClassDef | ast.FunctionDef) and statement.name == name:

@@ -105,7 +105,7 @@ def read_sample(path: str) -> pd.DataFrame:
 
 
 def check_labels(path: str, values: list[str], classes: int) -> None:
-    """Refuse a column that holds something else than labels from 0 to classes - 1."""
+    """Refuse a column with anything but labels from 0 to classes - 1."""
     for value in values:
         if not value.strip().isdecimal() or int(value) >= classes:
             raise UserError(

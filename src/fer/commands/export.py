@@ -82,7 +82,7 @@ def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) 
 
 def faces_to_compare(checkpoint: Checkpoint) -> tuple[Tensor, str]:
     """Images, float N×1×H×H from 0 to 255, and what they are: validation faces, or random ones if
-    the data is not at hand.
+    the data is not available.
     """
     count = 4 * BATCH
     try:
@@ -97,7 +97,7 @@ def faces_to_compare(checkpoint: Checkpoint) -> tuple[Tensor, str]:
 
 
 def example(network: Network) -> Tensor:
-    """Two faces: of one, the exporter would take the batch size for a constant."""
+    """Two faces: with one, the exporter would treat the batch size as a constant."""
     return torch.zeros(2, 1, network.face_size, network.face_size)
 
 
@@ -140,7 +140,7 @@ def torch_export(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within the context the exporters, which are chatty, say nothing."""
+    """Within the context the exporters print and log nothing."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):

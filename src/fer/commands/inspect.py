@@ -1,8 +1,8 @@
 """fer inspect: data in; counts, mean faces, samples, gray values, blank faces and copies within and
 across splits out.
 
-Copies are looked for in every split. Faces and labels are shown of those alone that have labels and
-are not shut. Knows of no run and no network.
+Copies are looked for in every split. Faces and labels are shown only of splits that have labels and
+are not shut. Knows no run and no network.
 """
 
 import contextlib
@@ -79,8 +79,8 @@ def write_without_labels(
     faces: pd.DataFrame,
     pairs: pd.DataFrame,
 ) -> list[Path]:
-    """What can be told of data of which no labels may be shown: tables of copies and, of `splits`,
-    which are not shut, blank faces and pictures; returns these.
+    """The results for data whose labels may not be shown: tables of copies and, for `splits`, which
+    are not shut, blank faces and pictures. Returns the pictures.
     """
     open_faces = of_splits(faces, splits)
     blank = open_faces[open_faces["deviation"] < BLANK]
@@ -139,7 +139,7 @@ def write_results(
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
     means = (
         255 * (means - means.min()) / max(np.ptp(means), 1)
-    )  # of little contrast as they are; all stretched alike
+    )  # their contrast is low; all are stretched alike
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
     samples = [generator.permutation(rows)[: cfg.samples].tolist() for rows in classes.values()]
     groups = disputed(copies)
@@ -295,7 +295,7 @@ def caption(face: Any) -> str:
 
 
 def summary(faces: pd.DataFrame, near: float | None, shown: Collection[str]) -> list[str]:
-    """The findings in words. shown: the splits of which more than copies may be told."""
+    """The findings in words. shown: the splits of which more than copies may be shown."""
     splits = count(faces, ["split"])
     lines = []
     for row in splits.itertuples():

@@ -21,8 +21,8 @@ from fer.runtime import pick_device
 from fer.text import percent
 from fer.training.session import train_in
 
-# If the networks agree with fewer of the labels, the list says more of the networks. On FER2013,
-# people agree with about 0.65.
+# If the networks agree with a smaller share of the labels, the list says more about the networks
+# than about the labels. On FER2013, people agree with about 0.65.
 TRUSTED = 0.5
 
 
@@ -95,8 +95,8 @@ def cross_validated(
 
 
 def folds(faces: Faces, count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Positions to train on and to hold out, for each fold. Copies of a face are in one fold: a
-    network would else have seen what it is asked about.
+    """Positions to train on and to hold out, for each fold. Copies of a face are in one fold:
+    otherwise a network would be asked about a face that it was trained on.
     """
     labels = faces.labels.numpy()
     splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed % 2**32)

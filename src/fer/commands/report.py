@@ -321,7 +321,7 @@ def calibration(logits: torch.Tensor, labels: torch.Tensor) -> Part:
 
 def face_parts(result: Result, cfg: config.ReportConfig) -> list[Part]:
     """The most confident mistakes and a sample of faces; instead of them a line if the data is not
-    at hand.
+    available.
     """
     try:
         faces = validation_faces(result, cfg)

@@ -1,5 +1,5 @@
-"""fer selftrain: what unlabeled faces add. Networks that learn a share of the labels, and then
-their own predictions round by round, beside clusters of pixels.
+"""fer selftrain: what unlabeled faces add. Networks learn from a share of the labels, then from
+their own predictions, round by round; clusters of pixels are a baseline.
 """
 
 from dataclasses import replace
@@ -99,7 +99,7 @@ def result(
 ) -> list:
     """A row of the table, with the accuracy's 95 % interval on `count` faces; also prints it.
 
-    taken: predictions that were learned. share_right: how many of them are right, 0 to 1.
+    taken: predictions that were used as labels. share_right: how many of them are right, 0 to 1.
     """
     low, high = metrics.interval(round(accuracy * count), count)
     line = f"{share:.3g} of the labels, {method}: {accuracy:.4f} ({low:.4f} to {high:.4f})"

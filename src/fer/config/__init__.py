@@ -1,4 +1,4 @@
-"""What a command may be told: schemas, their checks, and build(), the only place that instantiates.
+"""The keys of each command: schemas, their checks, and build(), the only place that instantiates.
 
 Knows Hydra's files, not its command line, which is launch.py's.
 """

@@ -21,8 +21,8 @@ from fer import CLASSES, FACE_SIZE, UserError, nearest, signatures
 from fer.config.schema import SCHEMAS, Strict, TrainConfig, Trust
 from fer.config.validation import validate
 
-# Where the `_target_` of each group may point in a checkpoint. These make an object and do nothing
-# else, whatever values they are given.
+# Where the `_target_` of each group may point in a checkpoint. These only create an object,
+# whatever values they are given.
 OWN_TARGETS = {
     "data": ("fer.data.",),
     "model": ("fer.models.",),
@@ -87,7 +87,7 @@ def check_training(config: TrainConfig, trust: Sequence[str] | None) -> None:
     for key in signatures.path_parameters(config.data["_target_"]):
         place = config.data.get(key)
         if isinstance(place, str):
-            with contextlib.suppress(RuntimeError):  # ~ of nobody
+            with contextlib.suppress(RuntimeError):  # ~NAME of an unknown user
                 config.data[key] = str(Path(place).expanduser().absolute())  # from any folder
 
 
@@ -349,8 +349,8 @@ def check_product(group: str, made: Any, named: str) -> None:
 
 
 def check_network(model: Any, classes: int, named: str) -> None:
-    """Give a model of someone's own the `size` that it lacks, and refuse one that does not turn
-    gray faces into logits.
+    """Set the `size` of a user's model if it has none. Refuse a model that does not turn gray faces
+    into logits.
     """
     import torch  # takes seconds; not every command needs it
 

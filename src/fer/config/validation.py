@@ -1,4 +1,4 @@
-"""Checks of values against a schema. What does not fit is one line: the key, its value, the remedy.
+"""Checks of values against a schema. An error is one line: the key, its value, the remedy.
 
 pydantic finds the errors; this module words them.
 """
@@ -84,7 +84,7 @@ def unknown_key(
 def first_error(
     schema: type[BaseModel], values: dict, prefix: str, errors: ValidationError
 ) -> UserError:
-    """The first of pydantic's errors in our words; several of one value are joined by `or`."""
+    """The first of pydantic's errors as a UserError; several of one value are joined by `or`."""
     located = [(*locate(values, error["loc"]), error) for error in errors.errors()]
     where, value, first = located[0]
     refuse_layer(schema, where, value, prefix)

@@ -1,6 +1,6 @@
 """Arithmetic on plain nested values, and configs as YAML text.
 
-A saved config may come from anyone: parse() reads it without running or resolving anything.
+A saved config is untrusted: parse() reads it without running or resolving anything.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ MOST_ALIASES = 9
 
 
 def overlay(base: Any, top: Any) -> Any:
-    """`base` with the values of `top` laid over it, key by key. A `_target_` in `top` replaces the
-    whole node.
+    """`base` with the values of `top` merged into it, key by key. A `_target_` in `top` replaces
+    the whole node.
     """
     if not isinstance(base, dict) or not isinstance(top, dict) or "_target_" in top:
         return top
@@ -99,8 +99,8 @@ def dump(config: BaseModel) -> str:
 
 def parse(text: str, where: str) -> dict:
     """The plain values of a saved training config, in which nothing is resolved or run. Keys that
-    it lacks, because they are newer, get the value that was in force without them; what it says of
-    trust does not count.
+    it lacks, because they are newer, get the value that was in force without them. Its key trust is
+    ignored.
     """
     try:
         if unfolds_to_too_much(text):

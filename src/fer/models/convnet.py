@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 
 from fer.models.layers import PReLU, Residual, on_meta
 
-WIDEST = 65_536  # filters or units; more is surely a typing error
+WIDEST = 65_536  # filters or units; more is surely a typo
 Width = Annotated[int, Ge(1), Le(WIDEST)]
 Side = Annotated[int, Ge(1), Le(1024)]  # pixels; FER2013's faces have 48
 Rate = Annotated[float, Ge(0), Lt(1)]

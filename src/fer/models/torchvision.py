@@ -174,7 +174,7 @@ def read_weights(name: str, path: str) -> State:
     """The state dict in a file. Raises ValueError if the file has none."""
     try:
         state = torch.load(regular(path), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file raises nearly anything
+    except Exception as error:  # a damaged or untrusted file may raise nearly anything
         reason = getattr(error, "strerror", None)
         reason = reason or "damaged, or more than weights and plain values"
         raise ValueError(

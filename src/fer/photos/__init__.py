@@ -1,6 +1,6 @@
 """Faces in photos and videos: found, cropped as FER2013's faces are, labeled, drawn.
 
-The caller hands in what labels faces; networks and checkpoints are unknown here.
+The caller passes the function that labels faces; networks and checkpoints are unknown here.
 """
 
 from fer.photos.detection import SHARE, FaceDetector, find_faces

@@ -14,13 +14,14 @@ from fer import FACE_SIZE, extra
 
 DETECTED = 32  # pixels of the smallest face in the picture that the detector gets
 SHARE = 0.02  # of the photo's longer side: the smallest face, unless another is asked for
-# Of the shorter side, added by repeating the edge: a face that fills a photo is found only so.
+# Of the shorter side, added by repeating the edge: without it, a face that fills a photo is not
+# found.
 BORDER = 0.15
 SCORE = 0.2  # 0 to 1: how certain the detector must be
 # Side of the crop by the geometric mean of the detected width and height: of those measured, the
 # one with the highest accuracy on FER2013 (docs/predict.md).
 MARGIN = 1.1
-UPRIGHT = 10.0  # degrees: heads tilted by less are not turned, since FER2013 has such too
+UPRIGHT = 10.0  # degrees: heads tilted by less are not turned, since FER2013 has such faces too
 Box = tuple[int, int, int]  # x, y and side of a square, in pixels
 
 

@@ -26,7 +26,7 @@ from fer.text import counted, percent
 SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 CHUNK = 32  # frames of a file whose faces are labeled together
 OVERLAP = 0.3  # intersection over union of a face's boxes in successive frames
-FRAME_RATE = 25.0  # where a file or camera does not tell its own
+FRAME_RATE = 25.0  # if a file or camera does not give its own
 QUIT = {ord("q"), 27}  # 27: Escape
 WINDOW = "fer predict: q ends"
 
@@ -97,7 +97,7 @@ def has_display() -> bool:
 @contextmanager
 def opened_capture(source: str) -> Iterator[Any]:
     """OpenCV's reader of a video file, or of the camera with the number `source`."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what fails is told below
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: errors are reported below
     with extra("photos", "videos and cameras"):
         import cv2
     with contextlib.suppress(AttributeError):  # builds without it

@@ -9,7 +9,7 @@ from fer.layer_table import multiply_adds
 
 
 class Stopwatch:
-    """The seconds of an epoch; an interrupted epoch goes on counting where it stopped."""
+    """The seconds of an epoch. In a resumed epoch, those before the interruption count too."""
 
     def __init__(self, before: float = 0.0):
         self.before = before

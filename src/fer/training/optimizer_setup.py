@@ -72,7 +72,7 @@ def start_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 def take_trial_step(node: dict) -> torch.optim.Optimizer:
     """An optimizer of this kind after one step on three small matrices and a vector: Muon treats
-    the first and the last matrix otherwise.
+    the first and the last matrix differently.
     """
     shapes = [(2, 2), (2, 2), (2, 2), (2,)]
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
@@ -113,14 +113,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any], node
     saved_sizes = [len(group["params"]) for group in saved["param_groups"]]
     if saved_sizes != [len(group["params"]) for group in present]:
         raise ValueError("the saved state is one of other parameters")
-    if node["_target_"].startswith(("torch.optim.", "fer.optim.")):  # others may keep anything
+    if node["_target_"].startswith(("torch.optim.", "fer.optim.")):  # others may keep any state
         check_state(optimizer, saved["state"])
     optimizer.load_state_dict({"state": saved["state"], "param_groups": present})
     start_momentum(optimizer)  # the saved training may have frozen some layers
 
 
 def check_state(optimizer: torch.optim.Optimizer, saved: dict[int, dict[str, Any]]) -> None:
-    """Raises ValueError for a state that no step of this optimizer leaves: other moments than it
+    """Raises ValueError for a state that this optimizer cannot have produced: other moments than it
     keeps, text, or tensors of another shape.
     """
     trial = copy.deepcopy(optimizer)

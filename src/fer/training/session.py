@@ -147,8 +147,8 @@ def fit_in_folder(trainer: Trainer, overrides: list[str] | None = None) -> Path:
 
 @contextlib.contextmanager
 def new_folder(path: str | None, name: str) -> Iterator[Path]:
-    """A new run folder, locked. A training that fails before its first save leaves no files there:
-    they could not be resumed.
+    """A new run folder, locked. A training that fails before its first save leaves no files there,
+    since it could not be resumed from them.
     """
     was_there = path is not None and Path(path).is_dir()
     folder = create(path, name)

@@ -218,7 +218,7 @@ class Trainer:
                 self.after_step(signals)
 
     def freeze_backbone(self, frozen: bool) -> None:
-        """Have only the last layer learn, or all again. BatchNorm goes on averaging its inputs."""
+        """Train only the last layer, or all layers. BatchNorm keeps averaging its inputs."""
         self.step_function.frozen = frozen
         for parameter in backbone(self.network.model):
             parameter.requires_grad_(not frozen)
@@ -453,7 +453,8 @@ def start_from(
     model: nn.Module, path: str, normalize: str | None, classes: Sequence[str] | None = None
 ) -> None:
     """Copy the weights of the checkpoint at `path` into the model; the last layer keeps its own if
-    the checkpoint has other classes. Raises UserError if its faces were normalized otherwise.
+    the checkpoint has other classes. Raises UserError if its faces were normalized
+    differently.
     """
     contents = load_checkpoint(find_checkpoint(path))
     kind = contents["normalization"]["kind"]
