@@ -158,7 +158,7 @@ class Jobs:
         self.failures[number] = of_job(refusal, self.overrides)
 
     def call_command(self, composed: DictConfig) -> float | None:
-        values, overrides = settle(self.command, self.groups, composed)
+        values, overrides = values_and_overrides(self.command, self.groups, composed)
         hydra = HydraConfig.get()
         if hydra.mode == RunMode.MULTIRUN:
             sweep = Path(hydra.sweep.dir)
@@ -256,7 +256,7 @@ def call(command: str, overrides: list[str]) -> None:
         refuse_twice(overrides)
         rewritten = [rewrite(command, groups, override, options) for override in overrides]
         with composed(command, rewritten) as config_of_job:
-            values, given = settle(command, groups, config_of_job)
+            values, given = values_and_overrides(command, groups, config_of_job)
         run_command(command, values, given)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         raise worded(better_key(error, command, None)) from error
@@ -527,32 +527,43 @@ def quoted_list(paths: str) -> str:
     return f"[{','.join(quoted(item) for item in items if item)}]"
 
 
-def settle(
+def values_and_overrides(
     command: str, groups: dict[str, list[str]], composed: DictConfig
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The composed values, and the overrides, KEY → KEY=VALUE; in a sweep those of this job.
-
-    An experiment sets keys of other groups; a group that is typed too replaces all of these. A
-    typed `_target_` gets no keys from the group's default choice, only from a choice that is typed
-    too.
-    """
+    """The composed values, and the overrides, KEY → KEY=VALUE; in a sweep those of this job."""
     words: list[str] = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # type: ignore[assignment]
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     overrides = {override.lstrip("+~").partition("=")[0]: override for override in words}
     if "experiment" in overrides:
-        others = [override for key, override in overrides.items() if key != "experiment"]
-        loader = GlobalHydra.instance().config_loader()
-        plain = loader.load_configuration(command, others, RunMode.RUN)
-        for group in groups:
-            if group in overrides and group != "experiment":
-                values[group] = OmegaConf.to_container(plain[group])
+        values |= typed_groups(command, groups, overrides)
     for group in groups:
         if f"{group}._target_" in overrides and group not in overrides:
-            keys = [key for key in overrides if key.startswith(f"{group}.")]
-            values[group] = config.pick(values, keys)[group]
-            if group == "model" and "name" in values and "name" not in overrides:
-                values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
+            keep_typed_keys(values, group, overrides)
     return values, {key: override.lstrip("+") for key, override in overrides.items()}
+
+
+def typed_groups(
+    command: str, groups: dict[str, list[str]], overrides: dict[str, str]
+) -> dict[str, Any]:
+    """The groups that are typed beside an experiment, composed without it: they replace all keys
+    that it sets in them.
+    """
+    others = [override for key, override in overrides.items() if key != "experiment"]
+    composed = (
+        GlobalHydra.instance().config_loader().load_configuration(command, others, RunMode.RUN)
+    )
+    typed = [group for group in groups if group in overrides and group != "experiment"]
+    return {group: OmegaConf.to_container(composed[group]) for group in typed}
+
+
+def keep_typed_keys(values: dict[str, Any], group: str, overrides: dict[str, str]) -> None:
+    """Keep only the typed keys of a group whose `_target_` is typed and whose choice is not: those
+    of its default choice belong to another class.
+    """
+    keys = [key for key in overrides if key.startswith(f"{group}.")]
+    values[group] = config.pick(values, keys)[group]
+    if group == "model" and "name" in values and "name" not in overrides:
+        values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
 
 
 def worded(error: Exception, user_dir: str | None = None) -> Exception:
