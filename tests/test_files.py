@@ -213,7 +213,7 @@ def test_no_output_replaces_a_data_set(fer, tiny, fer2013_csv, tmp_path, command
     assert not (tmp_path / "counts.csv").exists()  # nor anything half-written
 
 
-@pytest.mark.parametrize("name", ["faces.zip", "faces.npz", "me.JPG"])
+@pytest.mark.parametrize("name", ["faces.zip", "f.7z", "me.JPG", "a.webp", "b.heic", "c.mp4"])
 def test_submissions_replace_no_file_of_another_kind(fer, tiny, tmp_path, name):
     (tmp_path / name).write_bytes(b"faces")
     code, _, err = fer("predict", f"ckpt={tiny()}", "data=demo", f"out={name}")

@@ -20,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from fer import CLASSES, UserError, config
+from fer import CLASSES, PICTURE_ENDINGS, UserError, config
 from fer.data.readers import archives, cache, fer2013
 from fer.inference import Ensemble
 
@@ -1197,3 +1197,38 @@ def test_a_class_is_the_same_in_both_forms_of_unicode(tmp_path):
     assert torch.bincount(data.splits["train"].labels).tolist() == [3, 8]
     assert load(tmp_path, merge={"x": [decomposed]}).classes == ("x", "wach")
     assert load(tmp_path, names={decomposed: "sad"}, merge={"s": ["sad"]}).classes == ("s", "wach")
+
+
+@pytest.mark.parametrize("name", ["{}_set", "{}-images", "{} data", "1_{}", "{}set", "FER2013_{}"])
+def test_splits_are_known_among_words_that_tell_nothing(tmp_path, name):
+    folders = [name.format(split) for split in ("train", "val", "test")]
+    draw_folders(tmp_path / "a", folders, ["happy", "sad"], count=1, side=8)
+    assert counts(load(tmp_path / "a")) == {"train": 2, "validation": 2, "test": 2}
+    (tmp_path / "b").mkdir()
+    for folder in folders:
+        write_csv(tmp_path / "b" / f"{folder}.csv", ["happy", "sad"], usage=False)
+    assert counts(load(tmp_path / "b")) == {"train": 2, "validation": 2, "test": 2}
+
+
+def test_pictures_of_every_ending_are_read_or_refused(tmp_path):
+    for ending in PICTURE_ENDINGS:
+        draw_folders(tmp_path / ending, ["train"], ["happy", "sad"], count=2, side=8)
+        for file in (tmp_path / ending).rglob("*.png"):
+            kind = Image.registered_extensions().get(ending, "JPEG")
+            Image.open(file).convert("1" if ending == ".pbm" else "L").save(file, kind)
+            file.rename(file.with_suffix(ending))
+        assert counts(load(tmp_path / ending)) == {"train": 2, "validation": 2}
+    (tmp_path / ".png" / "train" / "sad" / "x.avif").write_bytes(b"\0\0\0\x1cftypavif")
+    with pytest.raises(UserError, match=r"x\.avif: not .* of a kind that fer does not read"):
+        load(tmp_path / ".png")
+    (tmp_path / ".jpg" / "train" / "sad" / "x.jp2").write_bytes(b"\0\0\0\x0cjP  ")
+    with pytest.raises(UserError, match=r"x\.jp2: not .* may be of a kind that fer does not read"):
+        load(tmp_path / ".jpg")
+
+
+def test_a_picture_of_too_many_pixels_is_told_as_such(tmp_path):
+    draw_folders(tmp_path, ["train"], ["happy", "sad"], side=8)
+    for side in (8000, 14000):
+        Image.new("1", (side, side)).save(tmp_path / "train" / "sad" / "large.png")
+        with pytest.raises(UserError, match=r"large\.png: has .*more than 50 million"):
+            load(tmp_path)

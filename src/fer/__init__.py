@@ -19,6 +19,23 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see ru
 FilePath = Annotated[
     str, "path"
 ]  # of a file or folder: the value of a key may hold any character; see signatures.path_keys
+# What names of pictures end with, in formats that are read.
+PICTURE_ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".pgm",
+    ".ppm",
+    ".pbm",
+)
+VIDEO_ENDINGS = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 FACE_SIZE = 48  # pixels of a side of FER2013's faces
 # System libraries that opencv-python needs, and their Debian packages.
 SYSTEM_LIBRARIES = {

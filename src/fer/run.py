@@ -20,7 +20,9 @@ import pandas as pd
 import torch
 import yaml
 
-from fer import UserError, __version__
+from fer import PICTURE_ENDINGS, VIDEO_ENDINGS, UserError, __version__
+from fer.data.readers import archives
+from fer.data.readers.pictures import UNREAD
 from fer.files import regular, spare_faces, write, write_text
 
 try:
@@ -37,7 +39,15 @@ TIMES = ("epoch", "seconds", "images_per_second")
 LONGEST_RECORD = 100_000  # characters of a start in environment.yaml; PyYAML is slow
 LARGEST = 1e30  # number in a history; pictures of larger ones overflow
 # Of files that hold faces and are no CSV.
-DATA_ENDINGS = (".zip", ".tar", ".gz", ".tgz", ".npz", ".parquet", ".png", ".jpg", ".jpeg")
+DATA_ENDINGS = (
+    *PICTURE_ENDINGS,
+    *UNREAD,
+    *VIDEO_ENDINGS,
+    *archives.ENDINGS,
+    *archives.OTHER_ENDINGS,
+    ".npz",
+    ".parquet",
+)
 PRIVATE_LOG = "evaluations.csv"  # fer evaluate's log of PrivateTest, which the report shows
 
 

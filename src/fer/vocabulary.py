@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from fer import choices, config_dir
+from fer import PICTURE_ENDINGS, choices, config_dir
 
 # The word of other programs → the key here; of several, the first that the command has.
 SYNONYMS = {
@@ -65,7 +65,6 @@ REMARKS = {
 }
 # Commands whose model and data come from a checkpoint.
 FROM_RUN = ("predict", "evaluate", "report", "explain", "export")
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
 def read(path: Path) -> dict:
@@ -145,7 +144,7 @@ def meant_override(command: str, word: str, user_dir: str | None = None) -> str 
     place = Path(word)
     if not (place.exists() or "/" in word or "\\" in word or place.suffix):
         return None
-    if place.suffix.lower() in PICTURES:
+    if place.suffix.lower() in PICTURE_ENDINGS:
         candidates = ["input", "image"]
     elif "train" in known and (place.suffix == ".pt" or (place / "last.pt").exists()):
         candidates = ["resume"]

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from fer import UserError, extra
+from fer import VIDEO_ENDINGS, UserError, extra
 from fer.data.faces import Faces
 from fer.files import write
 from fer.photos.detection import Box, FaceDetector, find_faces
@@ -23,7 +23,6 @@ from fer.photos.drawing import draw, readable
 from fer.run import tell_if_replaced, write_csv
 from fer.text import counted, percent
 
-SUFFIXES = {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 CHUNK = 32  # frames of a file whose faces are labeled together
 OVERLAP = 0.3  # intersection over union of a face's boxes in successive frames
 FRAME_RATE = 25.0  # if a file or camera does not give its own
@@ -84,7 +83,7 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def is_video(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES
+    return file.suffix.lower() in VIDEO_ENDINGS
 
 
 def has_display() -> bool:

@@ -30,6 +30,8 @@ SPLITS = {
 }
 SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
+FILLERS = {"data", "dataset", "faces", "images", "imgs", "pictures", "set", "split"}
+
 JUNK = {"__macosx", "thumbs.db", "desktop.ini", "@eadir"}
 
 
@@ -46,8 +48,13 @@ def plain_label(text: str) -> str:
 
 
 def split_named(word: str) -> str | None:
-    """train, validation or test for a split's name in any case; FER+'s `FER2013Valid` too."""
-    return SPLIT_OF.get(word.strip().lower().removeprefix("fer2013"))
+    """train, validation or test for a split's name in any case, also with a word or number that
+    tells no more: `train_set`, `test-images`, `1_train`, FER+'s `FER2013Valid`.
+    """
+    name = word.strip().lower().removeprefix("fer2013")
+    words = [part for part in re.split(r"[\W_]+", name) if part and not part.isdecimal()]
+    told = [part for part in words if part not in FILLERS]
+    return SPLIT_OF.get(told[0].removesuffix("set")) if len(told) == 1 else None
 
 
 def split_in_words(stem: str) -> str | None:

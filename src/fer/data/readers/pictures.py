@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fer import FACE_SIZE, UserError
+from fer import FACE_SIZE, PICTURE_ENDINGS, UserError
 from fer.data.readers.cache import empty_images
 from fer.data.readers.file_types import no_picture
 from fer.data.readers.names import entries
@@ -20,15 +20,15 @@ from fer.files import regular
 
 # Decoded by content; EPS, for one, would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm"}
-HEIC = {".heic", ".heif", ".hif"}  # of phones' photos; Pillow does not decode them
+# Of pictures that are not read, HEIC of phones' photos among them: they are refused by name.
+UNREAD = {".heic", ".heif", ".hif", ".avif", ".jp2", ".jxl", ".tga", ".psd"}
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 MAX_PIXELS = 50_000_000  # of an image, before it is decoded
 CHUNK = 256  # pictures decoded together
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The pictures in a folder, by name; HEIC too, which is refused by name when it is read."""
+    """The pictures in a folder, by name; also of formats that are refused when they are read."""
     return [entry for entry in entries(folder) if is_picture(entry.name)]
 
 
@@ -44,7 +44,7 @@ def pictures_below(folder: Path, depth: int) -> list[Path]:
 
 
 def is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES | HEIC  # noqa: PTH122, of any string
+    return os.path.splitext(name)[1].lower() in {*PICTURE_ENDINGS, *UNREAD}  # noqa: PTH122, of any string
 
 
 @contextlib.contextmanager
@@ -74,6 +74,10 @@ def decoded(
             yield image
     except UserError:
         raise
+    except Image.DecompressionBombError:  # twice as many as Pillow warns of
+        raise UserError(
+            f"{name}: has more than {MAX_PIXELS // 1_000_000} million pixels; {too_large}"
+        ) from None
     except Exception:  # Pillow raises a dozen kinds, for damaged EXIF too
         if isinstance(file, Path) and is_heic(file):
             raise UserError(
@@ -83,6 +87,8 @@ def decoded(
         if isinstance(file, Path):
             with contextlib.suppress(OSError):
                 kind = no_picture(regular(file))
+        if not kind and os.path.splitext(name)[1].lower() in UNREAD:  # noqa: PTH122
+            kind = "may be of a kind that fer does not read"
         said = f" (it {kind})" if kind else ""
         raise UserError(f"{name}: not a readable image{said}; replace or remove it") from None
 
