@@ -695,6 +695,18 @@ def test_a_resume_refuses_another_best_pt_and_does_without_one(fer, tmp_path):
     assert "ckpt=r/last.pt" in out
 
 
+def test_a_resume_from_a_damaged_last_pt_says_how_to_go_on(fer, tmp_path):
+    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+    (tmp_path / "r" / "last.pt").write_bytes(b"PK")
+    code, _, err = fer("train", "resume=r")
+    assert code == 2 and err == (
+        "fer: r/last.pt: damaged, or not a checkpoint; training cannot resume from it; start a new "
+        "run, from the best weights of this one: start=r/best.pt\n"
+    )
+    (tmp_path / "r" / "best.pt").unlink()
+    assert fer("train", "resume=r")[2].endswith("cannot resume from it; start a new run\n")
+
+
 @pytest.mark.parametrize(
     "names", [{"LOCAL_RANK": "0"}, {"WORLD_SIZE": "4"}, {"RANK": "1", "WORLD_SIZE": "2"}]
 )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config, layer_table
-from fer.contents import FORMAT, read_contents
+from fer.contents import FORMAT, OTHER_ONE, read_contents
 from fer.data.faces import Data, Faces
 from fer.data.readers.cache import available_memory
 from fer.files import regular, write
@@ -272,11 +272,11 @@ def save_checkpoint(
     write(path, lambda file: torch.save(contents, file))
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, if_damaged: str = OTHER_ONE) -> dict[str, Any]:
     """The contents of a checkpoint written by save_checkpoint, checked, on the CPU. Raises
-    UserError for anything else.
+    UserError for anything else. if_damaged: what to do then.
     """
-    return read_contents(existing(Path(path)))
+    return read_contents(existing(Path(path)), if_damaged)
 
 
 def check_outputs(model: dict, classes: list[str]) -> None:
@@ -363,7 +363,10 @@ def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
         )
     folder = named.parent if named.is_file() else named
     path = folder / "last.pt"
-    contents = load_checkpoint(path)
+    instead = "start a new run"
+    if (folder / "best.pt").is_file():
+        instead += f", from the best weights of this one: start={folder / 'best.pt'}"
+    contents = load_checkpoint(path, f"training cannot resume from it; {instead}")
     if "training" not in contents:
         raise UserError(f"{path}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in given_keys:

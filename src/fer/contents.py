@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fer import Normalization, UserError, __version__
 
 FORMAT = 1  # raised when an older version could not read it
+OTHER_ONE = "use the run's other one (best.pt, last.pt)"  # in place of a damaged one
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -102,9 +103,12 @@ class Contents(Part):
     training: TrainingPart | None = None
 
 
-def read_contents(path: Path) -> dict:
-    """The contents of a checkpoint file, checked, on the CPU; UserError for anything else."""
-    contents = unpickle(path)
+def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
+    """The contents of a checkpoint file, checked, on the CPU; UserError for anything else.
+
+    if_damaged: what to do then.
+    """
+    contents = unpickle(path, if_damaged)
     if not isinstance(contents, dict):
         contents = {}
     number = contents.get("format")
@@ -133,7 +137,7 @@ def read_contents(path: Path) -> dict:
     return contents
 
 
-def unpickle(path: Path) -> Any:
+def unpickle(path: Path, if_damaged: str) -> Any:
     """What torch reads from the file, plain values and tensors only."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -153,9 +157,7 @@ def unpickle(path: Path) -> Any:
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except Exception:  # zipfile and torch raise a dozen kinds
-        raise UserError(
-            f"{path}: damaged, or not a checkpoint; use the run's other one (best.pt, last.pt)"
-        ) from None
+        raise UserError(f"{path}: damaged, or not a checkpoint; {if_damaged}") from None
 
 
 def check_schema(path: Path, contents: dict) -> None:
