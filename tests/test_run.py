@@ -331,6 +331,14 @@ CONVNET = {"_target_": "fer.models.convnet.ConvNet", "features": [], "head": []}
 NO_CODE = "holds more than weights and plain values; not loaded, it could run code"
 
 
+def nested(depth):
+    """A list in a list, and so on."""
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -407,7 +415,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
         ),
         (
             {"validation": {"logits": torch.zeros(1, 7) * 1j, "labels": torch.tensor([0])}},
-            "not one of fer's",
+            "of another kind than ours",
         ),
         (
             {
@@ -427,6 +435,10 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
             "a tensor is larger than what the file holds of it, or of",
         ),
         ({"model": {"x": torch.zeros(2, device="meta")}}, "of another kind than ours"),
+        ({"model": {"x": torch.zeros(2) * 1j}}, "of another kind than ours"),
+        ({"model": {"x": torch.zeros(2).to(torch.float8_e4m3fn)}}, "of another kind than ours"),
+        ({"model": {"x": nested(150)}}, "its values are nested too deep"),
+        ({"more": nested(150)}, "its values are nested too deep"),
         ({"model": {"x": torch.tensor([1.0, float("nan")])}}, "its weights hold NaN or infinity"),
         ({"config": {"model": CONVNET | {"head": [65536, 65536, 65536]}}}, "weights do not fit"),
         ({"config": 5}, "not one of fer's"),
@@ -693,6 +705,11 @@ def test_a_resume_refuses_another_best_pt_and_does_without_one(fer, tmp_path):
     code, out, err = fer("train", "resume=r", "train.epochs=3")
     assert code == 0 and "best.pt was removed" in out, err
     assert "ckpt=r/last.pt" in out
+
+
+def test_whole_numbers_in_place_of_weights_are_refused(tiny, tiny_contents):
+    weights = {name: value.to(torch.int8) for name, value in tiny_contents["model"].items()}
+    refused(tiny(model=weights), "weights do not fit")
 
 
 def test_a_resume_from_a_damaged_last_pt_says_how_to_go_on(fer, tmp_path):

@@ -311,11 +311,16 @@ def check_fit(node: dict, weights: dict, path: Path) -> int:
         return CPU_BATCH
     with blame(path):
         model = layer_table.build(node)
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    stored = {name: getattr(tensor, "shape", None) for name, tensor in weights.items()}
-    if shapes != stored:
+    expected = {name: shape_and_kind(tensor) for name, tensor in model.state_dict().items()}
+    stored = {name: shape_and_kind(tensor) for name, tensor in weights.items()}
+    if expected != stored:
         raise UserError(f"{path}: its weights do not fit {OF_ITS_CONFIG}")
     return batch_that_fits(model, path)
+
+
+def shape_and_kind(value: object) -> tuple[torch.Size, bool] | None:
+    """A tensor's shape, and whether it holds floats; None for anything else."""
+    return (value.shape, value.is_floating_point()) if isinstance(value, torch.Tensor) else None
 
 
 def batch_that_fits(model: nn.Module, path: Path) -> int:

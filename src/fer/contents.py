@@ -17,6 +17,19 @@ from fer import Normalization, UserError, __version__
 
 FORMAT = 1  # raised when an older version could not read it
 OTHER_ONE = "use the run's other one (best.pt, last.pt)"  # in place of a damaged one
+NUMBERS = {
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+}
+DEEPEST = 100  # mappings and lists in one another
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Whole = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -118,7 +131,11 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
             "upgrade fer"
         )
     check_schema(path, contents)
-    if not all(is_stored(tensor) for tensor in tensors_of(contents)):
+    try:
+        tensors = list(tensors_of(contents))
+    except RecursionError:
+        raise UserError(f"{path}: damaged or changed, its values are nested too deep") from None
+    if not all(is_stored(tensor) for tensor in tensors):
         raise UserError(
             f"{path}: damaged, a tensor is larger than what the file holds of it, or of another "
             "kind than ours"
@@ -206,23 +223,29 @@ def check_training(path: Path, training: dict) -> None:
         )
 
 
-def tensors_of(contents: object) -> Iterator[torch.Tensor]:
-    """All tensors within nested mappings and lists."""
+def tensors_of(contents: object, depth: int = 0) -> Iterator[torch.Tensor]:
+    """All tensors within nested mappings and lists. Raises RecursionError where these are nested
+    deeper than in any checkpoint of ours.
+    """
+    if depth > DEEPEST:
+        raise RecursionError
     if isinstance(contents, torch.Tensor):
         yield contents
     elif isinstance(contents, Mapping):
         for value in contents.values():
-            yield from tensors_of(value)
+            yield from tensors_of(value, depth + 1)
     elif isinstance(contents, list | tuple):
         for value in contents:
-            yield from tensors_of(value)
+            yield from tensors_of(value, depth + 1)
 
 
 def is_stored(tensor: torch.Tensor) -> bool:
     """Whether it is a plain tensor whose every element the file holds. Strides of 0 repeat one
-    10^10 times, which fills the memory once it is used; no checkpoint of ours has sparse or
-    quantized tensors, or tensors without data.
+    10^10 times, which fills the memory once it is used; no checkpoint of ours has sparse, quantized
+    or complex tensors, floats of 8 bits, or tensors without data.
     """
+    if tensor.dtype not in NUMBERS:
+        return False
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
