@@ -64,7 +64,7 @@ class Checkpoint:
     def face_size(self) -> int:
         """Pixels of a side of the faces that it was trained on. Older versions did not save it:
         where data.size does not tell, it may have been a CSV's own size, which a larger model was
-        made for. To enlarge smaller faces first changes nothing for that model.
+        made for. Enlarging smaller faces first changes nothing for that model.
         """
         known = self.contents.get("face_size") or self.settings.data.get("size")
         return known or max(FACE_SIZE, self.settings.model.get("size", FACE_SIZE))
@@ -108,7 +108,7 @@ class Checkpoint:
         if whole and "limit" in base:
             base["limit"] = None
         size = size or self.face_size
-        # Of other pictures; a CSV has its own.
+        # Other pictures are read at this size; a CSV has its own.
         own_size = FACE_SIZE if "path" in overrides else self.face_size
         if "size" in base and size != own_size:
             base["size"] = size
@@ -151,7 +151,7 @@ def name_of(path: Path) -> str:
 
 
 def is_file(place: str | None) -> bool:
-    """Whether a given path is a file. What is wrong with one is told where it is read."""
+    """Whether a given path is a file. Errors of a bad path are reported where it is read."""
     with contextlib.suppress(OSError, RuntimeError):
         return bool(place) and Path(str(place)).expanduser().is_file()
     return False
@@ -288,7 +288,7 @@ def check_outputs(model: dict, classes: list[str]) -> None:
 
 def saved_config(text: str, contents: dict, path: Path) -> dict:
     """The values of a saved config. Runs older than data.classes get the classes and the numbering
-    that were in force then, which the `contents` of their checkpoint tell.
+    of that time, from the `contents` of their checkpoint.
     """
     values = config.parse(text, str(path))
     data = values.get("data")
@@ -304,8 +304,8 @@ def check_fit(node: dict, weights: dict, path: Path) -> int:
     """Refuse weights that are not those of a model of this project, and a model whose outputs fill
     the memory, before it takes any: a small file may name a network of any size.
 
-    Returns how many faces a CPU should compute at once. Other models may not run without weights;
-    of them nothing is known.
+    Returns how many faces a CPU should compute at once. Other models may not run without weights,
+    so their outputs are unknown.
     """
     if not node["_target_"].startswith("fer."):
         return CPU_BATCH
@@ -350,7 +350,7 @@ def load_weights(
 
 @contextlib.contextmanager
 def blame(path: str | Path) -> Iterator[None]:
-    """Within the context, what is refused is told as a fault of the config in the file `path`."""
+    """Within the context, UserErrors blame the config in the file `path`."""
     try:
         yield
     except UserError as error:
@@ -358,8 +358,8 @@ def blame(path: str | Path) -> Iterator[None]:
 
 
 def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
-    """The config of the run that `resume` names with the `given_keys` of `values` laid over it,
-    and the contents of its last.pt. What would make it another training is refused.
+    """The config of the run that `resume` names with the `given_keys` of `values` merged into it,
+    and the contents of its last.pt. Raises UserError for keys that would make it another training.
     """
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
@@ -381,11 +381,11 @@ def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
 
     def merged(keys: Iterable[str]) -> dict:
         keys = [key for key in keys if key not in ("resume", "run", "experiment", "trust")]
-        laid_over = config.overlay(saved, config.pick(values, keys))
-        return config.check("train", laid_over, trust).model_dump()
+        changed = config.overlay(saved, config.pick(values, keys))
+        return config.check("train", changed, trust).model_dump()
 
     before = merged(())
-    # An experiment says something of every key.
+    # An experiment sets every key.
     after = merged(values if "experiment" in given_keys else given_keys)
     may_change = config.resumable(before["data"])
     lines = config.difference(before, after)

@@ -1,5 +1,5 @@
 """Faces: images, labels and ids as tensors, the same whatever file or drawing they come from. Knows
-of no format.
+no file format.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Faces:
         return {name: i for i, name in enumerate(self.ids)}
 
     def among(self, others: "Faces") -> torch.Tensor:
-        """Bool N: is the same image, pixel for pixel, in `others` too?"""
+        """Bool N: is the same image, pixel for pixel, also in `others`?"""
         there = {*digests(others.images)}
         return torch.tensor([digest in there for digest in digests(self.images)], dtype=torch.bool)
 

@@ -1,8 +1,7 @@
-"""Faces in any form in which they are handed around: files and folders in, Data out.
+"""Reads faces in all common forms: files and folders in, Data out.
 
-A source is parsed once into a Table and cached; classes and splits are made of Tables. What does
-not read as faces is refused with file, line and remedy. Knows nothing of configs, devices or FER+'s
-votes.
+A source is parsed once into a Table and cached; classes and splits are made of Tables. Errors
+name file, line and remedy. Knows no configs, devices or FER+ votes.
 """
 
 from fer.data.readers.dataset import fer2013

@@ -1,4 +1,4 @@
-"""Archives from anyone, unpacked into the cache: only pictures and tables, at safe places, and no
+"""Untrusted archives, unpacked into the cache: only pictures and tables, at safe places, and no
 more bytes than faces can take.
 """
 

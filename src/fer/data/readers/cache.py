@@ -1,5 +1,5 @@
-"""What was parsed once, kept for later starts; and images that stay on the disk because the memory
-would not hold them.
+"""A cache of parsed data for later starts, and images that stay on the disk because they do not fit
+into memory.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from fer.data.readers.table import Table
 from fer.files import regular
 
 FORMAT = "5"  # of the cache
-ABANDONED = 3600  # seconds after which a folder of an unfinished write is nobody's
+ABANDONED = 3600  # seconds after which a folder of an unfinished write belongs to no process
 CHUNK = 4096  # faces copied at once
 
 
 def available_memory() -> int:
-    """Bytes to be had before the machine swaps or a container's limit ends the process."""
+    """Bytes available before the machine swaps or a container's limit ends the process."""
     limits = [2**63]
     if hasattr(os, "sysconf"):
         limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
@@ -71,7 +71,7 @@ def take_rows(images: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def cache_folders(beside: Path) -> Iterator[Path]:
     """Where a cache may lie: in a folder of the data, or in the user's own cache folder."""
     yield beside / ".fer-cache"
-    with contextlib.suppress(RuntimeError):  # nobody's home
+    with contextlib.suppress(RuntimeError):  # no home folder
         yield Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fer"
 
 
@@ -85,8 +85,8 @@ def writable(place: Path) -> bool:
 
 
 def clear_abandoned(place: Path) -> None:
-    """Remove what killed processes left in a cache folder. One that was touched within the hour may
-    still be written to by another process.
+    """Remove what killed processes left in a cache folder. One that changed in the last hour may
+    still be in use by another process.
     """
     for folder in place.glob("tmp*"):
         with contextlib.suppress(OSError):
@@ -113,10 +113,10 @@ def cached(
     parse: Callable[[], Table],
     beside: Path | None = None,
 ) -> Table:
-    """The table of `files` at `source`: parsed, or as a former call left it in a cache.
+    """The table of `files` at `source`: parsed, or from the cache of an earlier call.
 
-    how: whatever else the result depends on, such as the size of the faces. beside: the folder in
-    which the cache lies; None: that of the source.
+    how: what else the result depends on, such as the size of the faces. beside: the folder that
+    holds the cache; None: that of the source.
     """
     key, name = key_of(files, how), name_of(source, how)
     places = list(cache_folders(beside or source.parent))
@@ -138,7 +138,7 @@ def load(place: Path, name: str, key: str) -> Table | None:
     zipfile and tokenize raise a dozen kinds.
     """
     path = place / f"{name}.npz"
-    if not path.is_file():  # a pipe would be waited for
+    if not path.is_file():  # reading a pipe would wait for a writer
         return None
     with contextlib.suppress(Exception), np.load(path, allow_pickle=False) as arrays:
         # testzip reads each array to its end, which NumPy does not where a flipped bit has made it
@@ -146,7 +146,7 @@ def load(place: Path, name: str, key: str) -> Table | None:
         if str(arrays["key"]) != key or arrays.zip.testzip() is not None:
             return None
         values = {field: arrays[field] for field in Table.__dataclass_fields__}
-        if not values["images"].size:  # they lie in a file of their own
+        if not values["images"].size:  # they are in a file of their own
             shape = (len(values["labels"]), *values["images"].shape[1:])
             images = np.load(regular(place / f"{name}.npy"), mmap_mode="c")
             if (images.dtype, images.shape) != (np.uint8, shape) or not images.flags.c_contiguous:

@@ -44,7 +44,7 @@ class Meaning:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a config says of classes; see configs/data/fer2013.yaml."""
+    """The keys of a config about classes; see configs/data/fer2013.yaml."""
 
     classes: Sequence[str] | None = None
     names: Sequence[str] | Mapping[str, str] | None = None
@@ -102,9 +102,9 @@ def names_in_order(numbers: Sequence[str], names: Sequence[str]) -> dict[str, st
 def refuse_unknown_numbers(
     numbers: Sequence[str], first: Mapping[str, str], known_numbers: Sequence[str]
 ) -> None:
-    """Refuse numbers whose meaning nothing tells, or that look like another data set's numbering.
+    """Refuse numbers of unknown meaning, or that look like another data set's numbering.
 
-    numbers: sorted. first: where each label stands first.
+    numbers: sorted. first: the first place of each label.
     """
     strange = [number for number in numbers if not 0 <= int(number) < len(known_numbers)]
     if strange and known_numbers:

@@ -152,7 +152,7 @@ def first_face(path: Path) -> tuple[int, int]:
         pixels = pixel_fields([fields_of("", face)], roles)[0]
         count = len(pixels.split())
     except (UserError, IndexError, ValueError):
-        return MAX_LINE, FACE_SIZE  # told when all lines are read
+        return MAX_LINE, FACE_SIZE  # reported when all lines are read
     side = math.isqrt(count)
     if side**2 != count or side < SMALLEST:
         return MAX_LINE, FACE_SIZE
@@ -275,7 +275,7 @@ Rows = tuple[np.ndarray, list[str], np.ndarray, np.ndarray, np.ndarray, dict[str
 
 
 def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
-    """Images, labels, usage, ids and groups of some lines, and where each label stands first."""
+    """Images, labels, usage, ids and groups of some lines, and the first place of each label."""
     places, rows = [place for place, _ in lines], [fields_of(*line) for line in lines]
     for place, row in zip(places, rows, strict=True):
         width = len(row)  # more columns: two rows that lost the line end between them

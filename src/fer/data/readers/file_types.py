@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, where its name promises something else."""
+"""Recognizes files by their first bytes if their name suggests another type."""
 
 import codecs
 import zlib
@@ -9,7 +9,7 @@ CONVERT = "save its faces as .npz with the arrays images and labels, or as CSV"
 FOLDERS = "put pictures into folders train/<emotion>/"
 DOWNLOAD = "get the file again; kaggle.com wants you to be logged in"
 SAVE_AS_CSV = "save it as CSV"
-# First bytes of files that people name a CSV: what they are, and what to do with them.
+# First bytes of files that are often misnamed CSV: what they are, and what to do with them.
 SIGNATURES = (
     (codecs.BOM_UTF32_LE, "is UTF-32", "save it as UTF-8"),
     (codecs.BOM_UTF16_LE, "is UTF-16", "save it as UTF-8"),
@@ -46,7 +46,7 @@ SIGNATURES = (
         "fetch it: git lfs pull",
     ),
 )
-# The same of files that are text; white space may come before.
+# The same for text files; white space may precede these bytes.
 TEXTS = (
     (b"<!doctype html", "is a web page", DOWNLOAD),
     (b"<html", "is a web page", DOWNLOAD),
@@ -110,7 +110,7 @@ def named(path: Path, ending: str) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is that should be CSV and is not, such as `is a web page`; else nothing."""
+    """What a file is that should be a CSV and is not, such as `is a web page`; otherwise empty."""
     with path.open("rb") as file:
         return foreign(file.read(HEAD), path).partition(";")[0]
 

@@ -73,7 +73,7 @@ def read_pictures(
     """The table of some pictures below `root`.
 
     labels: of each picture; None: they have none. names: all the labels that there are. first:
-    where each stands first; None: in the folder of that name.
+    the first place of each; None: in the folder of that name.
     """
     if not files:
         raise UserError(f"{root}: no pictures there, only {listing(entries(root)) or 'nothing'}")

@@ -58,8 +58,8 @@ def opened(file: Path, too_large: str) -> Iterator[Image.Image]:
 def decoded(
     file: Path | io.BytesIO, too_large: str, name: str | None = None
 ) -> Iterator[Image.Image]:
-    """The image in a file from anyone, of bounded size. Within the context whatever its decoder
-    says is a UserError. name: of the picture, in messages; None: the file's path.
+    """The image in an untrusted file, of bounded size. Within the context every error of its
+    decoder is a UserError. name: of the picture, in messages; None: the file's path.
     """
     name = name or str(file)
     try:

@@ -122,7 +122,7 @@ def find(path: str, wanted: Wanted = Wanted()) -> Source:
             there = listing(list(islice(entries(place), MAX_LISTED)))
             problem = f"no data set there, only {there}" if there else "is an empty folder"
         hint = instead(place)
-    except RuntimeError:  # ~ of nobody
+    except RuntimeError:  # ~NAME of an unknown user
         raise UserError(f"data.path={path}: no such user's folder; check data.path") from None
     except OSError as error:  # permissions, a path too long, a link to nowhere, a failing disk
         raise UserError(

@@ -15,7 +15,7 @@ class Table:
 
     images: uint8 N×S×S. labels: int64 N, positions in `names`, -1 where there is no label. names:
     the labels as the source writes them; the classes of the data are made of them later. first:
-    where each of `names` stands first, for messages. usage: int64 N, positions in USAGES, -1 where
+    the first place of each of `names`, for messages. usage: int64 N, positions in USAGES, -1 where
     there is none. ids: N strings, or empty; of pictures their paths relative to the source. groups:
     N strings, or empty. hash: SHA-256 of the source's bytes. enlarged: how many of the images the
     source has smaller than S×S. notes: what the source holds besides and is not used, in words.
