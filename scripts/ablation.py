@@ -66,7 +66,7 @@ def table(out: Path) -> pd.DataFrame:
             correct[name, seed] = (predicted == validation["labels"]).double().numpy()
             data = data or best.data()
     assert data is not None  # main() trains before it asks for the table
-    is_new = ~data.open("validation").among(data.open("train")).numpy()
+    is_new = ~data.split("validation").among(data.split("train")).numpy()
 
     rows = []
     for name, switch in SWITCHES.items():

@@ -18,7 +18,7 @@ def main(run: str, data: str) -> None:
     checkpoint = Checkpoint.open(Path(run, "best.pt"))
     network = checkpoint.network(torch.device("cpu"))
     network.half().float()  # to what fp16 holds, so that the accuracy is that of the package
-    faces = checkpoint.data({"path": data}).open("validation")
+    faces = checkpoint.data({"path": data}).split("validation")
     predicted = network.logits(faces.images, 512).argmax(1)
     settings = checkpoint.settings
     settings.name = BUILTIN

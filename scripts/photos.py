@@ -58,7 +58,7 @@ def scenes():  # name, photo, middles of the true faces
     """Twelve drawn scenes for each pose, and the photographs of scikit-image and scikit-learn."""
     rng = np.random.default_rng(0)
     faces = (
-        demo(images=400, limit=None, seed=1, normalize="image").open("train").images[:, 0].numpy()
+        demo(images=400, limit=None, seed=1, normalize="image").split("train").images[:, 0].numpy()
     )
     for name, size, angle in (
         ("drawn, 6 faces of 100 pixels in 4000×3000", 100, 0),

@@ -32,14 +32,14 @@ def test_it_has_the_accuracy_of_the_card_and_nothing_of_the_faces_that_it_was_me
 
 
 def test_it_labels_drawn_faces_far_better_than_chance():
-    faces = demo(images=210, limit=None, seed=0, normalize="dataset").open("train")
+    faces = demo(images=210, limit=None, seed=0, normalize="dataset").split("train")
     predicted = api.load("builtin", "cpu").probabilities(faces.images.numpy()).argmax(1)
     accuracy = np.mean(predicted == faces.labels.numpy())
     assert accuracy > 0.25  # chance is 1/7; measured: 0.31
 
 
 def test_photos_are_labeled_where_no_run_is_there(fer, tmp_path):
-    face = demo(images=70, limit=None, seed=0, normalize="dataset").open("train").images[0, 0]
+    face = demo(images=70, limit=None, seed=0, normalize="dataset").split("train").images[0, 0]
     Image.fromarray(face.numpy()).save(tmp_path / "face.png")
     code, out, err = fer("predict", "input=face.png", "device=cpu")
     assert code == 0 and "using the built-in network" in out, err

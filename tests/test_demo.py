@@ -51,12 +51,12 @@ def test_shapes_types_and_ids(data):
 
 def test_only_the_test_split_is_unlabeled(data):
     assert data.unlabeled == "test"
-    assert (data.open("test").labels == -1).all()
-    assert data.open("train").labeled and data.open("validation").labeled
+    assert (data.split("test").labels == -1).all()
+    assert data.split("train").labeled and data.split("validation").labeled
 
 
 def test_pictures_use_the_gray_range(data):
-    gray = data.open("train").images.float()
+    gray = data.split("train").images.float()
     assert 90 < gray.mean() < 150
     assert (gray.std((1, 2, 3)) > 8).all(), "no picture is flat"
     assert ((gray == 0) | (gray == 255)).float().mean() < 0.05, "little is clipped"
@@ -65,10 +65,10 @@ def test_pictures_use_the_gray_range(data):
 def test_same_for_a_seed_and_different_for_another(data):
     again, other = (demo(images=700, limit=None, seed=seed, normalize="unit") for seed in (0, 1))
     for name, faces in data.splits.items():
-        assert torch.equal(faces.images, again.open(name).images) and torch.equal(
-            faces.labels, again.open(name).labels
+        assert torch.equal(faces.images, again.split(name).images) and torch.equal(
+            faces.labels, again.split(name).labels
         )
-        assert not torch.equal(faces.images, other.open(name).images)
+        assert not torch.equal(faces.images, other.split(name).images)
 
 
 def test_splits_share_no_picture(data):
@@ -81,16 +81,16 @@ def test_splits_share_no_picture(data):
 def test_limit_keeps_the_first_of_each_split(data):
     few = demo(images=700, limit=41, seed=0, normalize="unit")
     for name, faces in data.splits.items():
-        assert len(few.open(name)) == 41
-        assert torch.equal(few.open(name).images, faces.images[:41])
-        assert torch.equal(few.open(name).labels, faces.labels[:41])
-    assert len(demo(images=70, limit=10_000, seed=0, normalize="none").open("train")) == 70
+        assert len(few.split(name)) == 41
+        assert torch.equal(few.split(name).images, faces.images[:41])
+        assert torch.equal(few.split(name).labels, faces.labels[:41])
+    assert len(demo(images=70, limit=10_000, seed=0, normalize="none").split("train")) == 70
 
 
 @pytest.mark.parametrize("images", [70, 71, 200])
 def test_every_class_is_there_however_few(images):
     for name in ("train", "validation"):
-        labels = demo(images=images, limit=None, seed=3, normalize="none").open(name).labels
+        labels = demo(images=images, limit=None, seed=3, normalize="none").split(name).labels
         assert len(labels.unique()) == len(CLASSES)
 
 
@@ -112,7 +112,7 @@ def test_same_on_every_machine(data):
     """Means of 12×12 blocks of two pictures, drawn on x86-64 with numpy 2: a last bit may differ,
     half a gray not.
     """
-    blocks = data.open("train").images[[0, 699], 0].double().reshape(2, 4, 12, 4, 12).mean((2, 4))
+    blocks = data.split("train").images[[0, 699], 0].double().reshape(2, 4, 12, 4, 12).mean((2, 4))
     assert torch.allclose(blocks, torch.tensor(BLOCKS, dtype=torch.float64), atol=0.5)
 
 

@@ -72,7 +72,7 @@ def test_copies_of_any_members_training_faces_are_left_out(fer, fer2013_csv):
         assert fer("train", *data, *TINY, f"run=r{seed}")[0] == 0
     assert ", 0 of them exact copies" in fer("evaluate", "ckpt=r1")[1]
     own, other = (Checkpoint.open(Path(f"r{seed}/best.pt")).data() for seed in (0, 1))
-    known = int(own.open("validation").among(other.open("train")).sum())
+    known = int(own.split("validation").among(other.split("train")).sum())
     out = fer("evaluate", "ckpt=[r0,r1]")[1]
     assert known and f" of r0/best.pt's data, {known} of them exact copies" in out
 
@@ -148,7 +148,7 @@ def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
     from fer.commands.evaluate import log_evaluation
 
     member = Checkpoint.open(tiny())
-    data = SimpleNamespace(open=lambda split: [0], hash="")
+    data = SimpleNamespace(split=lambda split: [0], hash="")
     with ThreadPoolExecutor(8) as pool:
         said = list(
             pool.map(lambda i: log_evaluation(member, "private", "none", data, "0.5"), range(16))

@@ -695,7 +695,7 @@ def test_names_of_numbers_hold_for_the_data_they_were_given_for(fer, tmp_path):
     (checkpoint,) = Ensemble.open("r", torch.device("cpu"), 64, "none").members
 
     def labels(place, **typed):
-        faces = checkpoint.data({"path": str(tmp_path / place), **typed}).open("validation")
+        faces = checkpoint.data({"path": str(tmp_path / place), **typed}).split("validation")
         return [checkpoint.classes[label] for label in faces.labels]
 
     assert labels("moved") == labels("d") == ["happy"] * 5 + ["fear"] * 5
@@ -1037,7 +1037,7 @@ def test_the_command_of_every_form_reads_it(start, compose, tmp_path, monkeypatc
     _, verb, *overrides = shlex.split(command)
     data = config.build("data", config.check(verb, compose(verb, *overrides)).data)
     assert len(data.classes) == classes and data.absent in ([], ["contempt"])
-    assert len(data.open("train")) and len(data.open("validation"))
+    assert len(data.split("train")) and len(data.split("validation"))
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31mb", "x" * 101])
@@ -1108,7 +1108,7 @@ def test_a_test_folder_that_cannot_be_read_hinders_no_training(tmp_path, fault):
     data = load(tmp_path)
     assert [*data.splits] == ["train", "validation"] and "test is left out" in data.description
     with pytest.raises(UserError, match=r"split=test: .*(no pictures in its|a\.png: not a read)"):
-        data.open("test")
+        data.split("test")
 
 
 def test_a_table_beside_more_than_a_thousand_pictures_is_found(tmp_path):

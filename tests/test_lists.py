@@ -142,7 +142,7 @@ def test_a_table_that_is_not_used_is_named_with_the_reason(tmp_path, name, conte
     draw(tmp_path / "images")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
-        load(tmp_path).open("train")
+        load(tmp_path).split("train")
     said = f"has no faces to train on, only 20 of test; {name} "
     assert said in str(error.value) and words in str(error.value)
     (tmp_path / "images").rename(tmp_path / "train")

@@ -323,6 +323,6 @@ def test_a_network_is_built_once_however_often_it_labels(tiny, monkeypatch):
         "load_state_dict",
         lambda self, *args, **more: built.append(self) or load(self, *args, **more),
     )
-    faces = demo(images=70, limit=None, seed=0, normalize="dataset").open("train")
+    faces = demo(images=70, limit=None, seed=0, normalize="dataset").split("train")
     first, second = ensemble.label(faces), ensemble.with_tta("none").label(faces)
     assert len(built) == 1 and torch.equal(first, second)

@@ -264,7 +264,7 @@ def test_an_id_that_numpy_would_bloat_or_cut_is_refused(challenge, name):
     data = load(challenge)  # a test file that cannot be read does not hinder a training
     assert "is left out" in data.description and "test" not in data.splits
     with pytest.raises(UserError, match=r"split=test: .*line 3: .* is no id"):
-        data.open("test")
+        data.split("test")
 
 
 def test_nothing_left_to_train_on_is_refused(challenge, archive):
@@ -423,7 +423,7 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
         assert [*data.splits] == ["test"]
         assert data.splits["test"].ids == [prefix + name for name in names]
         with pytest.raises(UserError, match=r"no faces to train on, only 3 of test"):
-            data.open("train")
+            data.split("train")
 
 
 def test_a_flat_validation_folder_cannot_validate(folders):

@@ -73,7 +73,7 @@ class Classifier:
 
     def faces(self, split: str = "validation") -> Faces:
         """A split of the data that it was trained on: images uint8 N×1×S×S, labels int64 N, ids."""
-        return self.checkpoint.data().open(split)
+        return self.checkpoint.data().split(split)
 
 
 def checked_faces(images: ArrayLike) -> torch.Tensor:

@@ -206,7 +206,7 @@ class Ensemble:
             return self, ""
         if data is None or "validation" not in data.splits:
             data, own_data = self.data(), True
-        faces = data.open("validation")
+        faces = data.split("validation")
         stranger = validated_on_others(self.members, faces, own_data)
         if stranger:
             reason = (
@@ -248,7 +248,7 @@ def validated_on_others(
         if member.contents.get("validation", {}).get("images") == faces.hash:
             continue
         side = faces.side
-        if own_data and member.data(size=side).open("validation").hash == faces.hash:
+        if own_data and member.data(size=side).split("validation").hash == faces.hash:
             continue
         return member
     return None
@@ -266,7 +266,7 @@ def learned_faces(
     learned = []
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            training = member.data(size=faces.side).open("train")
+            training = member.data(size=faces.side).split("train")
         except UserError as error:
             if strict:
                 raise

@@ -27,7 +27,7 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
     members = ensemble.members
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
     split = cfg.split or data.only or "validation"
-    faces = data.open(split)
+    faces = data.split(split)
     if not faces.labeled:
         raise UserError(
             f"split={split}: has no labels, so there is no accuracy; "
@@ -64,7 +64,7 @@ def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: boo
     without = "only copies of this data's training faces are counted"
     training = learned_faces(ensemble.members, faces, strict, without)
     if "train" in data.splits:
-        training.append(data.open("train"))
+        training.append(data.split("train"))
     is_copy = torch.zeros(len(faces), dtype=torch.bool)
     for learned in training:
         is_copy |= faces.among(learned)
@@ -129,7 +129,7 @@ def log_evaluation(member: Checkpoint, split: str, tta: str, data: Data, accurac
     evaluation = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "split": split,
-        "faces": len(data.open(split)),
+        "faces": len(data.split(split)),
         "data_sha256": data.hash,
         "checkpoint": member.path.name,
         "tta": tta,

@@ -86,7 +86,7 @@ def faces_to_compare(checkpoint: Checkpoint) -> tuple[Tensor, str]:
     """
     count = 4 * BATCH
     try:
-        faces = checkpoint.data().open("validation").images
+        faces = checkpoint.data().split("validation").images
         source = "validation faces"
     except UserError:
         generator = torch.Generator().manual_seed(0)

@@ -29,7 +29,7 @@ TRUSTED = 0.5
 def run(cfg: config.MislabelsConfig, given_keys: list[str]) -> None:
     cleanlab = import_cleanlab()
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
-    faces = data.open("train")
+    faces = data.split("train")
     largest_class = int(faces.labels.bincount().max())
     if largest_class < cfg.folds:
         raise UserError(

@@ -63,7 +63,7 @@ def label_split(cfg: config.PredictConfig, ensemble: Ensemble, out: Path) -> Non
         raise UserError(
             f"this data has no split without labels; choose one: split={'|'.join(data.splits)}"
         )
-    faces = data.open(split)
+    faces = data.split(split)
     submission = Submission(cfg.columns, faces.ids, faces)
     if cfg.sample:
         submission = as_sampled(cfg.sample, faces, len(ensemble.classes))

@@ -349,7 +349,7 @@ def face_parts(result: Result, cfg: config.ReportConfig) -> list[Part]:
 
 def validation_faces(result: Result, cfg: config.ReportConfig) -> Faces:
     """The faces that the run was validated on. Raises UserError if the data has others."""
-    faces = result.best.data(cfg.data, whole=False).open("validation")
+    faces = result.best.data(cfg.data, whole=False).split("validation")
     # Earlier versions saved no hash.
     saved_hash = result.best.contents["validation"].get("images", faces.hash)
     if not torch.equal(faces.labels, result.labels) or faces.hash != saved_hash:

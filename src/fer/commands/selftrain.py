@@ -26,8 +26,8 @@ COLUMNS = ["share", "method", "accuracy", "low", "high", "predictions", "right"]
 
 def run(cfg: config.SelftrainConfig, given_keys: list[str]) -> None:
     data, device = config.build("data", cfg.data), pick_device(cfg.device)
-    train = replace(data.open("train"), targets=None)
-    held_out = replace(data.open("validation"), targets=None)
+    train = replace(data.split("train"), targets=None)
+    held_out = replace(data.split("validation"), targets=None)
     if cfg.clusters > len(train):
         raise UserError(
             f"clusters={cfg.clusters}: more than the {len(train)} faces to train on; set it lower"

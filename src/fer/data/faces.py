@@ -140,7 +140,7 @@ class Data:
     enlarged: str = ""
     unused: str = ""
 
-    def open(self, name: str) -> Faces:
+    def split(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:
             have = ", ".join(f"{len(faces)} of {key}" for key, faces in self.splits.items())
             remedy = self.unused or "name a folder with training faces"
@@ -200,7 +200,7 @@ class Data:
         """Split → how many of its faces are training faces too, pixel for pixel; splits without
         any are left out.
         """
-        training = self.open("train")
+        training = self.split("train")
         counts: dict[str, int] = {}
         seen = {id(training)}  # PublicTest has two names
         for name, faces in self.splits.items():
@@ -214,5 +214,5 @@ class Data:
     @property
     def absent(self) -> list[str]:
         """Names of the classes of which there is no face to train on."""
-        seen = {*self.open("train").labels.tolist()}
+        seen = {*self.split("train").labels.tolist()}
         return [name for label, name in enumerate(self.classes) if label not in seen]

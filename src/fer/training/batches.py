@@ -45,7 +45,7 @@ class TrainingFaces:
         drop_copies: leave out training faces that are validation faces too. crop: the side of
         augmentation's window; refused if the faces are smaller.
         """
-        training, validation = data.open("train"), data.open("validation")
+        training, validation = data.split("train"), data.split("validation")
         train_hash = training.hash
         if drop_copies:
             training = training.take(~training.among(validation))
