@@ -120,8 +120,8 @@ class Checkpoint:
         if used_whole and splittable and is_file(overrides.get("path")):
             data = config.build("data", node | {"split": "none"})
             if data.only == "all":  # else its column Usage splits it
-                return data.seen_as(self.classes)
-        return config.build("data", node).seen_as(self.classes)
+                return data.for_network(self.classes)
+        return config.build("data", node).for_network(self.classes)
 
     def was_trained_on(self, faces: Faces) -> bool:
         """Can these be the training faces? Their SHA-256 tells, where it is known for all of them

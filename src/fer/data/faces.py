@@ -152,7 +152,7 @@ class Data:
             raise UserError(f"split={name}: the data has no such split; it has {have}")
         return self.splits[name]
 
-    def seen_as(self, classes: Sequence[str]) -> "Data":
+    def for_network(self, classes: Sequence[str]) -> "Data":
         """The data for a network of other `classes`, matched by name: faces of classes that the
         network does not have are left out, which is printed. As it is where the one list begins
         with the other.
