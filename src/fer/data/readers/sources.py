@@ -77,7 +77,7 @@ class Source:
     unread: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
-    def seen_from(self, place: Path) -> "Source":
+    def relative_to_folder(self, place: Path) -> "Source":
         """With ids and places relative to `place`, a folder above `root`."""
         if self.root is None or self.root == place or not self.root.is_relative_to(place):
             return self
@@ -114,7 +114,7 @@ def find(path: str, wanted: Wanted = Wanted()) -> Source:
         if reader is None and place.is_dir():
             reader = folder_reader(place, DEEPER)
         if reader is not None:
-            return with_unused(reader(wanted), place).seen_from(place)
+            return with_unused(reader(wanted), place).relative_to_folder(place)
         if place.exists() and not place.is_dir():  # a pipe, a device
             raise UserError(f"data.path={path}: is neither a file nor a folder; check data.path")
         problem = "no such folder or file"
@@ -215,7 +215,7 @@ def archive_reader(path: Path) -> Reader:
                 f"{path}: holds no data set, only {listing(entries(folder))}; looked for "
                 f"{LOOKED_FOR}"
             )
-        source = with_unused(reader(wanted), folder).seen_from(folder)
+        source = with_unused(reader(wanted), folder).relative_to_folder(folder)
         source.unread += members_left_out(folder)
         source.root = None  # ids are paths in the archive, wherever it lies
         return source
@@ -290,7 +290,7 @@ def with_test(folder: Path, reader: Reader) -> Reader:
         source = reader(wanted)
         if source.pictures or {*source.parts} & {"train", "test"} != {"train"}:
             return source
-        source = source.seen_from(folder)
+        source = source.relative_to_folder(folder)
         try:
             source.parts["test"] = cached_csv(file, wanted)
             source.places["test"] = TEST_CSV
