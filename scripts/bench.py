@@ -187,7 +187,7 @@ def noise(count: int, generator: torch.Generator) -> Faces:
 
 def epoch(ours: Trainer) -> None:
     """The training part of an epoch of fer train, with full batches only."""
-    ours.begin_epoch()
+    ours.reset_epoch()
     with Signals() as signals:
         ours.train_epoch(signals)
 
@@ -256,7 +256,7 @@ def epoch_row(files: Files) -> None:
 
 def host_waits(ours: Trainer) -> int:
     """How often the host waits for the GPU in the last 20 steps of an epoch, by the profiler."""
-    ours.begin_epoch()
+    ours.reset_epoch()
     ours.step = ours.steps - 20  # the profiler is slow for many steps
     with torch.profiler.profile() as profile, Signals() as signals:
         ours.train_epoch(signals)

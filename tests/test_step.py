@@ -554,7 +554,7 @@ def test_on_a_gpu_an_epoch_of_captured_steps_does_not_wait(trainer):
     t = trainer(*RECIPES["muon and growing images"], device=torch.device("cuda", 0))
     t.fit()
     t.history.pop()
-    t.begin_epoch()
+    t.reset_epoch()
     with torch.profiler.profile() as profile, Signals() as signals:
         t.train_epoch(signals)
     waits = (

@@ -108,7 +108,7 @@ class Trainer:
         self.step_function = self.make_step(built)
         self.throughput = Throughput(built.augment.crops)
         self.saved_at = time.perf_counter()
-        self.begin_epoch()
+        self.reset_epoch()
         if cfg.resume:
             path = Path(cfg.resume) / "last.pt"
             state.restore(self, saved or load_checkpoint(path), path)
@@ -183,7 +183,7 @@ class Trainer:
                 while not self.done:
                     self.train_epoch(signals)
                     self.validate()
-                    self.begin_epoch()
+                    self.reset_epoch()
                     self.save_if_due(signals)
             except BaseException:
                 self.keep_best_weights()
@@ -191,7 +191,7 @@ class Trainer:
         if signals.caught:
             raise Interrupted(signals.caught)
 
-    def begin_epoch(self) -> None:
+    def reset_epoch(self) -> None:
         self.step = 0
         self.watch = Stopwatch()
         self.step_function.record.zero_()
