@@ -219,7 +219,7 @@ def test_closed_and_unlabeled_splits_are_not_shown(planted, capsys):
         "test": unlabeled,
         "private": split,
     }
-    chosen = inspect.choose(
+    chosen = inspect.shown_splits(
         Data(splits | {"private": split.take([0, 1])}, "none", frozenset({"private"}))
     )
     assert list(chosen) == ["train", "public"]

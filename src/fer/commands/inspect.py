@@ -39,7 +39,7 @@ def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
         print(f"no faces of {', '.join(data.absent)} to train on")
     if data.enlarged:
         print(data.enlarged)
-    shown = choose(data)
+    shown = shown_splits(data)
     splits = distinct_splits(data)
     out = Path(cfg.out)
     refuse_overwriting(*(out / name for name in TABLES))
@@ -158,7 +158,7 @@ def write_results(
     ]
 
 
-def choose(data: Data) -> dict[str, Faces]:
+def shown_splits(data: Data) -> dict[str, Faces]:
     """The splits whose faces and labels may be shown, each under its first name; prints a line for
     each of the others.
     """
