@@ -212,7 +212,7 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
                 found += best
         if not found:
             raise UserError(f"{name}: no best.pt there yet; name a run with one")
-    return list(dict.fromkeys(map(existing, found)))
+    return list(dict.fromkeys(map(require_checkpoint, found)))
 
 
 def checkpoints_at(place: Path) -> list[Path]:
@@ -237,7 +237,7 @@ def find_checkpoint(named: str | None) -> Path:
     return first
 
 
-def existing(path: Path) -> Path:
+def require_checkpoint(path: Path) -> Path:
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is not a regular file; name a run folder, its best.pt or last.pt")
     if path.name == "best.pt" and not path.is_file() and path.with_name("last.pt").is_file():
@@ -276,7 +276,7 @@ def load_checkpoint(path: str | Path, if_damaged: str = OTHER_ONE) -> dict[str, 
     """The contents of a checkpoint written by save_checkpoint, checked, on the CPU. Raises
     UserError for anything else. if_damaged: what to do then.
     """
-    return read_contents(existing(Path(path)), if_damaged)
+    return read_contents(require_checkpoint(Path(path)), if_damaged)
 
 
 def check_outputs(model: dict, classes: list[str]) -> None:
