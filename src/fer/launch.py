@@ -66,7 +66,7 @@ def launch(command: str, args: list[str]) -> int:
         return signal.code
     except Exception as error:
         in_job = any(frame.f_code is Jobs.run.__code__ for frame, _ in walk_tb(error.__traceback__))
-        refusal = worded(error, None if in_job else options.config_dir)
+        refusal = as_user_error(error, None if in_job else options.config_dir)
         if refusal is error and not in_job and settings:
             # A launcher or sweeper may raise anything, for example without Slurm.
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -148,7 +148,7 @@ class Jobs:
             batch = "train.batch_size" if "train" in composed else "batch_size"
             self.keep(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
         except (UserError, OmegaConfBaseException, OSError) as error:
-            self.keep(worded(better_key(error, self.command, self.user_dir)))
+            self.keep(as_user_error(better_key(error, self.command, self.user_dir)))
         return 0.0
 
     def keep(self, refusal: Exception) -> None:
@@ -259,7 +259,7 @@ def call(command: str, overrides: list[str]) -> None:
             values, given = values_and_overrides(command, groups, config_of_job)
         run_command(command, values, given)
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
-        raise worded(better_key(error, command, None)) from error
+        raise as_user_error(better_key(error, command, None)) from error
 
 
 @contextlib.contextmanager
@@ -566,7 +566,7 @@ def keep_typed_keys(values: dict[str, Any], group: str, overrides: dict[str, str
         values["name"] = str(values[group]["_target_"]).rpartition(".")[2]
 
 
-def worded(error: Exception, user_dir: str | None = None) -> Exception:
+def as_user_error(error: Exception, user_dir: str | None = None) -> Exception:
     """An error of Hydra or of the system as a UserError; any other error stays as it is.
 
     user_dir: the user's own folder of configs, if Hydra was reading it; a file there may make Hydra
