@@ -21,7 +21,7 @@ def run(values: dict, overrides: dict[str, str]) -> float:
     overrides: each key given on the command line, with its words KEY=VALUE.
     """
     if values.get("resume"):
-        values = values | {"resume": config.at_home(str(values["resume"]))}
+        values = values | {"resume": config.expand_home(str(values["resume"]))}
     resume = values.get("resume")
     if resume == BUILTIN and not Path(resume).exists():
         raise UserError(

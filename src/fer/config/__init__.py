@@ -30,8 +30,8 @@ from fer.config.schema import (
     TrainConfig,
     Training,
     Views,
-    at_home,
     device_name,
+    expand_home,
 )
 from fer.config.validation import UnknownKeyError
 from fer.config.values import (
@@ -67,13 +67,13 @@ __all__ = [
     "Training",
     "UnknownKeyError",
     "Views",
-    "at_home",
     "build",
     "check",
     "check_node",
     "device_name",
     "difference",
     "dump",
+    "expand_home",
     "group_nodes",
     "modules_named",
     "not_of_the_recipe",

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fer import Precision
 
 
-def at_home(path: str) -> str:
+def expand_home(path: str) -> str:
     """The path with its `~` replaced, which no shell does after an equals sign in zsh, nor within
     quotes; else a folder of that name would be made.
     """
@@ -23,7 +23,7 @@ def at_home(path: str) -> str:
     return path
 
 
-FilePath = Annotated[str, "path", AfterValidator(at_home)]  # see fer.FilePath
+FilePath = Annotated[str, "path", AfterValidator(expand_home)]  # see fer.FilePath
 
 # Notes on a field, next to its type.
 PLACE = "where a run is stored, or what it runs on; the result does not depend on it"
