@@ -354,7 +354,7 @@ def processes_left() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def over_processes(values: Tensor, how: str) -> Tensor:
+def all_reduce(values: Tensor, how: str) -> Tensor:
     """`values` reduced elementwise over all processes, by "sum", "min" or "max"."""
     if dist.is_initialized():
         values = values.clone()

@@ -27,7 +27,7 @@ from fer.models.layers import schedule_dropout
 from fer.models.network import backbone, last_layer
 from fer.optim import Average
 from fer.progress import Progress, warn_if_long
-from fer.runtime import Interrupted, Signals, Stream, over_processes, seed_of
+from fer.runtime import Interrupted, Signals, Stream, all_reduce, seed_of
 from fer.training import state
 from fer.training.batches import TrainingFaces, epoch_batches
 from fer.training.clock import Stopwatch, Throughput
@@ -285,7 +285,7 @@ class Trainer:
     def save_or_stop(self, caught: int, due: bool) -> None:
         """Save if any process is due or has caught a signal, and stop in the latter case."""
         if self.world > 1:
-            caught, due = over_processes(torch.tensor([caught, due]), "max").tolist()
+            caught, due = all_reduce(torch.tensor([caught, due]), "max").tolist()
         if caught or due:
             self.save()
         if caught:
@@ -342,7 +342,7 @@ class Trainer:
         logits = torch.zeros(len(faces.val_images), len(faces.classes), device=self.device)
         if self.rank == 0:
             logits = self.eval_network.logits(faces.val_images, EVAL_BATCH, self.computed_in)
-        return over_processes(logits, "sum")
+        return all_reduce(logits, "sum")
 
     def tencrop_accuracy(self) -> float:
         """Validation accuracy over ten crops."""
@@ -354,7 +354,7 @@ class Trainer:
         """Losses and right answers of the epoch's steps so far, float64 on the CPU, over all
         processes. Waits for the device. Raises UserError for a loss that is not finite.
         """
-        record = over_processes(self.step_function.record.cpu(), "sum")[: self.step]
+        record = all_reduce(self.step_function.record.cpu(), "sum")[: self.step]
         diverged = (~record[:, 0].isfinite()).nonzero()
         if len(diverged):
             self.stop_diverged("loss became NaN or infinite", int(diverged[0]) + 1)
