@@ -256,6 +256,8 @@ def test_paths_may_contain_any_character(fer, tmp_path, name):
         (["train.epochs=[1"], ["train.epochs"]),
         (["optim.lr=${nothing}"], ["nothing"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
+        (["--config-path", "nowhere"], ["--config-path", "--config-dir"]),
+        (["-m", "--cfg", "job", "model=dnn,vgg13"], ["--multirun and --cfg: not together"]),
         (["train=5"], ["train=5"]),
         (["model=null"], ["model=null", "vgg13"]),
     ],

@@ -170,6 +170,8 @@ def test_each_job_of_a_sweep_prints_its_choices_and_its_place(fer):
     assert code == 0 and "HYDRA" not in out + err, (out, err)
     assert lines[0] == "job 0 (seed=0, model.dropout=0.1), 1 of 4"
     assert lines[3] == "job 3 (seed=1, model.dropout=0.2), 4 of 4"
+    code, _, err = fer("report", "-m", "run=a,b")
+    assert code == 2 and err.startswith("fer: job 0 (run=a): a: no such"), err
 
 
 def test_settings_of_hydra_are_followed_wherever_they_stand(fer):

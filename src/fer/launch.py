@@ -314,9 +314,12 @@ def job_name(overrides: list[str]) -> str:
     jobs.
     """
     settings = HydraConfig.get()
-    chosen = [
-        override.lstrip("+") for override in settings.overrides.task if override not in overrides
-    ]
+    chosen = []
+    for override in settings.overrides.task:
+        if override not in overrides:
+            key, _, value = override.lstrip("+").partition("=")
+            unquoted = value.strip("'")  # a path is quoted for Hydra
+            chosen.append(f"{key}={unquoted}")
     name = f"job {settings.job.num}"
     return f"{name} ({', '.join(chosen)})" if chosen else name
 
@@ -353,6 +356,11 @@ def parse(command: str, args: list[str]) -> Namespace:
         refuse("--experimental-rerun: not supported")
     if options.shell_completion:
         refuse("-sc: comes before the command")
+    if options.config_path or options.config_name:
+        refuse("--config-path, --config-name: not supported; use --config-dir")
+    modes = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(options, name)]
+    if len(modes) > 1:
+        refuse(f"{' and '.join(modes)}: not together; leave one of them out")
     if options.multirun:
         refuse_processes("-m: makes a sweep")
     if options.config_dir and not Path(options.config_dir).is_dir():
