@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fer import CLASSES, Normalization, UserError
+from fer.text import counted
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Data:
         if name in self.left_out:
             raise UserError(f"split={name}: {self.left_out[name]}")
         if name not in self.splits:
-            have = ", ".join(f"{key} ({len(faces)} faces)" for key, faces in self.splits.items())
+            sizes = {key: counted(len(faces), "face") for key, faces in self.splits.items()}
+            have = ", ".join(f"{key} ({size})" for key, size in sizes.items())
             raise UserError(f"split={name}: the data has no such split; it has {have}")
         return self.splits[name]
 
@@ -181,7 +183,10 @@ class Data:
         lost = count - sum(len(faces) for faces in seen.values())
         if lost:
             strange = ", ".join(name for name in names if name not in classes)
-            print(f"{lost:,} faces of {strange} left out: the network does not have these classes")
+            print(
+                f"{counted(lost, 'face')} of {strange} left out: the network does not have these "
+                "classes"
+            )
         if missing := [name for name in classes if name not in names]:
             print(f"the data has no faces of {', '.join(missing)}, which the network also has")
         return replace(self, splits=splits, classes=tuple(classes))

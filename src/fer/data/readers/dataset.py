@@ -20,6 +20,7 @@ from fer.data.readers.pictures import resized
 from fer.data.readers.sources import Source, Wanted, find
 from fer.data.readers.splits import groups_of, held_out
 from fer.data.readers.table import Table
+from fer.text import percent
 
 # Positions of train.usage, and what is held out where none of them validates.
 SPLIT_NAMES = ("train", "public", "private", "validation")
@@ -304,9 +305,9 @@ def in_words(
         named["val"] = named.get("validation", "")
         words = [f"{train} trains"]
     if validating == "validation" and "validation" not in source.parts:
-        how = (
-            "the rows from data.from_index on" if split == "from_index" else f"{fraction:.0%} of it"
-        )
+        how = f"{percent(fraction)} of it"
+        if split == "from_index":
+            how = "the rows from data.from_index on"
         words.append(f"{how} validates")
     elif validating:
         words.append(f"{named.get(validating, validating)} validates")
