@@ -134,7 +134,7 @@ def test_a_pipe_in_a_run_folder_does_not_hang_a_command(fer, trained, tmp_path, 
     assert code == 2 and err.startswith(f"fer: r/{name}: is not a regular file"), err
     code, _, err = fer("report", "run=r")
     if name == "history.csv":
-        assert code == 2 and "r/history.csv: cannot be read" in err
+        assert code == 2 and "r/history.csv: cannot be read (not a regular file); fer tr" in err
     else:
         assert code == 0, err
 

@@ -71,7 +71,9 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
     try:
         history = pd.read_csv(regular(path))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
+        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        again = f"fer train resume={shlex.quote(str(folder))} writes it anew"
+        raise UserError(f"{path}: cannot be read ({reason}); {again}") from None
     numbers = history.select_dtypes("number")
     if (numbers.abs() > LARGEST).any(axis=None):
         raise UserError(f"{path}: holds numbers above {LARGEST:g}; it is not the history of a run")

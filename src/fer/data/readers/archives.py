@@ -76,7 +76,10 @@ def unpacked(path: Path) -> Path:
         shutil.rmtree(place / name, ignore_errors=True)
         scratch.replace(place / name)
     except OSError as error:
-        raise UserError(f"{path}: cannot be unpacked into {place} ({error.strerror})") from None
+        raise UserError(
+            f"{path}: cannot be unpacked into {place} ({error.strerror}); make room there, or "
+            "unpack it elsewhere and name the folder"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return place / name
