@@ -775,6 +775,15 @@ def table_with_splits(d):
     (d / "list.csv").write_text("".join(rows))
 
 
+def table_for_each_split(d):
+    for split in ("train", "test"):
+        rows = ["file,label\n"]
+        for i in range(10):
+            (d / f"{split}{i}.png").write_bytes(png())
+            rows.append(f"{split}{i}.png,{['happy', 'sad'][i % 2]}\n")
+        (d / f"{split}.csv").write_text("".join(rows))
+
+
 def one_hot_table(d):
     rows = ["filename,happy,sad\n"]
     for i in range(10):
@@ -978,6 +987,7 @@ SAMPLES = {
     "your own classes": (lambda d: draw_folders(d, ["train", "val"], ["asleep", "awake"]), 2),
     "pictures in `train/`": (table_of_pictures, 2),
     "a table `path": (table_with_splits, 2),
+    "a table for each split": (table_for_each_split, 2),
     "a table with a column of 0": (one_hot_table, 2),
     "RAF-DB's `list_patition": (rafdb_as_given, 7),
     "FER+'s `FER2013Train": (ferplus_folders, 2),

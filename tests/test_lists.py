@@ -271,3 +271,45 @@ def test_lists_in_an_archive(tmp_path):
             archive.writestr(f"images/{name}", buffer.getvalue())
         archive.writestr("list.txt", lines("", lambda i: f"f{i}.png {label_of(i)}"))
     assert len(load(tmp_path / "a.zip").splits["train"]) == 13
+
+
+def test_a_list_for_each_split(tmp_path):
+    draw(tmp_path / "images", [*NAMES, "x.png"])
+    for split, numbers in (("train", range(14)), ("test", range(14, 20))):
+        rows = [f"f{i}.png,{label_of(i)}\n" for i in numbers]
+        (tmp_path / f"{split}_labels.csv").write_text("".join(["image,label\n", *rows]))
+    data = load(tmp_path)
+    assert [len(data.splits[name]) for name in ("train", "validation", "test")] == [7, 7, 6]
+    assert data.shut == {"test"} and data.description.startswith(
+        "train_labels.csv trains, 10 % of it validates, test_labels.csv is kept shut"
+    )
+    assert data.description.endswith("not read: 1 picture in no list, such as images/x.png")
+
+
+def test_the_list_of_one_split_does_not_label_another(tmp_path):
+    draw(tmp_path / "train")
+    draw(tmp_path / "test", ["x1.png", "x2.png"])
+    text = lines("id,label", lambda i: f"f{i},{label_of(i)}")
+    (tmp_path / "train.csv").write_text(text)
+    (tmp_path / "test.csv").write_text("id\nx1\nx2\n")
+    data = load(tmp_path)
+    assert not data.left_out and data.splits["test"].ids == ["test/x1.png", "test/x2.png"]
+
+
+def test_pictures_with_boxes_beside_them_are_not_taken_for_classes(tmp_path):
+    for split in ("train", "val"):
+        for place in (f"a/{split}/images", f"b/images/{split}"):
+            draw(tmp_path / place)
+            labels = tmp_path / place.replace("images", "labels")
+            labels.mkdir(parents=True)
+            (labels / "f1.txt").write_text("3 0.5 0.5 1 1\n")
+    with pytest.raises(UserError, match="images/ and labels/ are no classes; put the pictures"):
+        load(tmp_path / "a")
+    with pytest.raises(UserError, match=r"no labels; labels/ is not read; write a table file,lab"):
+        load(tmp_path / "b")
+
+
+def test_class_folders_below_are_named_once(tmp_path):
+    for name in ("happy", "sad"):
+        draw(tmp_path / "in" / name)
+    assert load(tmp_path).description.startswith("in/ trains, 10 % of it validates; 2 classes")

@@ -48,7 +48,12 @@ def class_pictures(folder: Path) -> list[Path]:
 
 
 def refuse_parts(path: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that hold class folders and are none themselves."""
+    """Refuse folders that are no classes: those that hold class folders, and YOLO's."""
+    if {"images", "labels"} <= {folder.name.lower() for folder in folders}:
+        raise UserError(
+            f"{path}: images/ and labels/ are no classes; put the pictures into folders "
+            f"{path}/<class>/, or write a table file,label"
+        )
     for folder in folders:
         classes = [inner for inner in subfolders(folder) if emotion(inner.name)]
         if classes and not emotion(folder.name) and not image_files(folder):

@@ -248,10 +248,10 @@ def listing_of(path: Path, columns: Columns, places: "Places") -> Listing:
 
 
 def read_listed(
-    path: Path, columns: Columns, root: Path, folders: Sequence[Path], side: int
+    path: Path, columns: Columns, root: Path, folders: Sequence[Path], side: int, alone: bool = True
 ) -> Table:
     """The pictures that the table at `path` lists and that lie in `folders`; ids are relative to
-    `root`.
+    `root`. alone: whether it should list all of them.
     """
     places = Places(path.parent, folders)
     listing = listing_of(path, columns, places)
@@ -275,7 +275,10 @@ def read_listed(
     if columns.group is not None:
         table.groups = np.array([entry.group for entry in entries], dtype=np.str_)
     known = {*files, *listing.undecided}
-    unlisted = [file.relative_to(root).as_posix() for file in places.pictures if file not in known]
+    unlisted = []
+    if alone:
+        pictures = (file for file in places.pictures if file not in known)
+        unlisted = [file.relative_to(root).as_posix() for file in pictures]
     notes = listing.notes(path.name, unlisted)
     table.notes = np.array([printable(note) for note in notes], dtype=np.str_)
     return table
@@ -379,11 +382,12 @@ def voted(place: str, votes: Sequence[str]) -> str | None:
 
 
 def cached_listed(
-    path: Path, columns: Columns, root: Path, folders: Sequence[Path], side: int
+    path: Path, columns: Columns, root: Path, folders: Sequence[Path], side: int, alone: bool = True
 ) -> Table:
+    """read_listed(), with its cache beside the table."""
     files = [path, *(file for folder in folders for file in pictures_below(folder, DEPTH))]
-    how = f"listed {side} {columns} {root.absolute()} {re.escape(str(folders))}"
-    return cached(path, files, how, lambda: read_listed(path, columns, root, folders, side))
+    how = f"listed {side} {columns} {root.absolute()} {re.escape(str(folders))} {alone}"
+    return cached(path, files, how, lambda: read_listed(path, columns, root, folders, side, alone))
 
 
 def unused_tables(folder: Path, depth: int) -> list[str]:
@@ -392,7 +396,9 @@ def unused_tables(folder: Path, depth: int) -> list[str]:
     others = (entry for entry in entries(folder) if not is_picture(entry.name))
     for entry in islice(others, MOST_LISTED):
         if entry.is_dir():
-            if depth:
+            if entry.name.lower() == "labels" and not pictures_below(entry, 1):
+                found.append("labels/ is not read; write a table file,label")
+            elif depth:
                 found += unused_tables(entry, depth - 1)
         elif why := why_unused(entry):
             found.append(f"{printable(entry.name)} {why}")

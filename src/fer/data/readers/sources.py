@@ -22,6 +22,7 @@ from fer.data.readers.folders import cached_folder, class_of, class_pictures, li
 from fer.data.readers.names import (
     EMOTIONS,
     SPLITS,
+    counted,
     emotion,
     entries,
     printable,
@@ -30,6 +31,7 @@ from fer.data.readers.names import (
     subfolders,
 )
 from fer.data.readers.picture_lists import (
+    DEPTH,
     Columns,
     cached_listed,
     list_columns,
@@ -82,7 +84,10 @@ class Source:
         if self.root is None or self.root == place or not self.root.is_relative_to(place):
             return self
         prefix = printable(self.root.relative_to(place).as_posix())
-        self.places = {split: f"{prefix}/{name}" for split, name in self.places.items()}
+        if [*self.places.values()] == [f"{printable(self.root.name)}/"]:  # the root itself
+            self.places = dict.fromkeys(self.places, f"{prefix}/")
+        else:
+            self.places = {split: f"{prefix}/{name}" for split, name in self.places.items()}
         self.unread = [f"{prefix}/{name}" for name in self.unread]
         if self.pictures:
             for table in self.parts.values():
@@ -269,13 +274,23 @@ def deeper_reader(folder: Path, depth: int) -> Reader | None:
     readers = {}
     for inner in islice(subfolders(folder), MAX_LISTED):
         reader = folder_reader(inner, depth - 1)
-        if reader:
+        if reader and holds_data(inner):
             readers[inner] = reader
     are_pictures = all(map(holds_pictures, readers))
     refuse_several(
         folder, readers, "; or put all pictures into folders train/<class>/" if are_pictures else ""
     )
     return next(iter(readers.values()), None)
+
+
+def holds_data(folder: Path) -> bool:
+    """Is there a picture or a file of faces in a folder or below it? Split folders of labels, such
+    as YOLO's labels/train/, hold none.
+    """
+    if pictures_below(folder, DEPTH):
+        return True
+    places = [folder, *islice(subfolders(folder), MOST_BELOW)]
+    return any(is_data_file(file) for place in places for file in entries(place))
 
 
 def with_test(folder: Path, reader: Reader) -> Reader:
@@ -364,9 +379,12 @@ def candidates(folder: Path, files: Sequence[Path], tables: Sequence[Path]) -> d
     """The data sets that a folder without an official name may hold."""
     readers: dict[Path, Reader] = {}
     lists = [file for file in tables if table_columns(file)]
+    lists_by_split = in_order({split_in_words(stem_of(file)) or "": file for file in lists})
     if len(lists) == 1:
         readers[lists[0]] = lambda wanted: listed_source(folder, lists[0], wanted)
-    elif lists:
+    elif lists and len(lists_by_split) == len(lists):
+        readers[folder] = lambda wanted: lists_source(folder, lists_by_split, wanted)
+    else:
         readers |= {file: file_reader(file) for file in lists}
     csvs = [file for file in tables if is_csv(file)]
     faces = [file for file in csvs if has_pixels(file) and file.name != TEST_CSV]
@@ -487,7 +505,7 @@ def folders_source(
             if split != "test" or "train" not in folders:
                 raise
             left_out[split] = str(error)
-    places = {split: f"{printable(folder.name)}/" for split, folder in folders.items()}
+    places = {split: f"{printable(folder.name or '.')}/" for split, folder in folders.items()}
     return Source(parts, places, pictures=True, left_out=left_out, root=root, unread=unread)
 
 
@@ -558,11 +576,13 @@ def table_for(
     split: str, folder: Path, tables: Sequence[Path], wanted: Wanted
 ) -> tuple[Path, Columns] | None:
     """The table with the labels of a folder of pictures: one in it, else one beside it that is
-    named after its split, else the only one beside it.
+    named after its split, else the only one beside it that is named after none.
     """
-    inside = [file for file in entries(folder) if is_table(file) and file.is_file()]
+    tables_inside = (file for file in entries(folder) if is_table(file) and file.is_file())
+    inside = list(islice(tables_inside, MAX_LISTED))
     named = [file for file in tables if split_in_words(stem_of(file)) == split]
-    for files in (inside, named, tables):
+    of_any = [file for file in tables if split_in_words(stem_of(file)) is None]
+    for files in (inside, named, of_any):
         columns = {file: table_columns(file, wanted.group_column) for file in files}
         found = [(file, its_columns) for file, its_columns in columns.items() if its_columns]
         if len(found) == 1:
@@ -572,13 +592,34 @@ def table_for(
 
 def listed_source(root: Path, path: Path, wanted: Wanted) -> Source:
     """Pictures below `root` whose labels stand in one table, with their splits if it tells them."""
+    table = list_table(root, path, wanted, alone=True)
+    place = printable(path.relative_to(root).as_posix())
+    return Source({"train": table}, {"train": place}, pictures=True, root=root)
+
+
+def list_table(root: Path, path: Path, wanted: Wanted, alone: bool) -> Table:
+    """The pictures below `root` that a list names. alone: is there no other list?"""
     try:
         columns = list_columns(path, wanted.group_column)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    table = cached_listed(path, columns, root, [root], wanted.size or FACE_SIZE)
-    place = printable(path.relative_to(root).as_posix())
-    return Source({"train": table}, {"train": place}, pictures=True, root=root)
+    return cached_listed(path, columns, root, [root], wanted.size or FACE_SIZE, alone)
+
+
+def lists_source(root: Path, lists: dict[str, Path], wanted: Wanted) -> Source:
+    """Pictures below `root` whose labels stand in a list for each split, as in train_labels.csv and
+    test_labels.csv.
+    """
+    parts = {split: list_table(root, path, wanted, alone=False) for split, path in lists.items()}
+    known = {name for table in parts.values() for name in table.ids.tolist()}
+    names = (printable(file.relative_to(root).as_posix()) for file in pictures_below(root, DEPTH))
+    unlisted = [name for name in names if name not in known]
+    source = Source(parts, {split: path.name for split, path in lists.items()}, pictures=True)
+    source.root = root
+    if unlisted:
+        count = counted(len(unlisted), "picture")
+        next(iter(parts.values())).notes = np.array([f"{count} in no list, such as {unlisted[0]}"])
+    return source
 
 
 def npz_source(path: Path, wanted: Wanted) -> Source:

@@ -16,7 +16,7 @@ from fer.data.readers.csv_faces import open_csv
 from fer.data.readers.file_types import foreign
 from fer.data.readers.names import counted
 
-ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt")
+ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt", ".lst")
 SEPARATORS = (",", ";", "\t", "|", " ")
 PEEKED = 20  # rows by which a table is known
 HEAD = 256 << 10  # bytes in which they lie
