@@ -162,6 +162,17 @@ def test_votes_are_read_beside_the_pixels(folder):
             "line 6: its votes",
         ),
         (
+            lambda lines: [
+                "",
+                lines[0],
+                "",
+                *lines[1:5],
+                lines[5].replace(",0,", ",-1,"),
+                *lines[6:],
+            ],
+            "line 8: its votes",
+        ),
+        (
             lambda lines: [*lines[:5], lines[5].replace(",0,", ",x,"), *lines[6:]],
             "line 6: its votes",
         ),

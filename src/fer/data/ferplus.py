@@ -6,6 +6,7 @@ them into targets; fer.data.readers reads the pixels.
 
 import hashlib
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,24 +136,28 @@ def read_votes(path: Path, usage: np.ndarray) -> np.ndarray:
     other_usage = np.flatnonzero(table["Usage"].to_numpy() != np.array(USAGES)[usage])
     if other_usage.size:
         raise UserError(
-            f"{path}, line {line_of(other_usage[0])}: has another Usage than its face; use both "
-            "files whole"
+            f"{line_of(path, other_usage[0])}: has another Usage than its face; use both files "
+            "whole"
         )
     counts = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     is_count = (counts >= 0) & (counts <= 1000) & (counts % 1 == 0)
     bad_rows = np.flatnonzero(~is_count.all(1))
     if bad_rows.size:
         raise UserError(
-            f"{path}, line {line_of(bad_rows[0])}: its votes are not counts; correct the line, or "
-            "remove it from both files"
+            f"{line_of(path, bad_rows[0])}: its votes are not counts; correct the line, or remove "
+            "it from both files"
         )
     has_name = table["Image name"].notna().to_numpy()
     return counts * has_name[:, None]
 
 
-def line_of(row: int) -> int:
-    """The line in the file: rows start at 0, lines at 1 with the header."""
-    return row + 2
+def line_of(path: Path, row: int) -> str:
+    """The file and the line of a row of a CSV, in words: rows start at 0 after the header, and
+    blank lines are none.
+    """
+    with path.open("rb") as file:
+        filled = (number for number, line in enumerate(file, start=1) if line.strip())
+        return f"{path}, line {next(islice(filled, row + 1, None))}"
 
 
 def shares(votes: np.ndarray, mode: Mode, classes: int) -> np.ndarray:
