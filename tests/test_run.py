@@ -707,6 +707,23 @@ def test_a_resume_refuses_another_best_pt_and_does_without_one(fer, tmp_path):
     assert "ckpt=r/last.pt" in out
 
 
+def test_a_best_pt_that_waits_since_a_kill_is_kept_until_it_is_in_place(fer, tmp_path, monkeypatch):
+    assert fer("train", *TINY, "train.epochs=1", "run=r")[0] == 0
+    best, waiting = tmp_path / "r" / "best.pt", tmp_path / "r" / "best.next.pt"
+    best.rename(waiting)
+
+    def refused(target, source):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fer.training.recorder.rename_over", refused)
+        code, _, err = fer("train", "resume=r", "train.epochs=2")
+    assert code == 2 and err.startswith("fer: r/best.pt: cannot be written (Permission denied)")
+    assert waiting.is_file() and not best.exists()
+    assert fer("train", "resume=r", "train.epochs=2")[0] == 0
+    assert best.is_file() and not waiting.exists()
+
+
 def test_whole_numbers_in_place_of_weights_are_refused(tiny, tiny_contents):
     weights = {name: value.to(torch.int8) for name, value in tiny_contents["model"].items()}
     refused(tiny(model=weights), "weights do not fit")

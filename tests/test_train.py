@@ -19,6 +19,7 @@ from fer import UserError, config, runtime
 from fer.data.demo import demo
 from fer.run import lock
 from fer.runtime import Interrupted
+from fer.training import recorder
 from fer.training.batches import TrainingFaces, epoch_batches
 from fer.training.objective import balanced_weights
 from fer.training.recorder import Recorder
@@ -740,6 +741,35 @@ def test_the_best_weights_are_written_when_a_later_epoch_fails(trainer, tmp_path
         t.fit()
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert (best["epoch"], best["val_accuracy"]) == (t.best["epoch"], t.best["val_accuracy"])
+
+
+def test_best_weights_on_a_full_disk_are_put_in_place_without_another_copy(
+    trainer, tmp_path, monkeypatch
+):
+    save = recorder.save_checkpoint
+
+    def save_until_best_waits(path, *args, **contents):
+        if path.name == "best.pt" or (tmp_path / "best.next.pt").exists():
+            raise UserError(f"{path}: cannot be written (No space left on device)")
+        save(path, *args, **contents)
+
+    t = trainer("train.epochs=1")
+    t.recorder = Recorder(tmp_path, t.cfg)
+    monkeypatch.setattr(recorder, "save_checkpoint", save_until_best_waits)
+    with pytest.raises(UserError, match=r"last\.pt: cannot be written"):
+        t.fit()
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["epoch"] == 1
+    assert not (tmp_path / "best.next.pt").exists()
+
+
+@pytest.mark.posix
+def test_links_to_networks_in_one_folder_wait_under_names_of_their_own(tmp_path):
+    waiting = set()
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.pt").symlink_to(tmp_path / f"{name}.pt")
+        waiting.add(recorder.next_best(tmp_path / name).relative_to(tmp_path))
+    assert waiting == {Path("a.next.pt"), Path("b.next.pt")}
 
 
 def test_the_options_of_an_optimizer_come_from_the_config_not_from_a_file(trainer, tmp_path):

@@ -89,14 +89,19 @@ class Recorder:
 
     def save_best(self) -> None:
         """Write best.pt without last.pt."""
-        next_best(self.folder).unlink(missing_ok=True)  # the disk may be full
-        self.write_best(self.folder / "best.pt")
+        waiting = next_best(self.folder)
+        if self.waiting_best and waiting.is_file():  # written already, and the disk may be full
+            put_in_place(waiting, self.folder)
+        else:
+            self.write_best(self.folder / "best.pt")
         self.waiting_best = None
 
 
 def next_best(folder: Path) -> Path:
-    """The file in which the next best.pt waits until last.pt is written."""
-    return Path(os.path.realpath(folder / "best.pt")).with_name("best.next.pt")
+    """The file in which the next best.pt waits until last.pt is written: beside best.pt, which may
+    be a link into a folder of several runs' networks.
+    """
+    return Path(os.path.realpath(folder / "best.pt")).with_suffix(".next.pt")
 
 
 def put_in_place(waiting: Path, folder: Path) -> None:

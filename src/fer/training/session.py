@@ -13,7 +13,7 @@ import torch
 from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import load_checkpoint, saved_config
 from fer.data.faces import Data
-from fer.files import write_text
+from fer.files import told_of, write_text
 from fer.optim import Muon
 from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import counted, wrapped
@@ -68,11 +68,15 @@ def finish_save(folder: Path, trainer: Trainer) -> None:
     waiting = next_best(folder)
     if not waiting.is_file():
         return
-    with contextlib.suppress(UserError):
-        if place_of(load_checkpoint(waiting)) == place_of_best(trainer):
-            put_in_place(waiting, folder)
-            return
-    waiting.unlink()
+    try:
+        is_due = place_of(load_checkpoint(waiting)) == place_of_best(trainer)
+    except UserError:
+        is_due = False
+    if is_due:
+        put_in_place(waiting, folder)
+    else:
+        with told_of(waiting):
+            waiting.unlink()
 
 
 def place_of(contents: dict) -> tuple[int, float]:
