@@ -84,6 +84,12 @@ def test_a_reader_that_goes_away_ends_no_job_in_another_process(tmp_path):
     assert len([*tmp_path.glob("s/*/best.pt")]) == 2
 
 
+def test_a_sweep_over_the_choices_that_a_glob_matches_counts_its_jobs(fer):
+    code, out, err = fer(*TRAIN, "optim=glob(adam*)", "hydra.sweep.dir=s")
+    assert code == 0, err
+    assert "job 0 (optim=adam), 1 of 2\n" in out and "job 1 (optim=adamw), 2 of 2\n" in out
+
+
 @pytest.mark.parametrize("seed", [0, 2])
 def test_a_refused_trial_does_not_end_a_search(fer, tmp_path, seed):
     """Seed 0 draws 0.1, -1 and seed 2 -1, -1."""

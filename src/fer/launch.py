@@ -332,7 +332,8 @@ def place_in_sweep(overrides: list[str]) -> str:
     jobs = settings.sweeper.get("n_trials")  # Optuna's
     if jobs is None:
         params = [f"{key}={value}" for key, value in (settings.sweeper.get("params") or {}).items()]
-        sweeps = OverridesParser.create().parse_overrides([*params, *overrides])
+        loader = GlobalHydra.instance().config_loader()  # finds the choices of glob(…)
+        sweeps = OverridesParser.create(loader).parse_overrides([*params, *overrides])
         sweeps = [override for override in sweeps if override.is_sweep_override()]
         if not all(override.is_discrete_sweep() for override in sweeps):
             return ""
