@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
@@ -450,6 +451,36 @@ def test_figures_fit_any_number_of_classes(tmp_path, drawn):
     recalls = drawn[0].axes[0]
     looks = {(line.get_color(), line.get_marker()) for line in recalls.lines}
     assert len(looks) >= 24 and recalls.get_window_extent().width > 200
+
+
+@pytest.mark.filterwarnings("error")  # as of a layout that does not fit
+def test_long_names_of_classes_are_shortened_where_they_would_overlap(tmp_path, drawn):
+    classes = [f"{number} people {'who_frown_' * 8}{number}" for number in range(5)]
+    frame = history()
+    for name in classes:
+        frame[f"val_recall_{name}"] = 0.5
+    counts = np.arange(25).reshape(5, 5)
+    plots.class_counts({"train": counts[0], "test": counts[1]}, classes, tmp_path / "counts.png")
+    plots.confusion(counts, classes, tmp_path / "confusion.png")
+    plots.confusions({"a": counts, "b": counts}, classes, tmp_path / "confusions.png")
+    plots.mosaic(np.zeros((5, 9, 9)), "title", tmp_path / "ideal.png", True, classes)
+    maps = dict.fromkeys("abcde", ("gray", np.zeros((1, 9, 9))))
+    plots.explanations(maps, [("id", classes[0], classes[1], 1)], "title", tmp_path / "maps.png")
+    plots.per_class_bars(report(classes), tmp_path / "bars.png")
+    plots.recall_dots({"a": counts[0] / 30}, classes, tmp_path / "dots.png")
+    plots.recalls(frame, classes, tmp_path / "recalls.png")
+    *_, maps_figure, bars, dots, recalls = drawn
+    for figure in drawn:
+        texts = figure.findobj(matplotlib.text.Text)
+        assert inside(figure, [text for text in texts if "people" in text.get_text()])
+    for figure in (bars, dots):
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+        assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+    assert recalls.axes[0].get_window_extent().width > 400
+    axes = maps_figure.axes[0]
+    left_of_maps = axes.images[0].get_window_extent().x0
+    caption = next(text for text in axes.texts if text.get_text().startswith("id"))
+    assert caption.get_window_extent().x1 <= left_of_maps
 
 
 def test_figures_of_few_classes_are_as_wide_as_these(tmp_path, drawn):

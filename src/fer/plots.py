@@ -66,6 +66,7 @@ SCHEDULE_TITLES = {
     "mixup": "share of the batches with mixup",
     "cutmix": "share of the batches with CutMix",
 }
+CLASS_LETTERS = 28  # of a class's name; tables and CSV files have the whole name
 LEGEND_LETTERS = 100  # letters that a legend fits into a row of 7 inches
 LEGEND_ROWS = 16  # that fit beside a figure 2.8 inches high
 FACE_GRAYS: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 255}
@@ -132,8 +133,7 @@ def compare(histories: "Mapping[str, Sequence[pd.DataFrame]]", path: Path) -> Pa
     """
     labels = []
     for name, runs in histories.items():
-        short = name if len(name) <= 64 else f"{name[:31]}…{name[-32:]}"
-        labels.append(f"{short}, {_best(runs)}")
+        labels.append(f"{_shortened(name, 64)}, {_best(runs)}")
     few = len(labels) <= FEW
     looks = LOOKS_OF_MANY
     if few:
@@ -217,6 +217,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: Path, title: str | None
     """
     matrix = np.asarray(matrix)
     shares = _row_shares(matrix)
+    classes = [_shortened(name) for name in classes]
     side = 0.44 * max(len(classes), 4)
     margin = 0.5 + 0.065 * max(map(len, classes))
     lines = textwrap.wrap(title or "", int(14 * side))  # as many letters as fit above the matrix
@@ -235,11 +236,14 @@ def confusions(matrices: Mapping[str, Any], classes: Sequence[str], path: Path) 
     """The confusion matrices of several recipes side by side, {name: counts as for `confusion`}, as
     percentages of the true class.
     """
+    classes = [_shortened(name) for name in classes]
     columns = min(3, max(1, len(matrices)))
     rows = math.ceil(len(matrices) / columns)
     side = 0.29 * len(classes)
-    margin = 0.3 + 0.06 * max(map(len, classes))
-    size = (columns * side + margin + 0.1 * columns, rows * (side + 0.35) + margin)
+    longest = max(map(len, classes))
+    margin = 0.3 + 0.06 * longest
+    gap = 0.1 + 0.05 * max(0, longest - 10)  # slanted names extend to the left of their matrix
+    size = (columns * (side + gap) + margin, rows * (side + 0.35) + margin)
     shape: dict[str, Any] = {"squeeze": False, "sharex": True, "sharey": True}
     with _figure(path, *size, rows, columns, **shape) as (figure, panels):
         for axes in panels.flat[len(matrices) :]:
@@ -299,7 +303,7 @@ def recall_dots(recalls: Mapping[str, Any], classes: Sequence[str], path: Path) 
             axes.plot(x, 100 * np.asarray(shares), marker, color=color, markersize=5, label=name)
         for edge in np.arange(len(classes) - 1) + 0.5:
             axes.axvline(edge, color=GRID_GRAY, linewidth=0.6)
-        axes.set_xticks(range(len(classes)), classes)
+        axes.set_xticks(range(len(classes)), [_folded(name, 11) for name in classes])
         axes.tick_params(axis="x", length=0)
         axes.grid(False, axis="x")
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 20), ylabel="recall, %")
@@ -365,7 +369,7 @@ def per_class_bars(report: Mapping[str, Any], path: Path) -> Path:
             _bars(axes, x, heights, numbers, width=0.25, color=color, label=label)
         names = []
         for name, row in rows.items():
-            names.append(f"{textwrap.fill(name, 14)}\nn = {row['support']:.0f}")
+            names.append(f"{_folded(name, 11)}\nn = {row['support']:.0f}")
         axes.set_xticks(range(len(rows)), names)
         axes.set(ylim=(0, 105), yticks=range(0, 101, 25), ylabel="score, %")
         figure.legend(loc="outside upper right", ncols=3)
@@ -397,7 +401,8 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
         for i, name in enumerate(classes):
             look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % 4]}
             marker = SHAPES[i % len(SHAPES)]
-            _line(axes, history, f"val_recall_{name}", marker, label=name, **look)
+            label = _shortened(name)
+            _line(axes, history, f"val_recall_{name}", marker, label=label, **look)
         axes.set(ylabel="recall, %", ylim=(0, 100))
         _epochs(axes, history)
         columns = max(1, math.ceil(len(classes) / LEGEND_ROWS))
@@ -491,8 +496,9 @@ def _explanation_caption(
     mark = MARKS[predicted == truth if truth else None]
     lines = [name if len(name) < 25 else f"…{name[-23:]}"]
     if truth:
-        lines.append(f"truth: {truth}")
-    lines.append(f"{mark}prediction: {predicted} {percent(probability)}")
+        lines.append(f"truth: {_shortened(truth, 20)}")
+    prediction = f"{mark}prediction: {_shortened(predicted, 20)} {percent(probability)}"
+    lines.append(textwrap.fill(prediction, 28))
     return "\n".join(lines), mark == WRONG
 
 
@@ -548,7 +554,7 @@ def mosaic(
         across: Sequence[str] = [f"+{i}" for i in range(columns)]
         down: Sequence[Any] = range(0, rows * columns, columns)
         if names:
-            across, down = names[:columns], [""] * rows
+            across, down = [_folded(name, 15) for name in names[:columns]], [""] * rows
         if names and rows > 1:  # the names of one row cannot stand below it
             across = [""] * columns
             _name_cells(axes, names, columns, int(22 * side), (cell_height, cell_width))
@@ -573,7 +579,7 @@ def _name_cells(
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
     for number, name in enumerate(names):
         row, column = divmod(number, columns)
-        shown = name if len(name) <= most else f"{name[: most - 1]}…"
+        shown = _shortened(name, most)
         axes.text(column * width + 2, row * height + 2, shown, va="top", fontsize=5, bbox=box)
 
 
@@ -630,7 +636,9 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str], pa
     width = max(7, 0.29 * len(classes) * len(counts))
     if len(counts) == 1:
         width = max(3.5, 0.29 * len(classes))
-    with _figure(path, width, 2.4, 1, len(counts), sharey=True, squeeze=False) as (_, panels):
+    longest = max(len(_shortened(name)) for name in classes)
+    height = 2.4 + 0.045 * max(0, longest - 10)  # slanted names take the space of the bars
+    with _figure(path, width, height, 1, len(counts), sharey=True, squeeze=False) as (_, panels):
         for axes, (split, column) in zip(panels[0], counts.items(), strict=True):
             heights = 100 * np.asarray(column) / max(1, sum(column))
             numbers = [f"{number:,}" for number in column]
@@ -749,7 +757,22 @@ def _legend_columns(longest: int) -> int:
 
 def _class_ticks(axes: Axes, classes: Sequence[str]) -> None:
     """The names of the classes, slanted, along the x axis."""
-    axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
+    names = [_shortened(name) for name in classes]
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+
+
+def _shortened(name: str, most: int = CLASS_LETTERS) -> str:
+    """A name of at most `most` letters: a longer one loses its middle."""
+    if len(name) <= most:
+        return name
+    end = most // 2
+    start = most - 1 - end
+    return f"{name[:start]}…{name[-end:]}"
+
+
+def _folded(name: str, letters: int) -> str:
+    """The name of a class, shortened, in lines of so many letters."""
+    return textwrap.fill(_shortened(name), letters)
 
 
 def _frame(axes: Axes, x: float, y: float, side: float, linewidth: float) -> None:
