@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from hydra.errors import MissingConfigException
 from processes import Command, wait_for
+
+from fer import launch
 
 TRAIN = [
     "train",
@@ -88,6 +91,23 @@ def test_a_sweep_over_the_choices_that_a_glob_matches_counts_its_jobs(fer):
     code, out, err = fer(*TRAIN, "optim=glob(adam*)", "hydra.sweep.dir=s")
     assert code == 0, err
     assert "job 0 (optim=adam), 1 of 2\n" in out and "job 1 (optim=adamw), 2 of 2\n" in out
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [("hydra/sweeper", "optuna"), ("hydra/launcher", "joblib")]
+)
+def test_a_plugin_that_is_not_installed_names_the_extra(group, choice):
+    error = MissingConfigException("not found", f"{group}/{choice}", ["basic"])
+    remedy = "a package is missing; pip install 'fer-trainer[sweeps]'"
+    assert str(launch.as_user_error(error)) == f"{group}={choice}: {remedy}"
+
+
+def test_a_storage_that_optuna_cannot_use_with_sqlalchemy_2_names_the_remedy():
+    settings = ["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///x.db"]
+    found = str(launch.refusal_of_plugin(AssertionError(), settings))
+    assert found.startswith("hydra.sweeper.storage=sqlite:///x.db: ")
+    assert found.endswith("pip install 'sqlalchemy<2'")
+    assert "correct it" in str(launch.refusal_of_plugin(ValueError("no Slurm"), settings))
 
 
 @pytest.mark.parametrize("seed", [0, 2])

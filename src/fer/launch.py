@@ -33,6 +33,11 @@ from fer import UserError, choices, config, config_dir, nearest, signatures, voc
 from fer.runtime import Interrupted, is_out_of_memory, refuse_processes
 from fer.streams import never_failing
 
+# Launchers and sweepers of the extra `sweeps`.
+PLUGINS = {
+    "hydra/launcher": ("joblib", "submitit_local", "submitit_slurm"),
+    "hydra/sweeper": ("optuna",),
+}
 SWEEP_FILES = ("multirun.yaml", "optimization_results.yaml")  # which Hydra writes
 
 
@@ -68,9 +73,7 @@ def launch(command: str, args: list[str]) -> int:
         in_job = any(frame.f_code is Jobs.run.__code__ for frame, _ in walk_tb(error.__traceback__))
         refusal = as_user_error(error, None if in_job else options.config_dir)
         if refusal is error and not in_job and settings:
-            # A launcher or sweeper may raise anything, for example without Slurm.
-            reason = " ".join(str(error).split()) or type(error).__name__
-            refusal = UserError(f"{', '.join(settings)}: {reason}; correct it, or leave it out")
+            refusal = refusal_of_plugin(error, settings)
         if refusal is error:
             raise
         raise refusal from error
@@ -110,6 +113,18 @@ def logs_quiet(options: Namespace) -> Iterator[None]:
 def settings_of_hydra(overrides: list[str]) -> list[str]:
     """The overrides that set Hydra's own keys, such as its launcher."""
     return [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+
+
+def refusal_of_plugin(error: Exception, settings: list[str]) -> UserError:
+    """What a launcher or sweeper raised, which may be anything, for example without Slurm.
+    settings: the overrides of Hydra's own keys.
+    """
+    for setting in settings:
+        if setting.startswith("hydra.sweeper.storage=") and isinstance(error, AssertionError):
+            remedy = "leave it out, or pip install 'sqlalchemy<2'"
+            return UserError(f"{setting}: Optuna 2.10 does not work with SQLAlchemy 2; {remedy}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"{', '.join(settings)}: {reason}; correct it, or leave it out")
 
 
 @dataclass
@@ -587,6 +602,9 @@ def as_user_error(error: Exception, user_dir: str | None = None) -> Exception:
     line = " ".join(str(cause).strip().partition("\n")[0].split())
     if isinstance(error, MissingConfigException):
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+        if choice in PLUGINS.get(group, ()):
+            remedy = "pip install 'fer-trainer[sweeps]'"
+            return UserError(f"{group}={choice}: a package is missing; {remedy}")
         remedy = "name one, without brackets"
         if error.options:
             remedy = nearest(choice, error.options)
