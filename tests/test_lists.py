@@ -186,6 +186,16 @@ def test_blank_lines_do_not_shift_the_lines_of_messages(tmp_path):
         load(tmp_path)
 
 
+def test_pictures_that_a_list_leaves_out_are_counted_without_training_too(fer, tmp_path):
+    draw(tmp_path / "faces", [*NAMES, "x1.png"])
+    text = lines("file,label", lambda i: f"faces/f{i}.png,{label_of(i)}")
+    (tmp_path / "labels.csv").write_text(text)
+    for command in ("evaluate", "predict"):
+        code, out, err = fer(command, "ckpt=builtin", "data.path=labels.csv")
+        assert code == 0, err
+        assert "not read: 1 picture that labels.csv does not list, such as faces/x1.png" in out
+
+
 def test_pictures_that_a_list_leaves_out_are_counted(tmp_path):
     draw(tmp_path / "images", [*NAMES, "x1.png", "x2.png"])
     text = lines("file,label", lambda i: f"f{i}.png,{label_of(i)}")

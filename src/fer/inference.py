@@ -18,6 +18,7 @@ from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
 from fer.runtime import memory_named
+from fer.text import wrapped
 
 ROUNDS = 50  # of greedy selection
 
@@ -159,8 +160,13 @@ class Ensemble:
         return max(member.face_size for member in self.members)
 
     def data(self, overrides: dict | None = None, used_whole: bool = False) -> Data:
-        """The first member's data, see Checkpoint.data, at face_size."""
-        return self.members[0].data(overrides, used_whole=used_whole, size=self.face_size)
+        """The first member's data, see Checkpoint.data, at face_size. What is not read of other
+        data is printed; training printed it of its own.
+        """
+        data = self.members[0].data(overrides, used_whole=used_whole, size=self.face_size)
+        if overrides and data.not_read:
+            print(wrapped(f"data: {data.not_read}"))
+        return data
 
     @property
     def names(self) -> list[str]:

@@ -126,7 +126,8 @@ class Data:
     see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
     description: which files are used for what, in words. left_out: split → why it could not be
     read. enlarged: what data.size does to smaller faces, in words. unused: tables that might have
-    told labels, and why they do not.
+    told labels, and why they do not. not_read: pictures and folders that are in no split, in words;
+    the description says it too.
     """
 
     splits: dict[str, Faces]
@@ -140,6 +141,7 @@ class Data:
     left_out: dict[str, str] = field(default_factory=dict)
     enlarged: str = ""
     unused: str = ""
+    not_read: str = ""
 
     def split(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:

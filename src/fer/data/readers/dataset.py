@@ -63,11 +63,15 @@ def fer2013(
     }
     same_side(parts)
     left_out = left_out_in_words(meaning, parts)
+    notes = [note for table in tables.values() for note in table.notes.tolist()]
+    passed_over = [*dict.fromkeys(notes), *source.unread]
+    not_read = f"not read: {listed(passed_over, MOST_UNREAD)}" if passed_over else ""
     about = {
         "classes": class_names,
         "sample": source.sample,
         "left_out": source.left_out,
         "unused": "; ".join(source.unused[:MOST_UNUSED]),
+        "not_read": not_read,
         "enlarged": enlarged_in_words(size, list(tables.values())),
     }
     whole = split == "none" and set(parts) == {"train"}
@@ -117,10 +121,7 @@ def fer2013(
         validating = "validation"
     shut = shut_splits(splits, validating)
     words = in_words(source, splits, shut, validating, split, fraction, class_names, left_out)
-    notes = [note for table in tables.values() for note in table.notes.tolist()]
-    passed_over = [*dict.fromkeys(notes), *source.unread]
-    unread = f"not read: {listed(passed_over, MOST_UNREAD)}" if passed_over else ""
-    description = "; ".join(filter(None, (words, unread, unused)))
+    description = "; ".join(filter(None, (words, not_read, unused)))
     return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 
