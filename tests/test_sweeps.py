@@ -106,7 +106,7 @@ def test_a_storage_that_optuna_cannot_use_with_sqlalchemy_2_names_the_remedy():
     settings = ["hydra/sweeper=optuna", "hydra.sweeper.storage=sqlite:///x.db"]
     found = str(launch.refusal_of_plugin(AssertionError(), settings))
     assert found.startswith("hydra.sweeper.storage=sqlite:///x.db: ")
-    assert found.endswith("pip install 'sqlalchemy<2'")
+    assert found.endswith("pip install 'sqlalchemy<2' 'alembic<1.20'")
     assert "correct it" in str(launch.refusal_of_plugin(ValueError("no Slurm"), settings))
 
 

@@ -121,7 +121,7 @@ def refusal_of_plugin(error: Exception, settings: list[str]) -> UserError:
     """
     for setting in settings:
         if setting.startswith("hydra.sweeper.storage=") and isinstance(error, AssertionError):
-            remedy = "leave it out, or pip install 'sqlalchemy<2'"
+            remedy = "leave it out, or pip install 'sqlalchemy<2' 'alembic<1.20'"
             return UserError(f"{setting}: Optuna 2.10 does not work with SQLAlchemy 2; {remedy}")
     reason = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{', '.join(settings)}: {reason}; correct it, or leave it out")
