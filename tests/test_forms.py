@@ -1242,3 +1242,27 @@ def test_a_picture_of_too_many_pixels_is_told_as_such(tmp_path):
         Image.new("1", (side, side)).save(tmp_path / "train" / "sad" / "large.png")
         with pytest.raises(UserError, match=r"large\.png: has .*more than 50 million"):
             load(tmp_path)
+
+
+def test_a_parquet_file_two_folders_below_is_found(tmp_path):
+    place = tmp_path / "hub" / "fer2013" / "data"
+    place.mkdir(parents=True)
+    write_parquet(place / "train-00000-of-00001.parquet", [0, 1] * 3, ["happy", "sad"])
+    assert load(tmp_path).classes == ("happy", "sad")
+
+
+def test_a_damaged_csv_in_a_folder_below_is_refused_with_its_fault(tmp_path):
+    (tmp_path / "fer2013").mkdir()
+    (tmp_path / "fer2013" / "fer2013.csv").write_text("version https://git-lfs.github.com/spec\n")
+    with pytest.raises(UserError, match=r"fer2013/fer2013\.csv: is a Git LFS pointer"):
+        load(tmp_path)
+
+
+def test_a_list_beside_class_folders_below_is_not_taken_for_their_labels(tmp_path):
+    draw_folders(tmp_path / "images", ["train", "val"], ["happy", "sad"])
+    (tmp_path / "results").mkdir()
+    rows = [f"train/{name}/{name}0.png,angry" for name in ("happy", "sad")]
+    text = "\n".join(["file,label", *rows])
+    (tmp_path / "results" / "predictions.csv").write_text(text)
+    with pytest.raises(UserError, match=r"2 data sets; choose one: .*/images, .*/results"):
+        load(tmp_path)

@@ -258,13 +258,16 @@ def folder_reader(folder: Path, depth: int) -> Reader | None:
 
 def list_below(folder: Path) -> Path | None:
     """The one list in the folders of a folder, if its pictures lie in other ones, as RAF-DB's
-    EmoLabel/list_patition_label.txt and Image/aligned/.
+    EmoLabel/list_patition_label.txt and Image/aligned/. None if class folders label them: then the
+    list may be of anything, such as predictions.
     """
     inner = list(islice(subfolders(folder), MOST_BELOW))
     without = [place for place in inner if not pictures_below(place, 1)]
     files = [file for place in without for file in entries(place)]
     lists = [file for file in files if is_table(file) and file.is_file() and table_columns(file)]
-    return lists[0] if len(lists) == 1 else None
+    if len(lists) != 1 or any(emotion(file.parent.name) for file in pictures_below(folder, DEPTH)):
+        return None
+    return lists[0]
 
 
 def deeper_reader(folder: Path, depth: int) -> Reader | None:
@@ -274,7 +277,7 @@ def deeper_reader(folder: Path, depth: int) -> Reader | None:
     readers = {}
     for inner in islice(subfolders(folder), MAX_LISTED):
         reader = folder_reader(inner, depth - 1)
-        if reader and holds_data(inner):
+        if reader and not holds_only_labels(inner):
             readers[inner] = reader
     are_pictures = all(map(holds_pictures, readers))
     refuse_several(
@@ -283,14 +286,12 @@ def deeper_reader(folder: Path, depth: int) -> Reader | None:
     return next(iter(readers.values()), None)
 
 
-def holds_data(folder: Path) -> bool:
-    """Is there a picture or a file of faces in a folder or below it? Split folders of labels, such
-    as YOLO's labels/train/, hold none.
-    """
-    if pictures_below(folder, DEPTH):
-        return True
-    places = [folder, *islice(subfolders(folder), MOST_BELOW)]
-    return any(is_data_file(file) for place in places for file in entries(place))
+def holds_only_labels(folder: Path) -> bool:
+    """Are there split folders without a picture below them, as YOLO's labels/train/?"""
+    splits = {} if official_csvs(folder) else split_folders(folder)
+    if "train" not in splits and "validation" not in splits:
+        return False
+    return not any(holds_pictures(split, DEPTH) for split in splits.values())
 
 
 def with_test(folder: Path, reader: Reader) -> Reader:
@@ -542,9 +543,13 @@ def unread_below(folder: Path, root: Path) -> list[str]:
         place = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
         more = f" and {len(strays) - 1} more" if strays[1:] else ""
         unread.append(f"{place}{strays[0].name}{more}")
-    for inner in filter(image_files, classes):
-        # Only what is no picture is asked whether it is a folder: there may be 100,000 files.
-        deeper = [entry for entry in entries(inner) if not is_picture(entry.name)]
+    for inner in classes:
+        # Listed once, and only what is no picture is asked whether it is a folder: there may be
+        # 100,000 files.
+        found = entries(inner)
+        deeper = [entry for entry in found if not is_picture(entry.name)]
+        if len(deeper) == len(found):
+            continue  # its pictures are those in its folders
         unread += [
             f"{entry.relative_to(root).as_posix()}/"
             for entry in deeper
@@ -553,11 +558,13 @@ def unread_below(folder: Path, root: Path) -> list[str]:
     return [printable(name) for name in unread]
 
 
-def holds_pictures(folder: Path) -> bool:
-    """Are there pictures in a folder, or in a folder in it?"""
+def holds_pictures(folder: Path, depth: int = 1) -> bool:
+    """Are there pictures in a folder, or in those down to `depth` folders below it?"""
     with contextlib.suppress(OSError):
-        places = [folder, *islice(subfolders(folder), MOST_BELOW)]
-        return any(image_files(place) for place in places)
+        if image_files(folder):
+            return True
+        inner = islice(subfolders(folder), MOST_BELOW) if depth else ()
+        return any(holds_pictures(place, depth - 1) for place in inner)
     return False
 
 
