@@ -293,8 +293,8 @@ def learned_faces(
 
 def missing_line(member: Checkpoint, why: str, without: str) -> str:
     """That a member's training faces are not available, why, and what follows."""
-    if member.name == BUILTIN:
-        return f"builtin: its training data FER2013 is not in data/; {without}"
+    if member.name == BUILTIN:  # FER2013 may be there as folders, whose order has another hash
+        return f"builtin: its training data fer2013.csv is not in data/; {without}"
     return f"{member.name}: its training faces are not available ({why}); {without}"
 
 
