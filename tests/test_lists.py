@@ -323,3 +323,47 @@ def test_class_folders_below_are_named_once(tmp_path):
     for name in ("happy", "sad"):
         draw(tmp_path / "in" / name)
     assert load(tmp_path).description.startswith("in/ trains, 10 % of it validates; 2 classes")
+
+
+def test_a_name_without_an_ending_that_two_pictures_have_needs_its_path(tmp_path):
+    draw(tmp_path / "a")
+    draw(tmp_path / "b")
+    (tmp_path / "labels.csv").write_text(lines("id,label", lambda i: f"f{i},{label_of(i)}"))
+    with pytest.raises(UserError, match=r"line 2: several pictures in .* are named 'f0'"):
+        load(tmp_path)
+
+
+def test_the_faces_and_their_aligned_forms_in_one_folder_are_all_read(tmp_path):
+    names = [f"f{i}{ending}.png" for i in range(10) for ending in ("", "_aligned")]
+    draw(tmp_path / "images", names)
+    text = lines("file,label", lambda i: f"{names[i]},{label_of(i // 2)}")
+    (tmp_path / "labels.csv").write_text(text)
+    data = load(tmp_path)
+    assert {*labels_by_name(data)} == {*names} and "not read" not in data.description
+
+
+def test_names_of_pictures_tell_no_splits_if_none_is_for_training(tmp_path):
+    names = [f"{'val' if i % 2 else 'test'}_{i}.png" for i in range(20)]
+    draw(tmp_path / "images", names)
+    text = lines("file,label", lambda i: f"{names[i]},{label_of(i)}")
+    (tmp_path / "labels.csv").write_text(text)
+    assert {*load(tmp_path).splits} == {"train", "validation"}
+
+
+def test_names_with_letters_that_have_no_width_are_read(tmp_path):
+    names = [f"چهره\u200cها{i}.png" for i in range(20)]
+    draw(tmp_path / "images", names)
+    text = lines("file,label", lambda i: f"{names[i]},{label_of(i)}")
+    (tmp_path / "labels.csv").write_text(text, "utf-8")
+    assert len(load(tmp_path).splits["train"]) == 13
+
+
+def test_what_lists_of_splits_leave_out_is_told_of_each(tmp_path):
+    draw(tmp_path / "images", [*NAMES, "x.png"])
+    for split, numbers in (("train", range(14)), ("test", range(14, 20))):
+        rows = [f"f{i}.png,{label_of(i)}\n" for i in [*numbers, numbers[0]]]
+        (tmp_path / f"{split}_labels.csv").write_text("".join(["image,label\n", *rows]))
+    assert load(tmp_path).description.endswith(
+        "not read: 1 repeated row of train_labels.csv, 1 picture in no list, such as "
+        "images/x.png, 1 repeated row of test_labels.csv"
+    )

@@ -286,10 +286,11 @@ def read_listed(
 
 def usage_by_name(files: Sequence[Path]) -> np.ndarray:
     """int64 N: positions in USAGES where the names of the pictures begin with their split, as
-    RAF-DB's train_00001.jpg and test_0001.jpg do; -1 where one does not, or all have the same.
+    RAF-DB's train_00001.jpg and test_0001.jpg do; -1 where one does not, or where all or none are
+    for training.
     """
     splits = [split_named(re.split(r"[\W_\d]", file.name)[0]) for file in files]
-    if None in splits or len({*splits}) == 1:
+    if None in splits or "train" not in splits or len({*splits}) == 1:
         return np.full(len(files), -1)
     return np.array([[*SPLITS].index(str(split)) for split in splits])
 
@@ -328,10 +329,12 @@ class Places:
         base = path.rpartition("/")[2]
         file = self.files.get(path) or self.files.get(base)
         if is_picture(base):
-            file = self.aligned.get(base.rpartition(".")[0]) or file
+            aligned = self.aligned.get(base.rpartition(".")[0])
+            if aligned and (file is None or file.parent != aligned.parent):
+                file = aligned
         else:
             file = file or self.stems.get(base)
-        if file is None and base in self.files:
+        if file is None and (base in self.files or base in self.stems):
             raise UserError(
                 f"{place}: several pictures in {self.where} are named {base[:SHOWN]!r}; write its "
                 "path"

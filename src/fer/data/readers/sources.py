@@ -625,7 +625,8 @@ def lists_source(root: Path, lists: dict[str, Path], wanted: Wanted) -> Source:
     source.root = root
     if unlisted:
         count = counted(len(unlisted), "picture")
-        next(iter(parts.values())).notes = np.array([f"{count} in no list, such as {unlisted[0]}"])
+        first = next(iter(parts.values()))
+        first.notes = np.append(first.notes, f"{count} in no list, such as {unlisted[0]}")
     return source
 
 

@@ -5,6 +5,7 @@ semicolons, tabs or blanks.
 import codecs
 import csv
 import io
+import re
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,7 @@ SEPARATORS = (",", ";", "\t", "|", " ")
 PEEKED = 20  # rows by which a table is known
 HEAD = 256 << 10  # bytes in which they lie
 MAX_LINE = 64 << 10  # characters
+CONTROL_CODES = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 
 Row = tuple[int, list[str]]  # the number of the row's line, and its fields
 
@@ -92,7 +94,7 @@ def head_of(path: Path) -> tuple[str, str]:
         text = codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeDecodeError:
         raise UserError("is not UTF-8 text; save it as UTF-8") from None
-    if not all(c.isprintable() or c.isspace() for c in text):
+    if CONTROL_CODES.search(text):
         raise UserError("is not UTF-8 text; save it as UTF-8")
     if len(head) == HEAD:
         text = text[: text.rfind("\n") + 1]
