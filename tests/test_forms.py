@@ -149,6 +149,22 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_with_a_longer_name_is_named_beside_that_of_its_split(tmp_path):
+    draw_folders(tmp_path, ["train", "train_images", "test"], ["happy", "sad"], side=8)
+    data = load(tmp_path)
+    assert counts(data) == {"train": 4, "validation": 2, "test": 6}
+    assert data.description.endswith("; not read: train_images/")
+
+
+def test_a_table_of_anything_with_a_longer_name_is_no_split(tmp_path):
+    write_csv(tmp_path / "fer2013.csv", [*range(7)] * 10)
+    write_csv(tmp_path / "test.csv", [*range(7)], usage=False)
+    write_csv(tmp_path / "1_test.csv", [*range(7)] * 2, usage=False)
+    (tmp_path / "valid_1.csv").write_text("epoch,accuracy\n1,0.5\n")
+    data = load(tmp_path)
+    assert "valid_1.csv" not in data.description and counts(data)["test"] == 7
+
+
 @pytest.mark.parametrize(
     ("names", "classes"),
     [

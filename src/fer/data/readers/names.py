@@ -57,6 +57,11 @@ def split_named(word: str) -> str | None:
     return SPLIT_OF.get(told[0].removesuffix("set")) if len(told) == 1 else None
 
 
+def is_split(word: str) -> bool:
+    """Is it a split's name, without other words?"""
+    return word.strip().lower().removeprefix("fer2013") in SPLIT_OF
+
+
 def split_in_words(stem: str) -> str | None:
     """The split that one word of a file's stem names, as in train_labels or labels-val."""
     splits = {split_named(word) for word in re.split(r"[\W_]+", stem)} - {None}

@@ -25,6 +25,7 @@ from fer.data.readers.names import (
     counted,
     emotion,
     entries,
+    is_split,
     printable,
     split_in_words,
     split_named,
@@ -348,9 +349,11 @@ def official_csvs(folder: Path) -> dict[str, Path]:
             break
     if not csvs:
         return {}
-    for file in entries(folder):
+    for file in sorted(entries(folder), key=lambda file: not is_split(file.stem)):
         split = split_named(file.stem) if is_csv(file) and file.is_file() else None
-        if split and split not in csvs and not table_columns(file):
+        if split is None or split in csvs or table_columns(file):
+            continue
+        if is_split(file.stem) or has_pixels(file):  # valid_1.csv may be anything
             csvs[split] = file
     return in_order(csvs)
 
@@ -358,10 +361,12 @@ def official_csvs(folder: Path) -> dict[str, Path]:
 def split_folders(folder: Path) -> dict[str, Path]:
     """Split → the folder named after it."""
     splits: dict[str, Path] = {}
-    for entry in subfolders(folder):
+    folders = subfolders(folder)
+    plain = {split_named(entry.name) for entry in folders if is_split(entry.name)}
+    for entry in folders:
         split = split_named(entry.name)
-        if split is None:
-            continue
+        if split is None or (split in plain and not is_split(entry.name)):
+            continue  # train_images/ beside train/ is not read
         if split in splits:
             raise UserError(
                 f"data.path={folder}: {splits[split].name}/ and {entry.name}/ are both {split}; "
