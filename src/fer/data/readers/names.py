@@ -89,10 +89,6 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def counted(count: int, word: str) -> str:
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
-
-
 def printable(name: str) -> str:
     """A file's name as text, whatever its bytes."""
     return name.encode(errors="replace").decode()

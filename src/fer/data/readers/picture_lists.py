@@ -19,7 +19,6 @@ from fer.data.readers.folders import read_pictures
 from fer.data.readers.names import (
     SPLITS,
     composed,
-    counted,
     entries,
     plain_label,
     printable,
@@ -28,6 +27,7 @@ from fer.data.readers.names import (
 from fer.data.readers.pictures import is_picture, pictures_below
 from fer.data.readers.table import MAX_LABELS, Table
 from fer.data.readers.text_tables import ENDINGS, Row, all_rows, first_rows, head_of
+from fer.text import counted
 
 FILE = (
     "file",

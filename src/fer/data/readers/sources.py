@@ -22,7 +22,6 @@ from fer.data.readers.folders import cached_folder, class_of, class_pictures, li
 from fer.data.readers.names import (
     EMOTIONS,
     SPLITS,
-    counted,
     emotion,
     entries,
     is_split,
@@ -42,6 +41,7 @@ from fer.data.readers.picture_lists import (
 )
 from fer.data.readers.pictures import image_files, is_picture, pictures_below
 from fer.data.readers.table import Table
+from fer.text import counted
 
 OFFICIAL = ("fer2013.csv", "icml_face_data.csv", "train.csv")  # the first of them that is there
 TEST_CSV = "test.csv"

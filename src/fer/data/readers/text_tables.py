@@ -15,7 +15,7 @@ from pathlib import Path
 from fer import UserError
 from fer.data.readers.csv_faces import open_csv
 from fer.data.readers.file_types import foreign
-from fer.data.readers.names import counted
+from fer.text import counted
 
 ENDINGS = (".csv", ".csv.gz", ".tsv", ".txt", ".lst")
 SEPARATORS = (",", ";", "\t", "|", " ")
