@@ -43,6 +43,12 @@ def test_seeds_are_averaged_and_runs_tested_in_pairs(fer):
     alone = int(out.split("right alone ")[1].split(",")[0])
     assert 0 <= alone <= (first != second).sum()
     assert "seeds: " not in fer("evaluate", "ckpt=[runs/0/best.pt,runs/0/last.pt]")[1]
+    for seed in (3, 4):
+        more = ["optim=sgd", f"seed={seed}", f"run=runs/{seed}"]
+        assert fer("train", *args, *more)[0] == 0
+    out = " ".join(fer("evaluate", "ckpt=[runs/0,runs/1,runs/3,runs/4]")[1].split())
+    assert "(sd) of runs/0/best.pt, runs/1/best.pt 2 seeds: " in out
+    assert "(sd) of runs/3/best.pt, runs/4/best.pt " in out
 
 
 def test_accuracy_is_also_shown_without_copies_of_training_faces(fer, fer2013_csv):

@@ -228,7 +228,8 @@ class Ensemble:
         weights = greedy(parts, faces.labels) if select == "greedy" else self.weights
         table = contributions(self.names, parts, weights, faces.labels)
         reached = accuracy(parts, weights, faces.labels)
-        total = f"ensemble: accuracy {reached:.4f} on validation, which also chose it"
+        chosen = "its weights" if select == "greedy" else "the epochs of its members"
+        total = f"ensemble: accuracy {reached:.4f} on validation, which also chose {chosen}"
         return replace(self, weights=weights), f"{table}\n{total}"
 
 

@@ -17,7 +17,7 @@ from fer.files import regular, write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
 from fer.run import PRIVATE_LOG, make_folder, os_errors_refused
 from fer.runtime import pick_device
-from fer.text import aligned, counted
+from fer.text import aligned, counted, wrapped
 
 HEADER = ["checkpoint", "accuracy", "95 % interval", "macro F1", "without copies"]
 
@@ -101,10 +101,15 @@ def copies_line(
 def seed_lines(members: list[Checkpoint], right: dict[str, Tensor]) -> list[str]:
     """Mean and standard deviation over members that differ in nothing but the seed."""
     lines = []
-    for group in config.over_seeds([member.settings for member in members]):
-        accuracies = [right[members[i].name].double().mean().item() for i in group]
+    groups = config.over_seeds([member.settings for member in members])
+    for group in groups:
+        names = [members[i].name for i in group]
+        accuracies = [right[name].double().mean().item() for name in names]
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
-        lines.append(f"{len(group)} seeds: {mean:.4f} ± {deviation:.4f} (sd)")
+        line = f"{len(group)} seeds: {mean:.4f} ± {deviation:.4f} (sd)"
+        if len(groups) > 1:
+            line += f" of {', '.join(names)}"
+        lines.append(wrapped(line))
     return lines
 
 
