@@ -434,7 +434,7 @@ def test_curves_plots_what_depends_on_time_alone(fer, tmp_path):
     assert code == 0, err
     assert (
         "crop, rotate, flip over 120 epochs: c.png" in out
-        and "not shown: dropout, lr, which depend on validation accuracy" in out
+        and "not shown (depends on validation accuracy): dropout, lr; see history" in out
     )
     assert (tmp_path / "c.png").is_file()
     for model in ("model.name=regnet_y_400mf", "model.weights=nofile"):

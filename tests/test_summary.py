@@ -211,17 +211,17 @@ def test_a_dnn_of_a_cnns_size(fer, cnn, dnn):
     code, out, err = fer("summary", f"model={cnn}", f"match={dnn}")
     assert code == 0 and "no width" not in out, err
     found = re.search(
-        rf"{dnn} with hidden layers of (\d+): ([\d,]+) parameters, ([+-][\d.]+) % of {cnn}'s", out
+        rf"{dnn} with hidden layers of (\d+): ([\d,]+) parameters, "
+        rf"([\d.]+) % (more|fewer) than {cnn}",
+        out,
     )
     width, count = int(found[1]), int(found[2].replace(",", ""))
     nodes = {
         n: config.parse((config_dir() / "model" / f"{n}.yaml").read_text(), n) for n in (cnn, dnn)
     }
     target = layer_table.count(layer_table.build(nodes[cnn]).parameters())
-    assert (
-        float(found[3]) == round(100 * (count / target - 1), 2)
-        and abs(count - target) < 0.05 * target
-    )
+    assert float(found[3]) == round(100 * abs(count / target - 1), 2) < 5
+    assert found[4] == ("more" if count > target else "fewer")
 
     def head(width):
         return [width if isinstance(spec, int) else spec for spec in nodes[dnn]["head"]]

@@ -31,6 +31,6 @@ def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
         print(f"{', '.join(columns)} over {counted(epochs, 'epoch')}: {cfg.out}")
     if waiting:
         print(
-            f"not shown: {', '.join(sorted(waiting))}, which depend on validation accuracy; see "
-            "history.csv of a run"
+            "not shown (depends on validation accuracy): "
+            f"{', '.join(sorted(waiting))}; see history.csv of a run"
         )

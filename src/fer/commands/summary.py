@@ -50,10 +50,8 @@ def match(name: str, model: nn.Module, dense: str, node: dict) -> None:
     width = min(below, above, key=lambda width: abs(size(width) - wanted))
     print(side_by_side({name: model, dense: build(node | {"head": head(width)})}), end="\n\n")
     percent = 100 * (size(width) / wanted - 1)
-    print(
-        f"{dense} with hidden layers of {width}: {size(width):,} parameters, "
-        f"{percent:+.2f} % of {name}'s"
-    )
+    compared = f"{abs(percent):.2f} % {'more' if percent > 0 else 'fewer'} than {name}"
+    print(f"{dense} with hidden layers of {width}: {size(width):,} parameters, {compared}")
     if abs(percent) > 5:
         print("no width comes within 5 %; this is the nearest")
     text = yaml.safe_dump(head(width), default_flow_style=True, width=999)
