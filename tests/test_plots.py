@@ -174,6 +174,18 @@ def test_every_quantity_that_a_curve_drives_has_a_title_in_words():
     assert set(plots.SCHEDULE_TITLES) == {"lr", "dropout", "size", *STRENGTHS}
 
 
+def test_markers_at_0_and_100_percent_are_whole(tmp_path, drawn):
+    rows = history(2).assign(val_recall_sad=[0.0, 1.0])
+    plots.recalls(rows, ["sad"], tmp_path / "recalls.png")
+    ends = np.array([0.0, 1.0])
+    curve = ("as trained", ends, ends, np.array([3, 4]))
+    plots.reliability([curve, curve], tmp_path / "calibration.png")
+    for figure in drawn:
+        lines = [line for axes in figure.axes for line in axes.lines]
+        markers = [line for line in lines if line.get_marker() != "None"]
+        assert markers and not any(line.get_clip_on() for line in markers)
+
+
 @pytest.mark.parametrize("epochs", [5, 40])
 def test_recalls_of_the_classes_are_told_apart_without_color(epochs, tmp_path, drawn):
     rows = history(epochs).assign(**{f"val_recall_{name}": 0.5 for name in CLASSES})

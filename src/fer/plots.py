@@ -399,7 +399,11 @@ def recalls(history: "pd.DataFrame", classes: Sequence[str], path: Path) -> Path
     """
     with _figure(path, 7, 2.8) as (figure, axes):
         for i, name in enumerate(classes):
-            look: dict[str, Any] = {"color": COLORS[i % len(COLORS)], "linestyle": DASHES[i % 4]}
+            look: dict[str, Any] = {
+                "color": COLORS[i % len(COLORS)],
+                "linestyle": DASHES[i % 4],
+                "clip_on": False,  # whole markers at 0 and 100 %
+            }
             marker = SHAPES[i % len(SHAPES)]
             label = _shortened(name)
             _line(axes, history, f"val_recall_{name}", marker, label=label, **look)
@@ -425,7 +429,7 @@ def reliability(curves: Sequence[tuple], path: Path) -> Path:
             diagonal: dict[str, Any] = {"color": GRAY, "linestyle": "--", "linewidth": 0.8}
             axes.plot((0, 100), (0, 100), label="perfect calibration", **diagonal)
             x, y = 100 * confidence[filled], 100 * accuracy[filled]
-            axes.plot(x, y, "o-", color=BLUE, label="faces")
+            axes.plot(x, y, "o-", color=BLUE, label="faces", clip_on=False)
             axes.set_title(title, loc="left")
             edges = np.linspace(0, 100, len(counts) + 1)
             width = 100 / len(counts)
