@@ -190,8 +190,9 @@ def test_pictures_that_a_list_leaves_out_are_counted_without_training_too(fer, t
     draw(tmp_path / "faces", [*NAMES, "x1.png"])
     text = lines("file,label", lambda i: f"faces/f{i}.png,{label_of(i)}")
     (tmp_path / "labels.csv").write_text(text)
-    for command in ("evaluate", "predict"):
-        code, out, err = fer(command, "ckpt=builtin", "data.path=labels.csv")
+    commands = (["evaluate", "ckpt=builtin"], ["predict", "ckpt=builtin"], ["inspect"])
+    for command in commands:
+        code, out, err = fer(*command, "data.path=labels.csv")
         assert code == 0, err
         assert "not read: 1 picture that labels.csv does not list, such as faces/x1.png" in out
 

@@ -21,7 +21,7 @@ from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
 from fer.run import folders_made, refuse_overwriting, write_text
-from fer.text import counted
+from fer.text import counted, wrapped
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
 # dark face.
@@ -39,6 +39,8 @@ def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
         print(f"no faces of {', '.join(data.absent)} to train on")
     if data.enlarged:
         print(data.enlarged)
+    if data.not_read:
+        print(wrapped(f"data: {data.not_read}"))
     shown = shown_splits(data)
     splits = distinct_splits(data)
     out = Path(cfg.out)
