@@ -105,6 +105,7 @@ def mylab(tmp_path, monkeypatch):
     (tmp_path / "mylab").mkdir()
     for name, text in (("nets", NETS), ("curves", CURVES), ("faces", DATA), ("broken", "1 / 0")):
         (tmp_path / "mylab" / f"{name}.py").write_text(text)
+    (tmp_path / "mylab" / "needy.py").write_text("import no_such_package")
 
     def forget():
         for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
@@ -133,6 +134,10 @@ def refused(fer, *args):
         (["model._target_=mylab.nets.MyNett", "model.width=4"], "did you mean MyNet?"),
         (["model._target_=mylab.nest.MyNet"], "no module mylab.nest; it should lie in the current"),
         (["model._target_=mylab.broken.X"], "importing mylab.broken raised ZeroDivisionError"),
+        (
+            ["model._target_=mylab.needy.X"],
+            "mylab.needy imports no_such_package, which is not installed; install its package",
+        ),
         (["model._target_=MyNet"], "should be the dotted path of a class or function"),
         (["model._target_=mylab.nets.breaks"], "mylab.nets.breaks raised KeyError: 'width'"),
         (["model._target_=mylab.nets.number"], "makes a int, not a torch.nn.Module"),

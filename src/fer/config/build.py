@@ -284,7 +284,9 @@ def import_module(name: str, named: str) -> Any:
                 f"{named}: no module {error.name}; it should lie in the current directory or on "
                 "PYTHONPATH"
             ) from error
-        raise UserError(f"{named}: {name} imports {error.name}, which is not installed") from error
+        raise UserError(
+            f"{named}: {name} imports {error.name}, which is not installed; install its package"
+        ) from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{named}: importing {name} raised {in_one_line(error)}") from error
 
