@@ -301,6 +301,12 @@ def test_faces(count, columns, expected, tmp_path, drawn):
     assert sum(text.get_text().startswith("✓") for text in axes.texts) == ok.count(True)
 
 
+def test_a_number_and_its_percent_sign_stay_in_one_line(tmp_path, drawn):
+    face = np.zeros((1, 1, 48, 48), dtype=np.uint8)
+    plots.faces(face, ["contentment 55 %\nlabel: sad"], tmp_path / "f.png", ok=[False])
+    assert "✗ contentment\n55 %\nlabel: sad" in texts(drawn[0])
+
+
 @pytest.mark.parametrize("maps", [3, 4])
 def test_explanations(maps, tmp_path, drawn):
     images = np.random.default_rng(0).uniform(-1, 1, (3, 12, 12))

@@ -327,7 +327,7 @@ def faces(
     texts = []
     for good, caption in zip(ok, captions, strict=True):
         lines = f"{MARKS[good]}{caption}".split("\n")
-        texts.append("\n".join(textwrap.fill(line, 17) for line in lines))
+        texts.append("\n".join(_filled(line, 17) for line in lines))
     columns = max(1, min(columns, len(texts)))
     step, side, gap = 1.05, 0.93, 0.06  # inches
     tops = [0.04]  # inches, of each row, and last of the end
@@ -502,7 +502,7 @@ def _explanation_caption(
     if truth:
         lines.append(f"truth: {_shortened(truth, 20)}")
     prediction = f"{mark}prediction: {_shortened(predicted, 20)} {percent(probability)}"
-    lines.append(textwrap.fill(prediction, 28))
+    lines.append(_filled(prediction, 28))
     return "\n".join(lines), mark == WRONG
 
 
@@ -772,6 +772,12 @@ def _shortened(name: str, most: int = CLASS_LETTERS) -> str:
     end = most // 2
     start = most - 1 - end
     return f"{name[:start]}…{name[-end:]}"
+
+
+def _filled(caption: str, letters: int) -> str:
+    """A caption in lines of so many letters, in which a number and its % stay together."""
+    joined = caption.replace(" %", "\N{NO-BREAK SPACE}%")
+    return textwrap.fill(joined, letters).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _folded(name: str, letters: int) -> str:
