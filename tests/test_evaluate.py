@@ -166,6 +166,8 @@ def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
 def test_faces_that_took_the_place_of_the_training_faces_are_not_called_learned(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     faces = pd.read_csv(fer2013_csv)
+    faces.iloc[::-1].to_csv(fer2013_csv, index=False)
+    assert "was trained on" in fer("evaluate", "ckpt=r", "split=train")[1]  # in another order
     faces["pixels"] = "0 " + faces["pixels"].str.partition(" ")[2]
     faces.to_csv(fer2013_csv, index=False)
     code, out, err = fer("evaluate", "ckpt=r", "split=train")

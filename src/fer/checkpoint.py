@@ -130,7 +130,7 @@ class Checkpoint:
         known = self.contents.get("training_images")
         if known is None or self.settings.data.get("limit") or faces.side != self.face_size:
             return True
-        return known == faces.hash
+        return known == faces.hash_in_any_order
 
     def is_own_data(self, node: dict) -> bool:
         """Is the data that it was trained on at the `node`, perhaps at another place?"""

@@ -85,6 +85,11 @@ class Faces:
         return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
 
     @property
+    def hash_in_any_order(self) -> str:
+        """SHA-256 that equal images have in any order, as in a CSV and in class folders."""
+        return hashlib.sha256(b"".join(sorted(digests(self.images)))).hexdigest()
+
+    @property
     def labeled(self) -> bool:
         return len(self) > 0 and bool((self.labels >= 0).all())
 
