@@ -30,7 +30,7 @@ def main(run: str, data: str) -> None:
         network.half(),
         epoch=checkpoint.contents["epoch"],
         val_accuracy=(predicted == faces.labels).double().mean().item(),
-        training_images=checkpoint.contents["training_images"],
+        training_faces=checkpoint.contents["training_faces"],
     )
     check_size(network)
 

@@ -55,7 +55,6 @@ def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, tmp_pa
         command, "ckpt=builtin", "data=demo", "data.images=141", "split=validation", "device=cpu"
     )
     assert code == 0, err
-    assert "builtin: its training data fer2013.csv is not in data/; " in out
     assert max(map(len, out.splitlines())) <= 111 and str(BUILTIN_FILE) not in out
     assert sorted(BUILTIN_FILE.parent.iterdir()) == before
 
@@ -73,7 +72,6 @@ def test_it_was_not_trained_on_the_faces_that_happen_to_be_in_data(fer, tmp_path
     draw_set(tmp_path / "data", seed=0)
     code, out, err = fer("evaluate", "ckpt=builtin", "split=train", "device=cpu")
     assert code == 0, err
-    assert "builtin: its training data fer2013.csv is not in data/; " in out
     assert "was trained on" not in out
 
 

@@ -1,15 +1,18 @@
 """fer evaluate matches scipy and counts by hand, and logs evaluations on PrivateTest."""
 
 import csv
+import re
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import Image
 from scipy.stats import binomtest
 
-from fer import metrics
+from fer import CLASSES, metrics
 from fer.checkpoint import Checkpoint
 
 TINY = ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
@@ -92,12 +95,6 @@ def test_what_a_network_has_learned_is_a_copy_whatever_split_it_is_called_now(fe
         and out.splitlines()[2].endswith(" -")
     )
     assert "r/best.pt was trained on 21 of these 21 faces" in out
-    fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
-    code, out, _ = fer("evaluate", "ckpt=r", f"data.path={fer2013_csv.with_name('moved.csv')}")
-    assert code == 0 and ", 0 of them exact copies" in out
-    missing = next(line for line in out.splitlines() if "not available" in line)
-    assert "fer2013.csv: no such folder or file); only copies of this data's" in missing
-    assert "looked for" not in missing  # what a training would be told
 
 
 def test_every_evaluation_on_private_faces_is_logged_in_the_run(fer, fer2013_csv, tmp_path):
@@ -163,14 +160,39 @@ def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
     assert len(pd.read_csv(tmp_path / "evaluations.csv")) == 16
 
 
-def test_faces_that_took_the_place_of_the_training_faces_are_not_called_learned(fer, fer2013_csv):
+def test_a_network_knows_the_faces_it_was_trained_on_in_any_layout(fer, fer2013_csv, tmp_path):
+    """Their hashes are in best.pt, so its own data is not read again."""
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     faces = pd.read_csv(fer2013_csv)
-    faces.iloc[::-1].to_csv(fer2013_csv, index=False)
-    assert "was trained on" in fer("evaluate", "ckpt=r", "split=train")[1]  # in another order
+    training = faces[faces["Usage"] == "Training"]
+    for face in training.itertuples():
+        picture = tmp_path / "pictures" / CLASSES[face.emotion] / f"{face.Index}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.array(face.pixels.split(), np.uint8)
+        Image.fromarray(pixels.reshape(48, 48)).save(picture)
     faces["pixels"] = "0 " + faces["pixels"].str.partition(" ")[2]
-    faces.to_csv(fer2013_csv, index=False)
+    faces.to_csv(fer2013_csv, index=False)  # other faces in their place
+
     code, out, err = fer("evaluate", "ckpt=r", "split=train")
     assert code == 0, err
-    assert "r/best.pt: its training faces are not available (other faces are in its data" in out
-    assert "was trained on" not in out
+    assert "was trained on" not in out and "not available" not in out
+    code, out, err = fer("evaluate", "ckpt=r", "data.path=pictures", "split=validation")
+    assert code == 0, err
+    count = int(re.search(r"(\d+) faces of validation", out)[1])
+    assert f"r/best.pt was trained on {count} of these {count} faces" in out
+
+
+def test_of_a_checkpoint_of_an_earlier_version_its_data_tells_the_training_faces(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    best = Path("r/best.pt")
+    contents = torch.load(best, weights_only=True)
+    del contents["training_faces"]
+    torch.save(contents, best)
+    code, out, err = fer("evaluate", "ckpt=r", "split=train")
+    assert code == 0 and "r/best.pt was trained on" in out, err
+    moved = fer2013_csv.rename(fer2013_csv.with_name("moved.csv"))
+    code, out, _ = fer("evaluate", "ckpt=r", f"data.path={moved}")
+    assert code == 0 and ", 0 of them exact copies" in out
+    missing = next(line for line in out.splitlines() if "not available" in line)
+    assert "fer2013.csv: no such folder or file); only copies of this data's" in missing
+    assert "looked for" not in missing  # what a training would be told

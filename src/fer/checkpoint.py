@@ -123,14 +123,14 @@ class Checkpoint:
                 return data.for_network(self.classes)
         return config.build("data", node).for_network(self.classes)
 
-    def was_trained_on(self, faces: Faces) -> bool:
-        """Can these be the training faces? Their SHA-256 tells, where it is known for all of them
-        in this size.
+    def learned(self, faces: Faces) -> torch.Tensor:
+        """Bool N: which of the faces it was trained on. Raises UserError if only its data could
+        tell, which is not available: of faces in another size, and for files of earlier versions.
         """
-        known = self.contents.get("training_images")
-        if known is None or self.settings.data.get("limit") or faces.side != self.face_size:
-            return True
-        return known == faces.hash_in_any_order
+        known = self.contents.get("training_faces")
+        if known is not None and faces.side == self.face_size:
+            return torch.isin(faces.hashes, known)
+        return faces.among(self.data(size=faces.side).split("train"))
 
     def is_own_data(self, node: dict) -> bool:
         """Is the data that it was trained on at the `node`, perhaps at another place?"""

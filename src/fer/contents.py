@@ -99,8 +99,9 @@ class TrainingPart(Part):
 
 
 class Contents(Part):
-    """A checkpoint. best.pt has epoch, val_accuracy and validation, last.pt has training.
-    face_size: pixels of a side of the training faces; earlier versions did not save it.
+    """A checkpoint. best.pt has epoch, val_accuracy, validation and training_faces, last.pt has
+    training. face_size: pixels of a side of the training faces. training_faces: their hashes.
+    Earlier versions did not save these two.
     """
 
     format: int
@@ -113,6 +114,7 @@ class Contents(Part):
     epoch: Whole | None = None
     val_accuracy: Share | None = None
     validation: ValidationPart | None = None
+    training_faces: torch.Tensor | None = None
     training: TrainingPart | None = None
 
 
@@ -151,6 +153,9 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
         check_validation(path, contents["validation"], len(contents["classes"]))
     if "training" in contents:
         check_training(path, contents["training"])
+    learned = contents.get("training_faces")
+    if learned is not None and (learned.dtype != torch.int64 or learned.ndim != 1):
+        raise UserError(f"{path}: damaged or changed, its training_faces are not hashes")
     return contents
 
 

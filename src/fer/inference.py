@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from fer import Format, UserError
 from fer.augment import ten_crops
-from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoints
+from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
 from fer.runtime import memory_named
@@ -261,42 +261,31 @@ def validated_on_others(
     return None
 
 
-def learned_faces(
-    members: list[Checkpoint], faces: Faces, strict: bool, without: str
-) -> list[Faces]:
-    """Each member's own training faces.
+def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool, without: str) -> Tensor:
+    """Bool N: which of the faces a member was trained on.
 
-    Prints a line for a member that learned most of `faces`, on which its accuracy is to be
-    measured, and one for training faces that are not available: why, and what follows (`without`).
-    strict: refuses to go on if they cannot be read.
+    Prints a line for a member that learned most of them, since its accuracy is to be measured on
+    them, and one for a member of which this is not known: why, and what follows (`without`).
+    strict: refuses to go on in that case.
     """
-    learned = []
+    learned = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
         try:
-            training = member.data(size=faces.side).split("train")
+            copies = member.learned(faces)
         except UserError as error:
             if strict:
                 raise
-            print(missing_line(member, str(error).partition(";")[0], without))
+            why = str(error).partition(";")[0]
+            print(f"{member.name}: its training faces are not available ({why}); {without}")
             continue
-        if not member.was_trained_on(training):
-            print(missing_line(member, "other faces are in its data.path now", without))
-            continue
-        learned.append(training)
-        copies = int(faces.among(training).sum())
-        if copies > len(faces) / 2:
+        learned |= copies
+        count = int(copies.sum())
+        if count > len(faces) / 2:
             print(
-                f"{member.name} was trained on {copies} of these {len(faces)} faces: "
+                f"{member.name} was trained on {count} of these {len(faces)} faces: "
                 "its accuracy on them says little"
             )
     return learned
-
-
-def missing_line(member: Checkpoint, why: str, without: str) -> str:
-    """That a member's training faces are not available, why, and what follows."""
-    if member.name == BUILTIN:  # FER2013 may be there as folders, whose order has another hash
-        return f"builtin: its training data fer2013.csv is not in data/; {without}"
-    return f"{member.name}: its training faces are not available ({why}); {without}"
 
 
 def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:

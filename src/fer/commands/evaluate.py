@@ -6,7 +6,6 @@ import statistics
 import time
 
 import pandas as pd
-import torch
 from filelock import FileLock
 from torch import Tensor
 
@@ -62,12 +61,9 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
 def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: bool) -> Tensor:
     """Bool N: which faces are exact copies of training faces, of this data or of a member's own."""
     without = "only copies of this data's training faces are counted"
-    training = learned_faces(ensemble.members, faces, strict, without)
+    is_copy = learned_faces(ensemble.members, faces, strict, without)
     if "train" in data.splits:
-        training.append(data.split("train"))
-    is_copy = torch.zeros(len(faces), dtype=torch.bool)
-    for learned in training:
-        is_copy |= faces.among(learned)
+        is_copy |= faces.among(data.split("train"))
     return is_copy
 
 

@@ -21,10 +21,9 @@ class TrainingFaces:
     """Training and validation faces, on the device or, if they do not fit there, on the host.
 
     images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images: uint8 M×1×H×W.
-    val_labels: int64 M, always on the device. normalize: fitted on the training faces. train_hash:
-    SHA-256 of the training images in any order, copies included. val_hash: SHA-256 of the
-    validation images. fingerprint: SHA-256 of all faces and labels; a resumed training must find
-    the same.
+    val_labels: int64 M, always on the device. normalize: fitted on the training faces. learned:
+    int64, the training faces' hashes. val_hash: SHA-256 of the validation images. fingerprint:
+    SHA-256 of all faces and labels; a resumed training must find the same.
     """
 
     images: Tensor
@@ -33,7 +32,7 @@ class TrainingFaces:
     val_labels: Tensor
     normalize: Normalize
     data: Data
-    train_hash: str
+    learned: Tensor
     val_hash: str
     fingerprint: str
 
@@ -47,7 +46,6 @@ class TrainingFaces:
         augmentation's window; refused if the faces are smaller.
         """
         training, validation = data.split("train"), data.split("validation")
-        train_hash = training.hash_in_any_order
         if drop_copies:
             training = training.take(~training.among(validation))
         if len(training) < 2 or len(validation) == 0:
@@ -77,7 +75,7 @@ class TrainingFaces:
             val_labels=validation.labels.to(device),
             normalize=Normalize.fit(data.normalize, training.images),
             data=data,
-            train_hash=train_hash,
+            learned=training.hashes,
             val_hash=validation.hash,
             fingerprint=digest.hexdigest(),
         )

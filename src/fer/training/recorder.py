@@ -64,7 +64,7 @@ class Recorder:
                 "labels": faces.val_labels.cpu(),
                 "images": faces.val_hash,
             },
-            "training_images": faces.train_hash,
+            "training_faces": faces.learned,
         }
         self.waiting_best = (network, contents)
 
