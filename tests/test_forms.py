@@ -18,27 +18,15 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from loading import load
 from PIL import Image
 
 from fer import CLASSES, PICTURE_ENDINGS, UserError, config
-from fer.data.readers import archives, cache, fer2013
+from fer.data.readers import archives, cache
 from fer.inference import Ensemble
 
 RNG = np.random.default_rng(1)
 RAFDB = ["surprise", "fear", "disgust", "happy", "sad", "angry", "neutral"]
-DEFAULTS = {
-    "limit": None,
-    "split": "auto",
-    "fraction": 0.1,
-    "from_index": 25,
-    "validation": "auto",
-    "seed": 0,
-    "normalize": "unit",
-}
-
-
-def load(path, **changes):
-    return fer2013(str(path), **(DEFAULTS | changes))
 
 
 def face(side=48):

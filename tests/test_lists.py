@@ -6,26 +6,13 @@ import zipfile
 
 import numpy as np
 import pytest
+from loading import load
 from PIL import Image
 
 from fer import CLASSES, UserError
-from fer.data.readers import fer2013
 
 RNG = np.random.default_rng(2)
-SETTINGS = {
-    "limit": None,
-    "split": "auto",
-    "fraction": 0.1,
-    "from_index": 25,
-    "validation": "auto",
-    "seed": 0,
-    "normalize": "unit",
-}
 NAMES = [f"f{number}.png" for number in range(20)]
-
-
-def load(path, **changes):
-    return fer2013(str(path), **(SETTINGS | changes))
 
 
 def draw(folder, names=NAMES):

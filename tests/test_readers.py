@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import zipfile
 
+import loading
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fer import CLASSES, UserError
-from fer.data import readers
 from fer.data.readers import csv_faces, pictures, sources
 from fer.data.readers import folders as folders_module
 
@@ -28,14 +28,6 @@ RNG = np.random.default_rng(0)
 FACES = RNG.integers(0, 256, (40, 48, 48), dtype=np.uint8)
 FACES[0, 0, :3] = [0, 255, 7]
 LABELS = np.arange(40) % 7
-DEFAULTS = {
-    "limit": None,
-    "split": "auto",
-    "fraction": 0.2,
-    "from_index": 25,
-    "validation": "auto",
-    "seed": 0,
-}
 
 
 def pixels(image):
@@ -43,7 +35,7 @@ def pixels(image):
 
 
 def load(path, **changes):
-    return readers.fer2013(str(path), **(DEFAULTS | {"normalize": "unit"} | changes))
+    return loading.load(path, **({"fraction": 0.2} | changes))
 
 
 def write(path, header, rows):
