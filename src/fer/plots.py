@@ -437,7 +437,7 @@ def reliability(curves: Sequence[tuple], path: Path) -> Path:
             below.set(xlabel="confidence, %", xlim=(0, 100))
         panels[0, 0].set(ylabel="accuracy, %", ylim=(0, 100))
         panels[1, 0].set_ylabel("faces")
-        panels[0, 0].legend(loc="upper left")
+        panels[0, 0].legend(loc="lower right")
     return path
 
 

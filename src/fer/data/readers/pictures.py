@@ -22,6 +22,7 @@ from fer.files import regular
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Of pictures that are not read, HEIC of phones' photos among them: they are refused by name.
 UNREAD = {".heic", ".heif", ".hif", ".avif", ".jp2", ".jxl", ".tga", ".psd"}
+ALL_ENDINGS = {*PICTURE_ENDINGS, *UNREAD}
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")
 MAX_PIXELS = 50_000_000  # of an image, before it is decoded
 CHUNK = 256  # pictures decoded together
@@ -44,7 +45,7 @@ def pictures_below(folder: Path, depth: int) -> list[Path]:
 
 
 def is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in {*PICTURE_ENDINGS, *UNREAD}  # noqa: PTH122, of any string
+    return os.path.splitext(name)[1].lower() in ALL_ENDINGS  # noqa: PTH122, of any string
 
 
 @contextlib.contextmanager
