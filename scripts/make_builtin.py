@@ -30,7 +30,8 @@ def main(run: str, data: str) -> None:
         network.half(),
         epoch=checkpoint.contents["epoch"],
         val_accuracy=(predicted == faces.labels).double().mean().item(),
-        training_faces=checkpoint.contents["training_faces"],
+        training_faces=checkpoint.contents["training_faces"].unique(),
+        training_thumbnails=checkpoint.contents["training_thumbnails"].unique(),
     )
     check_size(network)
 

@@ -170,7 +170,7 @@ def test_a_network_knows_the_faces_it_was_trained_on_in_any_layout(fer, fer2013_
         picture.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.array(face.pixels.split(), np.uint8)
         Image.fromarray(pixels.reshape(48, 48)).save(picture)
-    faces["pixels"] = "0 " + faces["pixels"].str.partition(" ")[2]
+    faces["pixels"] = faces["pixels"].str.split().str[::-1].str.join(" ")  # upside down
     faces.to_csv(fer2013_csv, index=False)  # other faces in their place
 
     code, out, err = fer("evaluate", "ckpt=r", "split=train")
@@ -196,3 +196,44 @@ def test_of_a_checkpoint_of_an_earlier_version_its_data_tells_the_training_faces
     missing = next(line for line in out.splitlines() if "not available" in line)
     assert "fer2013.csv: no such folder or file); only copies of this data's" in missing
     assert "looked for" not in missing  # what a training would be told
+
+
+def save_in_class_folders(faces, classes, folder, **options):
+    """Write the faces as pictures of 96×96: <folder>/<class>/<number>.jpg."""
+    for i, (image, label) in enumerate(zip(faces.images, faces.labels.tolist(), strict=True)):
+        place = Path(folder) / classes[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).resize((96, 96)).save(place / f"{i}.jpg", **options)
+
+
+def test_training_faces_are_recognized_after_compression(fer):
+    assert fer("train", "data=demo", "data.images=300", *TINY, "run=r")[0] == 0
+    data = Checkpoint.open(Path("r/best.pt")).data()
+    for split in ("train", "validation"):
+        save_in_class_folders(data.split(split), data.classes, split, quality=75)
+    code, out, err = fer("evaluate", "ckpt=r", "data=fer2013", "data.path=train")
+    assert code == 0 and "r/best.pt was trained on most of these faces, which were" in out, err
+    code, out, err = fer("evaluate", "ckpt=r", "data=fer2013", "data.path=validation")
+    assert code == 0 and "was trained on" not in out, err
+
+
+def test_class_folders_of_other_faces_are_evaluated_whole(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    faces = Checkpoint.open(Path("r/best.pt")).data().split("validation")
+    save_in_class_folders(faces, CLASSES, "mine")
+    code, out, err = fer("evaluate", "ckpt=r", "data.path=mine")
+    assert code == 0 and f"{len(faces)} faces of all" in out, err
+    # Folders that it was trained on are split as for the training.
+    assert fer("train", "data.path=mine", *TINY, "run=own")[0] == 0
+    Path("mine").rename("moved")
+    code, out, err = fer("evaluate", "ckpt=own", "data.path=moved")
+    assert code == 0 and "faces of validation" in out, err
+
+
+def test_a_folder_of_one_class_is_evaluated(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    faces = Checkpoint.open(Path("r/best.pt")).data().split("train")
+    happy = faces.take(faces.labels == CLASSES.index("happy"))
+    save_in_class_folders(happy, CLASSES, "mine")
+    code, out, err = fer("evaluate", "ckpt=r", "data.path=mine")
+    assert code == 0 and f"{len(happy)} faces of all" in out, err

@@ -91,9 +91,9 @@ class Checkpoint:
     ) -> Data:
         """Its data, with the keys of `overrides` in place of its own.
 
-        whole: leave out the training's `limit`. used_whole: do not split a single file that is
-        given as data.path, since nothing is trained on it. size: the side to read its faces at, in
-        pixels; None: that of the training.
+        whole: leave out the training's `limit`. used_whole: do not split a single file, or data
+        other than its own, that is given as data.path, since nothing is trained on it. size: the
+        side to read its faces at, in pixels; None: that of the training.
         """
         overrides = overrides or {}
         if "normalize" in overrides and "_target_" not in overrides:
@@ -117,7 +117,7 @@ class Checkpoint:
         if inherits_names and not self.is_own_data(node):
             node["names"] = None  # numbers may mean something else there
         splittable = node.get("split") is not None and overrides.get("split", "auto") == "auto"
-        if used_whole and splittable and is_file(overrides.get("path")):
+        if used_whole and splittable and overrides.get("path") and self.is_used_whole(node):
             data = config.build("data", node | {"split": "none"})
             if data.only == "all":  # else its column Usage splits it
                 return data.for_network(self.classes)
@@ -132,10 +132,24 @@ class Checkpoint:
             return torch.isin(faces.hashes, known)
         return faces.among(self.data(size=faces.side).split("train"))
 
+    def resembles_training(self, faces: Faces) -> bool:
+        """Whether most of the faces look like training faces, as the same faces do after
+        compression or in another size. False for files of earlier versions.
+        """
+        known = self.contents.get("training_thumbnails")
+        if known is None:
+            return False
+        return bool(torch.isin(faces.thumbnail_hashes, known).double().mean() > 0.5)
+
+    def is_used_whole(self, node: dict) -> bool:
+        """Is the data at the `node` a single file, or other data than that of the training?"""
+        return is_file(node["path"]) or not self.is_own_data(node)
+
     def is_own_data(self, node: dict) -> bool:
         """Is the data that it was trained on at the `node`, perhaps at another place?"""
+        own_path = self.settings.data.get("path")  # drawn faces have none
         with contextlib.suppress(UserError, OSError):
-            if Path(node["path"]).samefile(self.settings.data["path"]):
+            if own_path and Path(node["path"]).samefile(own_path):
                 return True
         saved_hash = (self.contents.get("validation") or {}).get("images")
         with contextlib.suppress(UserError):

@@ -99,9 +99,9 @@ class TrainingPart(Part):
 
 
 class Contents(Part):
-    """A checkpoint. best.pt has epoch, val_accuracy, validation and training_faces, last.pt has
-    training. face_size: pixels of a side of the training faces. training_faces: their hashes.
-    Earlier versions did not save these two.
+    """A checkpoint. last.pt has training, best.pt all other parts. face_size: pixels of a side of
+    the training faces. training_faces, training_thumbnails: their hashes. Earlier versions did not
+    save these three.
     """
 
     format: int
@@ -115,6 +115,7 @@ class Contents(Part):
     val_accuracy: Share | None = None
     validation: ValidationPart | None = None
     training_faces: torch.Tensor | None = None
+    training_thumbnails: torch.Tensor | None = None
     training: TrainingPart | None = None
 
 
@@ -153,9 +154,10 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
         check_validation(path, contents["validation"], len(contents["classes"]))
     if "training" in contents:
         check_training(path, contents["training"])
-    learned = contents.get("training_faces")
-    if learned is not None and (learned.dtype != torch.int64 or learned.ndim != 1):
-        raise UserError(f"{path}: damaged or changed, its training_faces are not hashes")
+    for key in ("training_faces", "training_thumbnails"):
+        hashes = contents.get(key)
+        if hashes is not None and (hashes.dtype != torch.int64 or hashes.ndim != 1):
+            raise UserError(f"{path}: damaged or changed, its {key} are not hashes")
     return contents
 
 

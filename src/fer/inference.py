@@ -264,26 +264,31 @@ def validated_on_others(
 def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool, without: str) -> Tensor:
     """Bool N: which of the faces a member was trained on.
 
-    Prints a line for a member that learned most of them, since its accuracy is to be measured on
-    them, and one for a member of which this is not known: why, and what follows (`without`).
-    strict: refuses to go on in that case.
+    Prints a line for a member that learned most of them, as they are or compressed, since its
+    accuracy is to be measured on them, and one for a member of which this is not known: why, and
+    what follows (`without`). strict: refuses to go on in that case.
     """
     learned = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
+        count = 0
         try:
             copies = member.learned(faces)
+            learned |= copies
+            count = int(copies.sum())
         except UserError as error:
             if strict:
                 raise
             why = str(error).partition(";")[0]
             print(f"{member.name}: its training faces are not available ({why}); {without}")
-            continue
-        learned |= copies
-        count = int(copies.sum())
         if count > len(faces) / 2:
             print(
                 f"{member.name} was trained on {count} of these {len(faces)} faces: "
                 "its accuracy on them says little"
+            )
+        elif member.resembles_training(faces):
+            print(
+                f"{member.name} was trained on most of these faces, which were compressed or "
+                "resized since: its accuracy on them says little"
             )
     return learned
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from fer import CLASSES, Normalization, UserError
 from fer.text import counted
@@ -87,8 +88,20 @@ class Faces:
     @property
     def hashes(self) -> torch.Tensor:
         """int64 N, equal for equal images and, almost certainly, different for others."""
-        halves = np.frombuffer(b"".join(digests(self.images)), dtype="<i8").reshape(-1, 2)
-        return torch.from_numpy(halves[:, 0].astype(np.int64))
+        return first_halves(digests(self.images))
+
+    @property
+    def thumbnail_hashes(self) -> torch.Tensor:
+        """int64 N, equal for most pictures that were compressed or resized, and for few others.
+
+        Of the average hash, 8×8 pixels that are brighter than their mean or not (Krawetz 2011,
+        "Looks like it"); hashed again, since it shows an outline of the face.
+        """
+        bits = []
+        for part in self.images.split(1024):
+            thumbnails = F.adaptive_avg_pool2d(part.float(), 8)
+            bits.append((thumbnails > thumbnails.mean((2, 3), keepdim=True)).to(torch.uint8))
+        return first_halves(digests(torch.cat(bits)))
 
     @property
     def labeled(self) -> bool:
@@ -100,6 +113,12 @@ def digests(images: torch.Tensor) -> list[bytes]:
     than the images.
     """
     return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.numpy()]
+
+
+def first_halves(digests_of_images: list[bytes]) -> torch.Tensor:
+    """int64 N of N digests."""
+    halves = np.frombuffer(b"".join(digests_of_images), dtype="<i8").reshape(-1, 2)
+    return torch.from_numpy(halves[:, 0].astype(np.int64))
 
 
 def stratified(

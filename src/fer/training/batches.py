@@ -21,9 +21,9 @@ class TrainingFaces:
     """Training and validation faces, on the device or, if they do not fit there, on the host.
 
     images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images: uint8 M×1×H×W.
-    val_labels: int64 M, always on the device. normalize: fitted on the training faces. learned:
-    int64, the training faces' hashes. val_hash: SHA-256 of the validation images. fingerprint:
-    SHA-256 of all faces and labels; a resumed training must find the same.
+    val_labels: int64 M, always on the device. normalize: fitted on the training faces. hashes,
+    thumbnail_hashes: of the training faces. val_hash: SHA-256 of the validation images.
+    fingerprint: SHA-256 of all faces and labels; a resumed training must find the same.
     """
 
     images: Tensor
@@ -32,7 +32,8 @@ class TrainingFaces:
     val_labels: Tensor
     normalize: Normalize
     data: Data
-    learned: Tensor
+    hashes: Tensor
+    thumbnail_hashes: Tensor
     val_hash: str
     fingerprint: str
 
@@ -75,7 +76,8 @@ class TrainingFaces:
             val_labels=validation.labels.to(device),
             normalize=Normalize.fit(data.normalize, training.images),
             data=data,
-            learned=training.hashes,
+            hashes=training.hashes,
+            thumbnail_hashes=training.thumbnail_hashes,
             val_hash=validation.hash,
             fingerprint=digest.hexdigest(),
         )

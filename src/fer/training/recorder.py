@@ -64,7 +64,8 @@ class Recorder:
                 "labels": faces.val_labels.cpu(),
                 "images": faces.val_hash,
             },
-            "training_faces": faces.learned,
+            "training_faces": faces.hashes,
+            "training_thumbnails": faces.thumbnail_hashes,
         }
         self.waiting_best = (network, contents)
 

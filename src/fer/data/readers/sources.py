@@ -410,7 +410,8 @@ def candidates(folder: Path, files: Sequence[Path], tables: Sequence[Path]) -> d
     if parquets:
         readers[next(iter(parquets.values()))[0]] = lambda wanted: parquet_source(parquets, wanted)
     classes = [inner for inner in subfolders(folder) if is_class(inner)]
-    if len(classes) > 1 and not split_folders(folder) and not lists:
+    are_classes = len(classes) > 1 or any(emotion(inner.name) for inner in classes)
+    if are_classes and not split_folders(folder) and not lists:
         readers[folder] = lambda wanted: folders_source(folder, {"train": folder}, tables, wanted)
     return readers
 
