@@ -622,15 +622,15 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/reproduce",
         description="Train the published systems and write their figures into the pages. Words "
-        "KEY=VALUE go to every training; with other keys than data.path and device the figures are "
+        "KEY=VALUE go to every run; with other keys than data.path and device the figures are "
         "printed and not written, since they are not the recipe's.",
     )
     parser.add_argument("rows", nargs="*", metavar="SYSTEM|KEY=VALUE", help=", ".join(BY_NAME))
     parser.add_argument("--data", default="data", help="the folder of FER2013, or its CSV file")
-    parser.add_argument("--runs", default="runs/systems", help="the folder of the trainings")
+    parser.add_argument("--runs", default="runs/systems", help="the folder of the runs")
     parser.add_argument("--seeds", help="such as 0,1,2; by default those that a row needs")
-    parser.add_argument("--jobs", type=int, help="trainings at a time; 3 on a GPU, else 1")
-    parser.add_argument("--minutes", type=float, help="time for the trainings")
+    parser.add_argument("--jobs", type=int, help="runs at a time; 3 on a GPU, else 1")
+    parser.add_argument("--minutes", type=float, help="time for the runs")
     parser.add_argument("--private", metavar="FOLDER", help="write submissions for its test.csv")
     parsed = parser.parse_intermixed_args(given)
     parsed.words = [word for word in parsed.rows if "=" in word]

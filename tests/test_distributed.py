@@ -178,7 +178,7 @@ def test_a_process_whose_memory_runs_out_says_so_itself(tmp_path):
     codes, out = in_two(tmp_path, *train, before=fill_the_memory_of_the_second)
     assert codes == [2, 2], out
     assert "fer: process 1: out of memory on cpu at train.batch_size=128; halve it" in out
-    assert "fer: another process of this training has ended; see its message" in out
+    assert "fer: another process of this run has ended; see its message" in out
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_a_save_is_on_the_disk_before_its_name_and_its_name_after(tmp_path, monk
 
 
 def test_a_second_training_in_a_run_folder_is_refused_until_the_first_has_ended(tmp_path):
-    message = "another training is writing to it; wait, or choose another"
+    message = "another run is writing to it; wait, or choose another"
     with run.lock(tmp_path), pytest.raises(UserError, match=message), run.lock(tmp_path):
         pass
     with pytest.raises(KeyError), run.lock(tmp_path):
@@ -150,7 +150,7 @@ def test_a_killed_training_leaves_no_lock(tmp_path):
             time.sleep(60)
             os._exit(1)
     assert os.read(ready, 1) == b"x"
-    with pytest.raises(UserError, match="another training"), run.lock(tmp_path):
+    with pytest.raises(UserError, match="another run"), run.lock(tmp_path):
         pass
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -193,9 +193,7 @@ def test_a_running_training_holds_the_lock(fer, tmp_path):
     with run.lock(tmp_path / "r"):
         code, _, err = fer("train", "resume=r", "train.epochs=2")
     assert (
-        code == 2
-        and "run folder r: another training is writing to it" in err
-        and err.count("\n") == 1
+        code == 2 and "run folder r: another run is writing to it" in err and err.count("\n") == 1
     )
     assert fer("train", "resume=r", "train.epochs=2")[0] == 0
     starts = list(yaml.safe_load_all((tmp_path / "r" / "environment.yaml").read_text()))

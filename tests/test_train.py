@@ -863,7 +863,7 @@ def test_a_run_is_locked_before_it_is_read(fer, tmp_path):
     (tmp_path / "r" / "last.pt").write_bytes(b"half of a checkpoint")
     with lock("r"):
         code, _, err = fer("train", "resume=r", "train.epochs=2")
-    assert code == 2 and "another training is writing to it" in err
+    assert code == 2 and "another run is writing to it" in err
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train a network and write a run folder",
     "predict": "label faces and write a submission",
     "evaluate": "measure accuracy on a labeled split, with intervals and paired tests",
-    "curves": "plot the learning rate and all else that a training would change over time",
+    "curves": "plot the learning rate and everything else that a run would change over time",
     "report": "make pictures and tables of a run, or compare several",
     "explain": "show what a network looks at in a face, and what its filters respond to",
     "app": "try networks in the browser, with photos or the camera",

@@ -196,7 +196,7 @@ def lock(folder: str | Path) -> Iterator[None]:
                     stale.unlink()
         except BlockingIOError:
             raise UserError(
-                f"run folder {folder}: another training is writing to it; wait, or choose another"
+                f"run folder {folder}: another run is writing to it; wait, or choose another"
             ) from None
         except (AttributeError, OSError):  # Windows, or a file system without locks
             pass

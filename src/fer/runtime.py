@@ -373,7 +373,7 @@ def others_named() -> Iterator[None]:
         if not in_processes() or not of_another:
             raise
         raise UserError(
-            "another process of this training has ended; see its message, then use resume="
+            "another process of this run has ended; see its message, then use resume="
         ) from None
 
 

@@ -95,7 +95,7 @@ def check_warmup(key: str, node: dict, epochs: int) -> None:
     warmup = node.get("warmup", 0)
     if isinstance(warmup, int | float) and warmup and warmup >= epochs:
         raise UserError(
-            f"{key}.warmup={warmup:g}: lasts as long as the training or longer, so that the curve "
+            f"{key}.warmup={warmup:g}: lasts as long as the run or longer, so that the curve "
             f"itself is never reached; set it below train.epochs={epochs}"
         )
 
