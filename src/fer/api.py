@@ -27,7 +27,7 @@ from fer.runtime import Interrupted, pick_device
 
 __all__ = ["Classifier", "Faces", "UserError", "find_faces", "history", "load", "train"]
 
-# Trainings seed torch's generators, of which a process has one set.
+# Training seeds torch's generators, of which a process has one set.
 ONE_AT_A_TIME = threading.Lock()
 
 
@@ -99,7 +99,7 @@ def train(run: str | Path, *overrides: str) -> Path:
 
     It works in any thread and inside a program that uses Hydra itself: Hydra's state, torch's
     random numbers and its settings stay as they are. If two calls overlap, the second waits. Raises
-    KeyboardInterrupt if the training was interrupted; everything is saved then, and
+    KeyboardInterrupt if training was interrupted; everything is saved then, and
     `fer train resume=` continues it.
     """
     with ONE_AT_A_TIME, torch_as_it_was():

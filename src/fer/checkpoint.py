@@ -91,7 +91,7 @@ class Checkpoint:
     ) -> Data:
         """Its data, with the keys of `overrides` in place of its own.
 
-        whole: leave out the training's `limit`. used_whole: do not split a single file, or data
+        whole: ignore the run's `limit`. used_whole: do not split a single file, or data
         other than its own, that is given as data.path, since nothing is trained on it. size: the
         side to read its faces at, in pixels; None: that of the training.
         """
@@ -373,7 +373,7 @@ def blame(path: str | Path) -> Iterator[None]:
 
 def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
     """The config of the run that `resume` names with the `given_keys` of `values` merged into it,
-    and the contents of its last.pt. Raises UserError for keys that would make it another training.
+    and the contents of its last.pt. Raises UserError for keys that would make it another run.
     """
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":

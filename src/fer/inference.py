@@ -203,7 +203,7 @@ class Ensemble:
         """This ensemble with weights chosen on the validation faces of `data`, and what to print:
         each member's contribution, or why it is not shown.
 
-        select: `uniform` or `greedy`. own_data: `data` is that of the members' trainings. Without
+        select: `uniform` or `greedy`. own_data: the members were trained on `data`. Without
         data, as for photos, or if it has no validation faces, those of the first member are used.
         Nothing is chosen or shown if a member was validated on other faces: it may have learned
         these.

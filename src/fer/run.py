@@ -30,9 +30,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-# What a training writes.
+# What fer train writes.
 FILES = ("config.yaml", "environment.yaml", "history.csv", "best.pt", "last.pt")
-BEFORE_SAVE = ("config.yaml", "environment.yaml")  # written when a training starts
+BEFORE_SAVE = ("config.yaml", "environment.yaml")  # written when training starts
 LOCK = ".lock"
 # The columns of history.csv that measure time, not training.
 TIMES = ("epoch", "seconds", "images_per_second")
@@ -124,7 +124,7 @@ def os_errors_refused(what: str, remedy: str) -> Iterator[None]:
 
 def create(path: str | None, name: str) -> Path:
     """A new run folder; runs/<date>_<time>_<name> if `path` is None. Raises UserError for one that
-    holds something, other than what a killed training left before its first save.
+    holds something, other than what a killed run left before its first save.
     """
     stem = f"runs/{time.strftime('%Y-%m-%d_%H-%M-%S')}_{name}"
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
@@ -144,8 +144,8 @@ def create(path: str | None, name: str) -> Path:
 
 
 def is_unused(folder: Path) -> bool:
-    """Is the folder empty, or holds only what a training left that was killed before its first
-    save? Without locks, on Windows, that training may still be running.
+    """Is the folder empty, or holds only what a run left that was killed before its first save?
+    Without locks, on Windows, that run may still be going on.
     """
     names = {entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")}
     left = fcntl is not None and LOCK in names and names <= {LOCK, *BEFORE_SAVE}
@@ -206,8 +206,8 @@ def lock(folder: str | Path) -> Iterator[None]:
 def write_environment(
     folder: Path, data_hash: str, overrides: list[str], machine: dict[str, Any], data: str = ""
 ) -> None:
-    """Append to environment.yaml what the training depends on besides its config, a document for
-    each start.
+    """Append to environment.yaml what the run depends on besides its config, a document for each
+    start.
 
     overrides: the words KEY=VALUE of the command line; of a sweep, those of this job. machine:
     device, number format and the like, see runtime.describe. data: what was taken for what, in

@@ -170,7 +170,7 @@ class Stream(enum.IntEnum):
 def seed_of(stream: Stream, seed: int, epoch: int = 0, step: int = 0, rank: int = 0) -> int:
     """The seed of a stream at a step of training, below 2^63. No two steps share one.
 
-    It depends on these numbers alone, so a resumed training draws the same numbers. `seed`
+    It depends on these numbers alone, so a resumed run draws the same numbers. `seed`
     comes last, since SeedSequence splits a large number into several and pads with zeros.
     """
     place = (int(stream), epoch, step, rank, seed)
@@ -243,7 +243,7 @@ def trace_of(profiler: torch.profiler.profile) -> bytes:
 
 
 def describe(device: torch.device, computed_in: Format) -> dict[str, object]:
-    """What the results and the speed of a training depend on, for environment.yaml."""
+    """What the results and the speed of a run depend on, for environment.yaml."""
     values: dict[str, object] = {
         "device": device.type,
         "number_format": computed_in,

@@ -4,7 +4,7 @@ curve(epoch, epochs, history) returns the factor by which the learning rate, the
 strength of an augmentation is multiplied. All curves are pure functions of these arguments:
 
 epoch: time since the start, in epochs; 2.5 is halfway through the third epoch.
-epochs: planned length of the training.
+epochs: planned length of the run.
 history: validation accuracies (0 to 1) of the finished epochs.
 """
 
@@ -73,7 +73,7 @@ class Cosine(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class OneCycle(Curve):
-    """From `start` up to 1 during the first `rise` of the training, then down to `final`: two half
+    """From `start` up to 1 during the first `rise` of the epochs, then down to `final`: two half
     cosines (Smith 2018).
     """
 

@@ -1,4 +1,4 @@
-"""fer curves: what a training would change over time, plotted without training, data or weights."""
+"""fer curves: what a run would change over time, plotted without training, data or weights."""
 
 from pathlib import Path
 

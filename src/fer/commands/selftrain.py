@@ -57,9 +57,9 @@ def self_train(
     out: Path,
 ) -> list[list]:
     """Train on the faces whose labels are `known` (bool N), then in each round on these and on the
-    network's surest predictions of the others; returns a row of results for each training.
+    network's surest predictions of the others; returns a row of results for each run.
 
-    Each training has its run folder in `out`: it is resumed if it was interrupted, and only read if
+    Each run has its folder in `out`: it is resumed if it was interrupted, and only read if
     it is complete.
     """
     labeled, unlabeled = train.take(known), train.take(~known)

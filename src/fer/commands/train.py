@@ -1,4 +1,4 @@
-"""fer train: one training, new or resumed, or the runs of a sweep resumed in turn."""
+"""fer train: one run, new or resumed, or the runs of a sweep resumed in turn."""
 
 import contextlib
 import shlex
@@ -83,7 +83,7 @@ def resume_sweep(sweep: Path, values: dict, overrides: dict[str, str]) -> float:
 
 
 def run_one(values: dict, overrides: dict[str, str]) -> float:
-    """One training, new or resumed; returns its best validation accuracy."""
+    """One run, new or resumed; returns its best validation accuracy."""
     with runtime.processes_left(), contextlib.ExitStack() as held:
         saved = None
         if values.get("resume"):

@@ -264,9 +264,7 @@ def modules_named(values: dict) -> list[str]:
 
 
 def trust_override(values: dict) -> str:
-    """What a command that opens such a training's checkpoint needs besides: ` trust=mylab`, or
-    nothing.
-    """
+    """What a command must add to open the checkpoint of such a run: ` trust=mylab`, or nothing."""
     modules = modules_named(values)
     if len(modules) > 1:
         return f" 'trust=[{','.join(modules)}]'"

@@ -1,4 +1,4 @@
-"""How long a training takes, and how fast it is."""
+"""How long a run takes, and how fast it trains."""
 
 import time
 from collections import Counter

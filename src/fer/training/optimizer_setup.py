@@ -1,4 +1,4 @@
-"""Sets up the optimizer of a training: builds it for a device, saves and restores its state.
+"""Sets up the optimizer of a run: builds it for a device, saves and restores its state.
 
 The optimizers themselves are classes of torch.optim and fer.optim.
 """

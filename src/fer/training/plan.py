@@ -1,5 +1,5 @@
-"""The schedule of a training: the value of every curve and the seeds at every step. It depends on
-the config and the validation history alone.
+"""The schedule of a run: the value of every curve and the seeds at every step. It depends on the
+config and the validation history alone.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,5 @@
-"""What a training leaves in its run folder and prints: an epoch's line, history.csv, best.pt and
-last.pt, TensorBoard's scalars.
+"""What a run writes and prints: the line of an epoch, history.csv, best.pt and last.pt,
+TensorBoard's scalars.
 """
 
 import os
@@ -19,7 +19,7 @@ from fer.training.batches import TrainingFaces
 
 
 class Recorder:
-    """Records one training into `folder`. writer: TensorBoard's, if any."""
+    """Records one run in `folder`. writer: TensorBoard's, if any."""
 
     def __init__(self, folder: Path, cfg: config.TrainConfig, writer: Any = None):
         self.folder = folder

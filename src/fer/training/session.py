@@ -1,4 +1,4 @@
-"""A training in its run folder: made or resumed, locked, described in files, and its first lines
+"""A training run and its folder: created or resumed, locked, described in files, its first lines
 printed.
 """
 
@@ -24,8 +24,8 @@ MOVE_AWAY = "put the run's own back or move this one away, then resume"
 
 
 def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: Data) -> float:
-    """The best validation accuracy of a training on `data` in `folder`, which is begun, resumed or,
-    where it is complete, only loaded. Raises UserError where it had other settings.
+    """Train on `data` in the run folder `folder`; returns the best validation accuracy. The run is
+    started or resumed; a complete one is only loaded. Raises UserError if it had other settings.
     """
     own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
     own.run = str(folder)
@@ -89,9 +89,9 @@ def place_of_best(trainer: Trainer) -> tuple[int, float]:
 
 
 def refuse_other_best(folder: Path, trainer: Trainer) -> None:
-    """Refuse a best.pt that is not of the training that is resumed in `folder`: other commands
-    would use its weights. One of an epoch after the last.pt was saved after a failure; one that
-    cannot be read is used by no command.
+    """Refuse a best.pt of another run than the one that is resumed in `folder`: other commands
+    would use its weights. A best.pt of a later epoch than last.pt is accepted: it was saved after a
+    failure. So is an unreadable one, which no command uses.
     """
     path = folder / "best.pt"
     if not path.is_file():
@@ -151,14 +151,14 @@ def fit_in_folder(trainer: Trainer, overrides: list[str] | None = None) -> Path:
 
 @contextlib.contextmanager
 def new_folder(path: str | None, name: str) -> Iterator[Path]:
-    """A new run folder, locked. A training that fails before its first save leaves no files there,
-    since it could not be resumed from them.
+    """A new run folder, locked. A run that fails before its first save leaves no files there, since
+    it could not be resumed from them.
     """
     was_there = path is not None and Path(path).is_dir()
     folder = create(path, name)
     with lock(folder):
         try:
-            for file in BEFORE_SAVE:  # of a training that was killed
+            for file in BEFORE_SAVE:  # of a run that was killed
                 (folder / file).unlink(missing_ok=True)
             yield folder
         except BaseException:

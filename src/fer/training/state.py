@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def collect(trainer: "Trainer", record: torch.Tensor) -> dict[str, Any]:
-    """The state of a training. record: float64 steps×2, see Step.record, over all processes."""
+    """The state of a run. record: float64 steps×2, see Step.record, over all processes."""
     state = {
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -36,7 +36,7 @@ def collect(trainer: "Trainer", record: torch.Tensor) -> dict[str, Any]:
 
 def restore(trainer: "Trainer", contents: dict[str, Any], path: Path) -> None:
     """Continue where the last.pt at `path`, which has these contents, stopped. Raises UserError if
-    they do not fit the training.
+    they do not fit the run.
     """
     load_weights(trainer.network.model, contents["model"], path)
     try:
@@ -76,7 +76,7 @@ def restore_state(trainer: "Trainer", state: dict[str, Any], path: Path) -> None
 
 
 def check_place(trainer: "Trainer", state: dict[str, Any], path: Path) -> None:
-    """Refuse a place that this training cannot be at; ValueError if the file was changed."""
+    """Refuse an epoch or step that this run cannot be at; ValueError if the file was changed."""
     for row in trainer.history:
         if not all(isinstance(row[name], int | float) for name in ("epoch", "val_accuracy")):
             raise ValueError

@@ -45,9 +45,9 @@ EVAL_BATCH = 512  # faces
 
 
 class Trainer:
-    """One training, new or resumed.
+    """One training run, new or resumed.
 
-    While it runs, these change: the weights, the optimizer, `history`; and within an epoch `step`,
+    During the run, these change: the weights, the optimizer, `history`; and within an epoch `step`,
     `watch` and the record of the steps. state.py saves exactly these.
     """
 
@@ -117,7 +117,7 @@ class Trainer:
         """Build what the config describes, except the data. classes: of the data; None: unknown."""
         cfg = self.cfg
         torch.manual_seed(seed_of(Stream.WEIGHTS, cfg.seed))
-        # A resumed training has its weights; the file that it started from may be gone.
+        # A resumed run has its weights; the file that it started from may be gone.
         node = without_weights(cfg.model) if cfg.resume else cfg.model
         model = config.build("model", node).to(self.device)
         if cfg.start and not cfg.resume:

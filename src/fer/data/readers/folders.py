@@ -24,7 +24,7 @@ def read_folder(path: Path, side: int = 48) -> Table:
     folders = subfolders(path)
     if not folders:
         return read_pictures(path, image_files(path), None, NO_STRINGS, side)
-    # Empty folders too: their classes are known, and a training says that it has no face of them.
+    # Empty folders too: their classes are known, and fer train says that it has no face of them.
     named = {folder.name: class_of(folder) for folder in folders}
     order = {name: number for number, name in enumerate(in_order({*named.values()}))}
     pictures = []
