@@ -29,7 +29,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         monkeypatch.setattr(torch, "__version__", version)
-        runtime.say_once.cache_clear()
+        runtime.warn_once.cache_clear()
 
     return make
 
@@ -148,7 +148,7 @@ def test_no_two_places_share_a_seed():
     ],
 )
 def test_memory_that_runs_out_is_told_with_the_batch_size(error):
-    named = runtime.memory_named(CPU, "train.batch_size=128")
+    named = runtime.reporting_out_of_memory(CPU, "train.batch_size=128")
     with (
         pytest.raises(UserError, match=r"out of memory on cpu at train\.batch_size=128; halve it"),
         named,
@@ -157,7 +157,7 @@ def test_memory_that_runs_out_is_told_with_the_batch_size(error):
 
 
 def test_another_error_is_not_taken_for_memory():
-    with pytest.raises(RuntimeError, match="another"), runtime.memory_named(CPU, "x"):
+    with pytest.raises(RuntimeError, match="another"), runtime.reporting_out_of_memory(CPU, "x"):
         raise RuntimeError("another")
 
 

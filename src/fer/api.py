@@ -102,7 +102,7 @@ def train(run: str | Path, *overrides: str) -> Path:
     KeyboardInterrupt if training was interrupted; everything is saved then, and
     `fer train resume=` continues it.
     """
-    with ONE_AT_A_TIME, torch_as_it_was():
+    with ONE_AT_A_TIME, preserving_torch_state():
         try:
             call("train", [*overrides, f"run={run}"])
         except Interrupted:
@@ -111,7 +111,7 @@ def train(run: str | Path, *overrides: str) -> Path:
 
 
 @contextmanager
-def torch_as_it_was() -> Iterator[None]:
+def preserving_torch_state() -> Iterator[None]:
     """After the context, torch's random numbers and the environment are as they were before."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     environment = dict(os.environ)

@@ -41,7 +41,7 @@ class Checkpoint:
         """trust: modules whose code its config may name besides this project's own."""
         contents = load_checkpoint(path)
         values = saved_config(contents["config"], contents, path)
-        with blame(path):
+        with reporting_config_errors(path):
             own = config.check("train", values, trust)
             settings = settings_in_force(path, contents, own, trust)
             check_outputs(settings.model, contents["classes"])
@@ -72,7 +72,7 @@ class Checkpoint:
     def network(self, device: torch.device) -> Network:
         """Its network, in evaluation mode."""
         cpu_batch = check_fit(self.settings.model, self.contents["model"], self.path)
-        with blame(self.path):
+        with reporting_config_errors(self.path):
             model = config.build("model", layer_table.without_weights(self.settings.model))
         load_weights(model, self.contents["model"], self.path)
         normalize = Normalize(**self.contents["normalization"])
@@ -323,7 +323,7 @@ def check_fit(node: dict, weights: dict, path: Path) -> int:
     """
     if not node["_target_"].startswith("fer."):
         return CPU_BATCH
-    with blame(path):
+    with reporting_config_errors(path):
         model = layer_table.build(node)
     expected = {name: shape_and_kind(tensor) for name, tensor in model.state_dict().items()}
     stored = {name: shape_and_kind(tensor) for name, tensor in weights.items()}
@@ -363,7 +363,7 @@ def load_weights(
 
 
 @contextlib.contextmanager
-def blame(path: str | Path) -> Iterator[None]:
+def reporting_config_errors(path: str | Path) -> Iterator[None]:
     """Within the context, UserErrors blame the config in the file `path`."""
     try:
         yield

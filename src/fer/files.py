@@ -30,7 +30,7 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
     device and an open descriptor such as /dev/stdout are written to directly. Raises UserError if
     anything else stands there or a CSV of faces, and if the system refuses.
     """
-    with told_of(path):
+    with reporting_write_errors(path):
         descriptor = own_descriptor(path)
         if descriptor is not None or is_stream(Path(path)):
             content = io.BytesIO()  # what is saved may seek
@@ -40,7 +40,7 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
             return
         target = Path(os.path.realpath(path))
         refuse_other_kinds(target, path)
-        spare_faces(path)
+        refuse_face_csv(path)
         replace(target, save)
 
 
@@ -123,7 +123,7 @@ def refuse_other_kinds(target: Path, path: str | Path) -> None:
         raise UserError(f"{path}: is a folder or a special file; choose another name")
 
 
-def spare_faces(path: str | Path) -> None:
+def refuse_face_csv(path: str | Path) -> None:
     """Refuse to overwrite a CSV of faces: it is someone's data set, and may be their only copy."""
     target = Path(os.path.realpath(path))
     if not target.is_file():
@@ -134,7 +134,7 @@ def spare_faces(path: str | Path) -> None:
         raise UserError(f"{path}: holds faces, which this would overwrite; choose another name")
 
 
-def spare_foreign(path: str | Path, mark: bytes, remedy: str) -> None:
+def refuse_foreign(path: str | Path, mark: bytes, remedy: str) -> None:
     """Refuse to overwrite a file that does not hold the mark of those that fer writes there."""
     target = Path(os.path.realpath(path))
     if target.is_file() and mark not in target.read_bytes():
@@ -142,7 +142,7 @@ def spare_foreign(path: str | Path, mark: bytes, remedy: str) -> None:
 
 
 @contextlib.contextmanager
-def told_of(path: str | Path) -> Iterator[None]:
+def reporting_write_errors(path: str | Path) -> Iterator[None]:
     """Within the context an OSError of a write to `path` becomes a UserError."""
     try:
         yield

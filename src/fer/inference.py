@@ -17,7 +17,7 @@ from fer.augment import ten_crops
 from fer.checkpoint import Checkpoint, find_checkpoints
 from fer.data.faces import Data, Faces
 from fer.models.network import Network
-from fer.runtime import memory_named
+from fer.runtime import reporting_out_of_memory
 from fer.text import wrapped
 
 ROUNDS = 50  # of greedy selection
@@ -194,7 +194,7 @@ class Ensemble:
         if member.path not in self.networks:
             self.networks[member.path] = member.network(self.device)
         network = self.networks[member.path]
-        with memory_named(self.device, f"batch_size={self.batch_size}"):
+        with reporting_out_of_memory(self.device, f"batch_size={self.batch_size}"):
             return probabilities(network, faces.images, self.batch_size, self.tta)
 
     def weighted(

@@ -62,7 +62,7 @@ def launch(command: str, args: list[str]) -> int:
     version.setbase("1.3")
     try:
         if needs_hydras_launcher(options):
-            with logs_quiet(options):
+            with quiet_logs(options):
                 _run_hydra(options, get_args_parser(), jobs.run, str(config_dir()), command)
         else:
             with composed(command, options.overrides) as config_of_job:
@@ -96,7 +96,7 @@ def needs_hydras_launcher(options: Namespace) -> bool:
 
 
 @contextlib.contextmanager
-def logs_quiet(options: Namespace) -> Iterator[None]:
+def quiet_logs(options: Namespace) -> Iterator[None]:
     """Within the context launchers and sweepers log warnings only, since each job prints a line
     itself. What --info prints is a log too.
     """
@@ -280,7 +280,7 @@ def call(command: str, overrides: list[str]) -> None:
 @contextlib.contextmanager
 def composed(command: str, overrides: list[str]) -> Iterator[DictConfig]:
     """The config of a single job. Within the context Hydra is as its own launcher leaves it."""
-    with hydra_set_aside(), initialize_config_dir(str(config_dir()), "fer", version_base="1.3"):
+    with fresh_hydra(), initialize_config_dir(str(config_dir()), "fer", version_base="1.3"):
         values = compose(command, overrides, return_hydra_config=True)
         HydraConfig.instance().set_config(values)
         with flag_override(values, ["readonly", "struct"], False):
@@ -289,7 +289,7 @@ def composed(command: str, overrides: list[str]) -> Iterator[DictConfig]:
 
 
 @contextlib.contextmanager
-def hydra_set_aside() -> Iterator[None]:
+def fresh_hydra() -> Iterator[None]:
     """Within the context Hydra is as new; afterwards it is as it was before."""
     app, settings, base = (
         GlobalHydra.instance(),

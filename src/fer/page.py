@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from fer.files import spare_foreign, told_of, write_text
+from fer.files import refuse_foreign, reporting_write_errors, write_text
 
 # CSS pixels per picture pixel: text of 6.5 points at 150 dpi is then 8.4 CSS pixels high.
 LEGIBLE = 0.62
@@ -57,11 +57,11 @@ def write_page(out: Path, title: str, lead: tuple[str, ...], parts: list[Part], 
     )
 
 
-def spare_page(out: Path) -> None:
+def refuse_foreign_page(out: Path) -> None:
     """Refuse a folder whose index.html is of another program, before any work."""
     page = out / "index.html"
-    with told_of(page):
-        spare_foreign(page, MARK, "choose another folder with out=")
+    with reporting_write_errors(page):
+        refuse_foreign(page, MARK, "choose another folder with out=")
 
 
 def width_of(png: Path) -> int:

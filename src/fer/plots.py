@@ -24,7 +24,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from fer import UserError
-from fer.files import spare_foreign, told_of, write
+from fer.files import refuse_foreign, reporting_write_errors, write
 from fer.text import counted, percent
 
 if TYPE_CHECKING:
@@ -717,8 +717,8 @@ def _figure(
     kind = path.suffix[1:].lower()
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"{path}: the name of a picture must end in .png, .svg or .pdf")
-    with told_of(path):
-        spare_foreign(path, b"Matplotlib", "choose another place for it with out=")
+    with reporting_write_errors(path):
+        refuse_foreign(path, b"Matplotlib", "choose another place for it with out=")
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A class name may be in a script that the font lacks; matplotlib then draws boxes.
         warnings.filterwarnings("ignore", "Glyph")

@@ -23,7 +23,7 @@ import yaml
 from fer import PICTURE_ENDINGS, VIDEO_ENDINGS, UserError, __version__
 from fer.data.readers import archives
 from fer.data.readers.pictures import UNREAD
-from fer.files import regular, spare_faces, write, write_text
+from fer.files import refuse_face_csv, regular, write, write_text
 
 try:
     import fcntl
@@ -102,8 +102,8 @@ def refuse_overwriting(*paths: str | Path | None) -> None:
             raise UserError(f"{path}: would overwrite a run's own file; choose another name")
         if target.name.lower().endswith(DATA_ENDINGS) and target.is_file():
             raise UserError(f"{path}: may be a data set or a photo; choose another name")
-        with os_errors_refused(f"{path}: cannot be read", "choose another name"):
-            spare_faces(path)
+        with reporting_os_errors(f"{path}: cannot be read", "choose another name"):
+            refuse_face_csv(path)
 
 
 def tell_if_replaced(path: Path) -> None:
@@ -114,7 +114,7 @@ def tell_if_replaced(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def os_errors_refused(what: str, remedy: str) -> Iterator[None]:
+def reporting_os_errors(what: str, remedy: str) -> Iterator[None]:
     """Within the context an OSError becomes a UserError: `what`, the reason, the `remedy`."""
     try:
         yield
@@ -130,7 +130,7 @@ def create(path: str | None, name: str) -> Path:
     numbered = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
     for folder in map(Path, [path] if path else numbered):
         with (
-            os_errors_refused(f"run={folder}: cannot be made", "choose another place"),
+            reporting_os_errors(f"run={folder}: cannot be made", "choose another place"),
             contextlib.suppress(FileExistsError),
         ):
             folder.mkdir(parents=True)
@@ -153,7 +153,7 @@ def is_unused(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def folders_made(*paths: Path) -> Iterator[None]:
+def output_folders(*paths: Path) -> Iterator[None]:
     """Within the context the folders are there, made with those above them where they are missing.
     If it ends by a refusal or a signal, those that were made and are still empty are removed.
     """
@@ -172,7 +172,7 @@ def folders_made(*paths: Path) -> Iterator[None]:
 
 def make_folder(path: Path) -> Path:
     """The folder, made if it is missing: for pictures, which may replace older ones."""
-    with os_errors_refused(f"{path}: cannot be made", "choose another place"):
+    with reporting_os_errors(f"{path}: cannot be made", "choose another place"):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -187,7 +187,7 @@ def lock(folder: str | Path) -> Iterator[None]:
         if file.exists() and not file.is_file():
             raise UserError(f"{file}: is not a regular file, so no run can use it; remove it")
     with contextlib.ExitStack() as held:
-        with os_errors_refused(f"run folder {folder}: cannot be written to", "choose another"):
+        with reporting_os_errors(f"run folder {folder}: cannot be written to", "choose another"):
             opened = held.enter_context(Path(folder, LOCK).open("a"))
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

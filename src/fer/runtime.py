@@ -55,7 +55,7 @@ def pick_device(name: str) -> torch.device:
             name = "mps"
         else:
             if torch.backends.mps.is_available():
-                say_once(f"{reason}; using the CPU")
+                warn_once(f"{reason}; using the CPU")
             name = "cpu"
     kind, _, number = name.partition(":")
     if kind == "cpu":
@@ -94,7 +94,7 @@ def mps_lacks() -> str | None:
 
 
 @functools.cache
-def say_once(line: str) -> None:
+def warn_once(line: str) -> None:
     """Print a line on standard error, the first time only."""
     print(line, file=sys.stderr, flush=True)
 
@@ -139,7 +139,7 @@ def choose_format(device: torch.device, precision: Precision = "auto") -> Format
     if precision == "auto":
         return natural
     if not computes_in(device, precision):
-        say_once(
+        warn_once(
             f"train.precision={precision}: this {device.type} device only emulates {precision}, "
             f"which is slow; train.precision=auto uses {natural}"
         )
@@ -294,7 +294,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_named(device: torch.device, batch: str) -> Iterator[None]:
+def reporting_out_of_memory(device: torch.device, batch: str) -> Iterator[None]:
     """Within the context running out of memory raises UserError, naming `batch`: a key and its
     value.
     """
@@ -341,7 +341,7 @@ def join_processes(device: torch.device) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def processes_left() -> Iterator[None]:
+def closing_connections() -> Iterator[None]:
     """After the context the connections that join_processes opened are closed: once all processes
     are done, or at once if this one fails.
     """
@@ -363,12 +363,12 @@ def all_reduce(values: Tensor, how: str) -> Tensor:
 
 
 @contextlib.contextmanager
-def others_named() -> Iterator[None]:
+def reporting_lost_processes() -> Iterator[None]:
     """Within the context a lost connection to another process raises UserError."""
     try:
         yield
     except RuntimeError as error:  # DistBackendError and what gloo raises
-        # The connections may be closed by now: processes_left() does so.
+        # The connections may be closed by now: closing_connections() does so.
         of_another = re.search(r"gloo|NCCL|[Cc]onnection|peer|[Tt]imed out", str(error))
         if not in_processes() or not of_another:
             raise

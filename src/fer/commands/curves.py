@@ -6,7 +6,7 @@ import pandas as pd
 
 from fer import config, plots
 from fer.layer_table import build
-from fer.run import folders_made, tell_if_replaced
+from fer.run import output_folders, tell_if_replaced
 from fer.text import counted
 from fer.training.curves import build_curves
 
@@ -26,7 +26,7 @@ def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
             columns[name] = [full * curve(time, epochs) for time in times]
     if columns:
         tell_if_replaced(Path(cfg.out))
-        with folders_made(Path(cfg.out).parent):
+        with output_folders(Path(cfg.out).parent):
             plots.schedules(pd.DataFrame({"epoch": times} | columns), list(columns), Path(cfg.out))
         print(f"{', '.join(columns)} over {counted(epochs, 'epoch')}: {cfg.out}")
     if waiting:

@@ -14,7 +14,7 @@ from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
 from fer.files import regular, write_text
 from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
-from fer.run import PRIVATE_LOG, make_folder, os_errors_refused
+from fer.run import PRIVATE_LOG, make_folder, reporting_os_errors
 from fer.runtime import pick_device
 from fer.text import aligned, counted, wrapped
 
@@ -137,7 +137,7 @@ def log_evaluation(member: Checkpoint, split: str, tta: str, data: Data, accurac
         "accuracy": accuracy,
     }
     with (
-        os_errors_refused(f"{file}: cannot be written", "make the folder writable"),
+        reporting_os_errors(f"{file}: cannot be written", "make the folder writable"),
         FileLock(folder / f".{PRIVATE_LOG}.lock"),
     ):
         earlier = []

@@ -20,7 +20,7 @@ from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
 from fer.models.network import Network, crop_or_enlarge
 from fer.progress import Steps
-from fer.run import folders_made, write_csv, write_text
+from fer.run import output_folders, write_csv, write_text
 from fer.runtime import pick_device
 
 MAP_BATCH = 4  # faces whose maps are computed at once
@@ -47,7 +47,7 @@ def run(cfg: config.ExplainConfig, given_keys: list[str]) -> None:
     chosen = layers.choose(cfg.layers)
 
     out = Path(cfg.out or checkpoint.folder / "explain")
-    with folders_made(out):
+    with output_folders(out):
         sheets = Sheets(out, cfg.format, cfg.seed, bar=Steps(6 + 2 * len(chosen)))
         draw_chosen(cfg, subject, layers, chosen, sheets)
 

@@ -22,7 +22,7 @@ from fer import UserError, __version__, config, extra
 from fer.checkpoint import Checkpoint, find_checkpoint
 from fer.files import write
 from fer.models.network import Network
-from fer.run import folders_made, refuse_overwriting
+from fer.run import output_folders, refuse_overwriting
 from fer.runtime import number_format
 
 TOLERANCE = 1e-3  # of logits, fp32 both
@@ -41,7 +41,7 @@ def run(cfg: config.ExportConfig, given_keys: list[str]) -> None:
     refuse_overwriting(cfg.out)
     exporter, name = (onnx, "model.onnx") if cfg.format == "onnx" else (torch_export, "model.pt2")
     out = Path(cfg.out or checkpoint.folder / name)
-    with folders_made(out.parent):
+    with output_folders(out.parent):
         export(checkpoint, exporter, out, speeds=cfg.format == "onnx")
 
 

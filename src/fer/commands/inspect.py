@@ -20,7 +20,7 @@ from fer import UserError, config, plots
 from fer.data.copies import BLOCK, Pairs, exact_copies, merge, near_copies
 from fer.data.faces import Data, Faces
 from fer.progress import Steps
-from fer.run import folders_made, refuse_overwriting, write_text
+from fer.run import output_folders, refuse_overwriting, write_text
 from fer.text import counted, wrapped
 
 # Gray levels of standard deviation: FER2013's 15 images below it show nothing, the next, 9.1, is a
@@ -46,7 +46,7 @@ def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
     out = Path(cfg.out)
     refuse_overwriting(*(out / name for name in TABLES))
     images = torch.cat([split.images for split in splits.values()])
-    with folders_made(out), Steps(2) as bar:
+    with output_folders(out), Steps(2) as bar:
         bar.begin("looking for copies")
         faces, pairs = describe(splits, images, data.classes, cfg.near, {*shown})
         bar.begin("drawing")

@@ -16,7 +16,7 @@ from fer import UserError, config, extra, plots
 from fer.checkpoint import load_checkpoint
 from fer.data.copies import exact_copies
 from fer.data.faces import Data, Faces
-from fer.run import folders_made, refuse_overwriting, write_text
+from fer.run import output_folders, refuse_overwriting, write_text
 from fer.runtime import pick_device
 from fer.text import percent
 from fer.training.session import train_in
@@ -37,7 +37,7 @@ def run(cfg: config.MislabelsConfig, given_keys: list[str]) -> None:
         )
     out = Path(cfg.out)
     refuse_overwriting(out / "mislabels.csv")  # now, not after hours
-    with folders_made(out):
+    with output_folders(out):
         probabilities = cross_validated(cfg, data, faces, device, out)
 
     table = label_table(cleanlab, data, faces, probabilities)

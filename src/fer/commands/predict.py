@@ -10,7 +10,7 @@ from fer import UserError, config, metrics, photos
 from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
 from fer.inference import Ensemble, learned_faces, may_hold_private_test
-from fer.run import folders_made, refuse_overwriting, tell_if_replaced, write_csv
+from fer.run import output_folders, refuse_overwriting, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
 from fer.text import counted
@@ -24,7 +24,7 @@ def run(cfg: config.PredictConfig, given_keys: list[str]) -> None:
     ensemble = Ensemble.open(ckpt, device, cfg.batch_size, cfg.tta, cfg.trust)
     out = Path(cfg.out or ("faces.csv" if cfg.input is not None else "submission.csv"))
     check_targets(ensemble, [str(out), cfg.probs])
-    with folders_made(*(Path(target).parent for target in (out, cfg.probs) if target)):
+    with output_folders(*(Path(target).parent for target in (out, cfg.probs) if target)):
         if cfg.input is not None:
             label_photos(cfg, given_keys, ensemble, out)
             return

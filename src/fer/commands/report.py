@@ -16,8 +16,8 @@ from fer.comparison import compare
 from fer.data.faces import Faces
 from fer.files import write, write_text
 from fer.layer_table import build, table_text
-from fer.page import Part, spare_page, write_page
-from fer.run import PRIVATE_LOG, TIMES, folders_made, read_history
+from fer.page import Part, refuse_foreign_page, write_page
+from fer.run import PRIVATE_LOG, TIMES, output_folders, read_history
 from fer.text import counted, percent
 
 # In a class of fewer faces, the share of a mistake says little: disgust has 56 in PublicTest.
@@ -35,13 +35,13 @@ def run(cfg: config.ReportConfig, given_keys: list[str]) -> None:
     run_folders = list(dict.fromkeys(path.parent for path in checkpoints))
     if len(run_folders) > 1 or isinstance(cfg.run, list):
         out = Path(cfg.out or "comparison")
-        spare_page(out)
-        with folders_made(out):
+        refuse_foreign_page(out)
+        with output_folders(out):
             compare(run_folders, out, cfg.format, cfg.trust)
     else:
         out = Path(cfg.out or run_folders[0] / "report")
-        spare_page(out)
-        with folders_made(out):
+        refuse_foreign_page(out)
+        with output_folders(out):
             report(run_folders[0], out, cfg)
 
 

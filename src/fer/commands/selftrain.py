@@ -15,7 +15,7 @@ from torch import Tensor
 from fer import UserError, config, metrics, plots
 from fer.data.faces import Data, Faces, stratified
 from fer.inference import Ensemble
-from fer.run import folders_made, write_text
+from fer.run import output_folders, write_text
 from fer.runtime import pick_device
 from fer.text import percent
 from fer.training.session import train_in
@@ -34,7 +34,7 @@ def run(cfg: config.SelftrainConfig, given_keys: list[str]) -> None:
         )
     out = Path(cfg.out)
     rows = []
-    with folders_made(out):
+    with output_folders(out):
         for share in cfg.shares:
             known = torch.from_numpy(stratified(train.labels.numpy(), share, cfg.seed, least=1))
             accuracy = cluster_accuracy(train, known, held_out, cfg.clusters, cfg.seed)

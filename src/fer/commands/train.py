@@ -13,7 +13,7 @@ from fer.training.session import fit_in_folder
 from fer.training.trainer import Trainer
 
 
-@runtime.others_named()
+@runtime.reporting_lost_processes()
 def run(values: dict, overrides: dict[str, str]) -> float:
     """Train as the composed `values` say; returns the best validation accuracy, for sweeps that
     optimize it.
@@ -84,7 +84,7 @@ def resume_sweep(sweep: Path, values: dict, overrides: dict[str, str]) -> float:
 
 def run_one(values: dict, overrides: dict[str, str]) -> float:
     """One run, new or resumed; returns its best validation accuracy."""
-    with runtime.processes_left(), contextlib.ExitStack() as held:
+    with runtime.closing_connections(), contextlib.ExitStack() as held:
         saved = None
         if values.get("resume"):
             # Locked before last.pt is read: another process may be training there.
@@ -94,7 +94,9 @@ def run_one(values: dict, overrides: dict[str, str]) -> float:
         device = runtime.pick_device(cfg.device)
         if cfg.tensorboard:
             tensorboard.require()
-        held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
+        held.enter_context(
+            runtime.reporting_out_of_memory(device, f"train.batch_size={cfg.train.batch_size}")
+        )
         trainer = Trainer(cfg, device, saved=saved)
         del saved  # as large as the network and the optimizer
         if trainer.rank:  # only the first process writes and prints

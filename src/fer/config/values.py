@@ -155,13 +155,13 @@ def group_nodes(group: str) -> dict[str, dict]:
     nodes: dict[str, dict] = {}
     for folder in folders:
         for file in sorted((folder / group).glob("*.yaml")):
-            with blame_yaml(file):
+            with reporting_yaml_errors(file):
                 nodes[file.stem] = yaml.safe_load(file.read_text(encoding="utf-8"))
     return nodes
 
 
 @contextlib.contextmanager
-def blame_yaml(file: Path) -> Iterator[None]:
+def reporting_yaml_errors(file: Path) -> Iterator[None]:
     """Within the context, what is not YAML is refused by the name of its file."""
     try:
         yield

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fer import config, tensorboard
 from fer.checkpoint import save_checkpoint
-from fer.files import rename_over, told_of
+from fer.files import rename_over, reporting_write_errors
 from fer.models.network import Network
 from fer.progress import epoch_line, one_class_lines
 from fer.run import write_history
@@ -108,5 +108,5 @@ def next_best(folder: Path) -> Path:
 def put_in_place(waiting: Path, folder: Path) -> None:
     """Make the waiting file the best.pt of the run."""
     best = folder / "best.pt"
-    with told_of(best):
+    with reporting_write_errors(best):
         rename_over(Path(os.path.realpath(best)), waiting)

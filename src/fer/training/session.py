@@ -13,7 +13,7 @@ import torch
 from fer import UserError, config, runtime, tensorboard
 from fer.checkpoint import load_checkpoint, saved_config
 from fer.data.faces import Data
-from fer.files import told_of, write_text
+from fer.files import reporting_write_errors, write_text
 from fer.optim import Muon
 from fer.run import BEFORE_SAVE, create, lock, write_environment, write_history
 from fer.text import counted, wrapped
@@ -38,7 +38,9 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
             contents = load_checkpoint(last, f"remove {folder}, which is then trained anew")
             refuse_other_settings(folder, contents, own)
             own.resume = own.run
-        held.enter_context(runtime.memory_named(device, f"train.batch_size={cfg.train.batch_size}"))
+        held.enter_context(
+            runtime.reporting_out_of_memory(device, f"train.batch_size={cfg.train.batch_size}")
+        )
         trainer = Trainer(own, device, data, contents)
         del contents  # as large as the network and the optimizer
         if trainer.done:
@@ -75,7 +77,7 @@ def finish_save(folder: Path, trainer: Trainer) -> None:
     if is_due:
         put_in_place(waiting, folder)
     else:
-        with told_of(waiting):
+        with reporting_write_errors(waiting):
             waiting.unlink()
 
 
