@@ -1109,7 +1109,9 @@ def test_folders_of_people_are_not_taken_for_classes(tmp_path):
     with pytest.raises(UserError, match=r"2 data sets; .*; or put all pictures into folders train"):
         load(tmp_path / "a")
     draw_folders(tmp_path / "b" / "train", ["S1", "S2"], ["happy", "sad"], side=8)
-    with pytest.raises(UserError, match=r"train: S1/ is no class but holds class folders, such as"):
+    with pytest.raises(
+        UserError, match=r"train: S1/ is not a class but holds class folders, such as"
+    ):
         load(tmp_path / "b")
 
 
@@ -1188,7 +1190,7 @@ def test_the_hubs_minus_one_is_no_label(tmp_path):
     assert data.unlabeled == "test" and data.splits["train"].labeled
     for labels, words in (
         ([0, 1, -1] * 4, "has rows without a label; remove them"),
-        ([0, 1, 2] * 4, "label 2 is none of its 2 names, sad, happy; correct the file"),
+        ([0, 1, 2] * 4, "label 2 is not one of its 2 names, sad, happy; correct the file"),
     ):
         write_parquet(tmp_path / "one.parquet", labels, names)
         with pytest.raises(UserError, match=words):

@@ -112,9 +112,13 @@ def test_rafdb_as_its_authors_give_it(tmp_path, list_in):
         ("labels.csv", b"", "is empty; get it again"),
         ("labels.csv", b"file,label\nf1.png,m\xfcde\n", "is not UTF-8 text; save it as UTF-8"),
         ("labels.csv", b"file\nf1.png\n", "lists pictures without labels; add a column label"),
-        ("labels.csv", b"file,x,y\nf1.png,3,4\n", "its labels are not told among 2 columns"),
-        ("labels.csv", b"a,b,c\nf1.png,1,0\nf2.png,1,1\n", "its labels are not told among 2"),
-        ("labels.csv", b"file,label\nf1.png,sad\n,sad\n", "has '' in line 3, which is no picture"),
+        ("labels.csv", b"file,x,y\nf1.png,3,4\n", "any of 2 columns may hold the labels"),
+        ("labels.csv", b"a,b,c\nf1.png,1,0\nf2.png,1,1\n", "any of 2 columns may hold the labels"),
+        (
+            "labels.csv",
+            b"file,label\nf1.png,sad\n,sad\n",
+            "has '' in line 3, which is not a picture",
+        ),
         (
             "labels.csv",
             b"file,label\nf1.png,sad\nf2.png\n",
@@ -257,7 +261,7 @@ def test_a_list_that_is_not_read_is_named_beside_class_folders(tmp_path):
 def test_a_list_named_alone_says_what_it_lacks(tmp_path):
     draw(tmp_path)
     (tmp_path / "labels.csv").write_text("file,x,y\nf1.png,3,4\n")
-    with pytest.raises(UserError, match=r"labels\.csv: lists pictures, but its labels are not"):
+    with pytest.raises(UserError, match=r"labels\.csv: lists pictures, but any of 2 columns"):
         load(tmp_path / "labels.csv")
 
 
@@ -301,7 +305,7 @@ def test_pictures_with_boxes_beside_them_are_not_taken_for_classes(tmp_path):
             labels = tmp_path / place.replace("images", "labels")
             labels.mkdir(parents=True)
             (labels / "f1.txt").write_text("3 0.5 0.5 1 1\n")
-    with pytest.raises(UserError, match="images/ and labels/ are no classes; put the pictures"):
+    with pytest.raises(UserError, match="images/ and labels/ are not classes; put the pictures"):
         load(tmp_path / "a")
     with pytest.raises(UserError, match=r"no labels; labels/ is not read; write a table file,lab"):
         load(tmp_path / "b")

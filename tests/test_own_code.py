@@ -132,7 +132,7 @@ def refused(fer, *args):
         ([MODEL[0]], "model.width: a value is missing"),
         ([MODEL[0], "model.width=wide"], "model.width=wide: should be a valid integer"),
         (["model._target_=mylab.nets.MyNett", "model.width=4"], "did you mean MyNet?"),
-        (["model._target_=mylab.nest.MyNet"], "no module mylab.nest; it should lie in the current"),
+        (["model._target_=mylab.nest.MyNet"], "no module mylab.nest; it should be in the current"),
         (["model._target_=mylab.broken.X"], "importing mylab.broken raised ZeroDivisionError"),
         (
             ["model._target_=mylab.needy.X"],

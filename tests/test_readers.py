@@ -251,11 +251,11 @@ def test_an_id_that_numpy_would_bloat_or_cut_is_refused(challenge, name):
         ["id", "pixels"],
         [("b", pixels(FACES[0])), (name, pixels(FACES[1]))],
     )
-    with pytest.raises(UserError, match=r"line 3: .* is no id"):
+    with pytest.raises(UserError, match=r"line 3: .* is not a valid id"):
         load(challenge / "test.csv")
     data = load(challenge)  # a test file that cannot be read does not hinder a training
     assert "is left out" in data.description and "test" not in data.splits
-    with pytest.raises(UserError, match=r"split=test: .*line 3: .* is no id"):
+    with pytest.raises(UserError, match=r"split=test: .*line 3: .* is not a valid id"):
         data.split("test")
 
 
@@ -638,7 +638,7 @@ def test_what_lies_deeper_or_beside_or_in_another_form_is_named(challenge, tmp_p
 def test_what_a_layout_cannot_do_is_refused(challenge):
     with pytest.raises(UserError, match="no Usage column"):
         load(challenge, split="usage")
-    with pytest.raises(UserError, match="no image folder with a test/"):
+    with pytest.raises(UserError, match="not an image folder with a test/"):
         load(challenge, validation="test")
 
 

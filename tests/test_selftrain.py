@@ -122,7 +122,7 @@ def test_mislabeled_faces_are_found_by_cleanlab_on_held_out_folds(fer):
     assert (np.diff(suspects.astype(int)) <= 0).all() and (
         np.diff(table["quality"][suspects]) >= 0
     ).all()
-    assert f"doubted: {suspects.sum():,} of {len(table):,} labels (" in out
+    assert f"suspect: {suspects.sum():,} of {len(table):,} labels (" in out
 
 
 def test_a_list_from_poor_networks_is_marked_and_faces_show_both_classes(fer, monkeypatch):
@@ -154,7 +154,7 @@ def test_a_list_from_good_networks_is_not_marked(fer):
     Path("faces.csv").write_text("\n".join(rows) + "\n")
     words = ["data.path=faces.csv", *TINY[2:], "augment=none", "train.epochs=9", "folds=2"]
     code, out, err = fer("mislabels", *words, "out=m")
-    assert code == 0 and "doubted: " in out and "do not rely" not in out, err
+    assert code == 0 and "suspect: " in out and "do not rely" not in out, err
 
 
 @pytest.mark.parametrize(

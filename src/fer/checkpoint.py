@@ -378,7 +378,7 @@ def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
     named = Path(values["resume"])
     if named.is_file() and named.name != "last.pt":
         raise UserError(
-            f"resume={named}: training continues from last.pt; take resume={named.parent}"
+            f"resume={named}: training continues from last.pt; use resume={named.parent}"
         )
     folder = named.parent if named.is_file() else named
     path = folder / "last.pt"

@@ -145,7 +145,7 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
         )
     if not all(bool(tensor.isfinite().all()) for tensor in tensors_of(contents["model"])):
         raise UserError(
-            f"{path}: its weights hold NaN or infinity, so it cannot label anything; take another "
+            f"{path}: its weights hold NaN or infinity, so it cannot label anything; use another "
             "checkpoint, or train again with a lower optim.lr"
         )
     if not are_classes(contents["classes"]):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and never in place of what is no file. A pipe is not read."""
+"""Files: written whole or not at all, never in place of a folder; pipes are not read."""
 
 import contextlib
 import errno

@@ -161,7 +161,7 @@ class Jobs:
             if not is_out_of_memory(error):
                 raise
             batch = "train.batch_size" if "train" in composed else "batch_size"
-            self.keep(UserError(f"out of memory; take a smaller {batch} or model, or device=cpu"))
+            self.keep(UserError(f"out of memory; use a smaller {batch} or model, or device=cpu"))
         except (UserError, OmegaConfBaseException, OSError) as error:
             self.keep(as_user_error(better_key(error, self.command, self.user_dir)))
         return 0.0

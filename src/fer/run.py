@@ -72,7 +72,7 @@ def read_history(folder: Path, classes: Iterable[str] = ()) -> pd.DataFrame:
         history = pd.read_csv(regular(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        again = f"fer train resume={shlex.quote(str(folder))} writes it anew"
+        again = f"fer train resume={shlex.quote(str(folder))} writes it again"
         raise UserError(f"{path}: cannot be read ({reason}); {again}") from None
     numbers = history.select_dtypes("number")
     if (numbers.abs() > LARGEST).any(axis=None):
@@ -230,7 +230,7 @@ def write_environment(
         "data_sha256": data_hash or None,  # drawn faces have none
         "data": data or None,
     }
-    earlier = path.read_bytes() if path.exists() else b""  # as it is, even if it is no text
+    earlier = path.read_bytes() if path.exists() else b""  # as it is, even if it is not text
     document = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=1000)
     write(path, lambda file: file.write(earlier + f"---\n{document}".encode()))
 

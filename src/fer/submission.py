@@ -51,7 +51,7 @@ class Submission:
 
 def as_sampled(path: str, faces: Faces, classes: int = 8) -> Submission:
     """The layout of a sample submission, which has ids and labels in its first two columns, or
-    labels alone in its only one. A first row that ends in a number is no header.
+    labels alone in its only one. A first row that ends in a number is not a header.
 
     The faces are in the order of the sample's ids or, if these are not the faces' ids or there are
     none, in the data's order. classes: how many the network has, so that labels are below it.

@@ -1,4 +1,4 @@
-"""fer mislabels: the training faces whose labels are likeliest wrong, by confident learning
+"""fer mislabels: the training faces whose labels are most likely wrong, by confident learning
 (Northcutt et al. 2021, arXiv:1911.00068) on cross-validated predictions.
 """
 
@@ -50,15 +50,15 @@ def run(cfg: config.MislabelsConfig, given_keys: list[str]) -> None:
     plots.faces(images, captions(table.iloc[shown]), picture, columns=7)
 
     print(
-        f"doubted: {count:,} of {len(faces):,} labels ({percent(count / len(faces), 1)}), "
-        "the likeliest wrong first"
+        f"suspect: {count:,} of {len(faces):,} labels ({percent(count / len(faces), 1)}), "
+        "most likely wrong first"
     )
     agreement = float((table["prediction"] == table["label"]).mean())
     if agreement < TRUSTED:
         print(
             f"do not rely on this list: the networks agree with only {percent(agreement)} of the "
             "labels of faces\n"
-            "that they were not trained on, so most doubts are their own mistakes; train longer\n"
+            "that they were not trained on, so most suspects are their own mistakes; train longer\n"
             "(train.epochs=) or choose a better model="
         )
     print(f"open:\n  {picture}\n  {out / 'mislabels.csv'}")

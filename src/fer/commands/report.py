@@ -30,7 +30,7 @@ def run(cfg: config.ReportConfig, given_keys: list[str]) -> None:
     if BUILTIN_FILE in checkpoints:
         raise UserError(
             "run=builtin: the built-in network has no run folder, and so no report; fer predict, "
-            "evaluate, explain, export and app take it as ckpt=builtin"
+            "evaluate, explain, export and app accept ckpt=builtin"
         )
     run_folders = list(dict.fromkeys(path.parent for path in checkpoints))
     if len(run_folders) > 1 or isinstance(cfg.run, list):

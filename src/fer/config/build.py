@@ -125,7 +125,7 @@ def check_classes(config: TrainConfig) -> None:
         if classes != len(CLASSES):
             raise UserError(
                 f"model._target_={config.model['_target_']}: has no parameter classes, and the "
-                f"data has {classes}; give it one, or take data.classes={len(CLASSES)}"
+                f"data has {classes}; give it one, or use data.classes={len(CLASSES)}"
             )
         return
     if config.model["classes"] not in (len(CLASSES), classes):
@@ -279,7 +279,7 @@ def import_module(name: str, named: str) -> Any:
     except ModuleNotFoundError as error:
         if f"{name}.".startswith(f"{error.name}."):
             raise UserError(
-                f"{named}: no module {error.name}; it should lie in the current directory or on "
+                f"{named}: no module {error.name}; it should be in the current directory or on "
                 "PYTHONPATH"
             ) from error
         raise UserError(

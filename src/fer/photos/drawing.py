@@ -23,7 +23,7 @@ def readable(file: Path) -> str:
 
 
 def read_photo(file: Path) -> Image.Image:
-    """The first frame in RGB, upright as its EXIF data says. Raises UserError if it is no image."""
+    """The first frame in RGB, upright as its EXIF data says. UserError if it is not an image."""
     if not file.exists():
         raise UserError(
             f"{readable(file)}: no such file or folder; name a photo or a folder of photos"

@@ -35,7 +35,7 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
         contents = None
         if last.is_file():
             held.enter_context(lock(folder))
-            contents = load_checkpoint(last, f"remove {folder}, which is then trained anew")
+            contents = load_checkpoint(last, f"remove {folder}, which is then trained again")
             refuse_other_settings(folder, contents, own)
             own.resume = own.run
         held.enter_context(

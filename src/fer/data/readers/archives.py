@@ -53,7 +53,7 @@ def is_archive(path: Path) -> bool:
 
 def unpacked(path: Path) -> Path:
     """The folder in the cache that holds an archive's pictures and tables; unpacked if it is not
-    there yet. Raises UserError for what is no archive, is damaged or expands without end.
+    there yet. Raises UserError if it is not an archive, is damaged or expands without end.
     """
     key, name = key_of([path], "unpacked 2"), name_of(path, "unpacked")
     places = list(cache_folders(path.parent))

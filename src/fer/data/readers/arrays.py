@@ -35,7 +35,7 @@ def read_npz(path: Path, side: int | None = None) -> dict[str, Table]:
                 raise UserError(f"{path}: is a zip archive without arrays; {named(path, '.zip')}")
             members = {name.lower(): name for name in archive.files}
             if sum(info.file_size for info in archive.zip.infolist()) > available_memory() // 2:
-                raise UserError(f"{path}: would not fit into memory; take a part of it")
+                raise UserError(f"{path}: would not fit into memory; use a part of it")
             splits = {}
             for split, endings in (
                 ("train", ("", "_train", "_training")),
@@ -51,7 +51,7 @@ def read_npz(path: Path, side: int | None = None) -> dict[str, Table]:
         raise
     except Exception as error:  # zipfile and NumPy raise a dozen kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as .npz ({reason}); write it anew") from None
+        raise UserError(f"{path}: cannot be read as .npz ({reason}); save it again") from None
     if not splits:
         raise UserError(
             f"{path}: has the arrays {', '.join(members) or 'none'}; it needs images and labels"
@@ -164,7 +164,7 @@ def written_label(path: Path, column: str, value: Any, names: Sequence[str]) -> 
         return plain_label(str(value))
     if not isinstance(value, int) or not 0 <= value < len(names):
         raise UserError(
-            f"{path}: {column} {value} is none of its {len(names)} names, "
+            f"{path}: {column} {value} is not one of its {len(names)} names, "
             f"{', '.join(names[:MAX_NAMED])}; correct the file"
         )
     return names[value]

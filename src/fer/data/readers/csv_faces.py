@@ -56,7 +56,7 @@ def read_csv(path: Path, side: int | None = None, group_column: str | None = Non
     if MEMORY * size > memory:
         raise UserError(
             f"{path}: is {size / 1e9:.1f} GB large and would take {MEMORY * size / 1e9:.1f} GB of "
-            f"memory, where {memory / 1e9:.1f} GB are free; take a part of the file or a larger "
+            f"memory, where {memory / 1e9:.1f} GB are free; use a part of the file or a larger "
             "machine"
         )
     longest, own_side = first_face(path)
@@ -117,7 +117,7 @@ def has_pixels(path: Path) -> bool:
 
 
 def first_lines(path: Path, count: int, longest: int = MAX_LINE) -> list[bytes]:
-    """The first lines that are not blank, cut after `longest` bytes; none of what is no text."""
+    """The first lines that are not blank, cut after `longest` bytes; none if it is not text."""
     try:
         with open_csv(path) as file:
             head = file.peek()
@@ -132,7 +132,7 @@ def first_lines(path: Path, count: int, longest: int = MAX_LINE) -> list[bytes]:
 
 
 def header_names(path: Path) -> list[str]:
-    """The fields of a CSV's first line, without white space; none if it is no text."""
+    """The fields of a CSV's first line, without white space; none if it is not text."""
     for line in first_lines(path, 1):
         try:
             fields = fields_of("", line.rstrip(b"\r\n"))
@@ -246,7 +246,8 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
         )
     if "pixels" not in roles:
         raise UserError(
-            f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; name one so"
+            f"{place}: no column pixels (or feature) among {', '.join(names)[:80]!r}; rename the "
+            "one that holds them"
         )
     return roles
 
@@ -358,7 +359,7 @@ def short_fields(places: list[str], fields: Sequence[str], what: str) -> np.ndar
     for place, name in zip(places, stripped, strict=False):
         if len(name) > MAX_ID or "\0" in name:
             raise UserError(
-                f"{place}: {name[:20]!r} … is no {what}, up to {MAX_ID} characters; "
+                f"{place}: {name[:20]!r} … is not a valid {what} (up to {MAX_ID} characters); "
                 "correct the line"
             )
     return np.array(stripped, dtype=np.str_)

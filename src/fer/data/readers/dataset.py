@@ -227,7 +227,7 @@ def choose_validating(
     if validation == "test" and split != "none":
         if not source.pictures or "test" not in parts:
             raise UserError(
-                f"data.validation=test: {path} is no image folder with a test/; use data.split "
+                f"data.validation=test: {path} is not an image folder with a test/; use data.split "
                 "instead"
             )
         if (parts["test"].labels == -1).any():

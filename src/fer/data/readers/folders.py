@@ -48,18 +48,18 @@ def class_pictures(folder: Path) -> list[Path]:
 
 
 def refuse_parts(path: Path, folders: Sequence[Path]) -> None:
-    """Refuse folders that are no classes: those that hold class folders, and YOLO's."""
+    """Refuse folders that are not classes: those that hold class folders, and YOLO's."""
     if {"images", "labels"} <= {folder.name.lower() for folder in folders}:
         raise UserError(
-            f"{path}: images/ and labels/ are no classes; put the pictures into folders "
+            f"{path}: images/ and labels/ are not classes; put the pictures into folders "
             f"{path}/<class>/, or write a table file,label"
         )
     for folder in folders:
         classes = [inner for inner in subfolders(folder) if emotion(inner.name)]
         if classes and not emotion(folder.name) and not image_files(folder):
             raise UserError(
-                f"{path}: {printable(folder.name)}/ is no class but holds class folders, such as "
-                f"{classes[0].name}/; put all pictures into {path}/<class>/"
+                f"{path}: {printable(folder.name)}/ is not a class but holds class folders, such "
+                f"as {classes[0].name}/; put all pictures into {path}/<class>/"
             )
 
 

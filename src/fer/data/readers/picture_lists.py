@@ -133,8 +133,7 @@ def list_columns(path: Path, group_column: str | None = None) -> Columns:
     one_hot = one_hot_columns(others, body) if header else []
     if not one_hot:
         raise UserError(
-            f"lists pictures, but its labels are not told among {len(others)} columns; name one "
-            "label"
+            f"lists pictures, but any of {len(others)} columns may hold the labels; name one label"
         )
     return Columns(file, None, split, group, tuple((i, first[i]) for i in one_hot))
 
@@ -160,7 +159,8 @@ def file_column(path: Path, names: Sequence[str], body: Sequence[Row]) -> int:
         for i in columns:
             if not is_picture(fields[i]) and any(is_picture(row[i]) for _, row in body):
                 raise UserError(
-                    f"has {fields[i][:SHOWN]!r} in line {number}, which is no picture; correct it"
+                    f"has {fields[i][:SHOWN]!r} in line {number}, which is not a picture; "
+                    "correct it"
                 )
     raise UserError("has no column with names of the pictures; add one named file")
 
@@ -409,7 +409,7 @@ def unused_tables(folder: Path, depth: int) -> list[str]:
 
 
 def why_unused(file: Path) -> str:
-    """Why a file does not label pictures; empty if it is no table."""
+    """Why a file does not label pictures; empty if it is not a table."""
     name = file.name.lower()
     if not name.endswith((*ENDINGS, *SHEETS)) or not file.is_file():
         return ""

@@ -550,7 +550,7 @@ def unread_below(folder: Path, root: Path) -> list[str]:
         more = f" and {len(strays) - 1} more" if strays[1:] else ""
         unread.append(f"{place}{strays[0].name}{more}")
     for inner in classes:
-        # Listed once, and only what is no picture is asked whether it is a folder: there may be
+        # Listed once, and only what is not a picture is checked for being a folder: there may be
         # 100,000 files.
         found = entries(inner)
         deeper = [entry for entry in found if not is_picture(entry.name)]

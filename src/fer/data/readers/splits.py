@@ -34,7 +34,7 @@ def held_out(
         drawn = stratified(labels, fraction, seed, least_of_two=True)
     if not drawn.any():
         raise UserError(
-            f"data.fraction={fraction}: nothing of {count} rows would validate; set it higher"
+            f"data.fraction={fraction}: none of the {count} rows would validate; set it higher"
         )
     return drawn
 
@@ -71,7 +71,7 @@ def groups_of(ids: Sequence[str], pattern: str) -> np.ndarray:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UserError(f"data.groups={pattern}: is no regular expression ({error})") from None
+        raise UserError(f"data.groups={pattern}: is not a regular expression ({error})") from None
     groups = []
     for name in ids:
         match = compiled.search(name)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 NO_STRINGS = np.array([], dtype=np.str_)
-MAX_LABELS = 1000  # more different ones are no classes
+MAX_LABELS = 1000  # more different ones cannot be classes
 
 
 @dataclass

@@ -28,7 +28,7 @@ Row = tuple[int, list[str]]  # the number of the row's line, and its fields
 
 
 def first_rows(path: Path) -> list[Row]:
-    """The first rows of a table. Raises UserError, without the path, for what is no table."""
+    """The first rows of a table. Raises UserError, without the path, if the file is not a table."""
     text, _ = head_of(path)
     lines = text.splitlines(keepends=True)
     separator = separator_of(lines)
