@@ -60,7 +60,7 @@ SUBSTITUTES = [
     (r"model\.weights=(IMAGENET1K_V1|\S+\.pth)", "model.weights=null"),  # would be downloaded
     (r"model\.size=96", "model.size=32"),
     ("runs/<sweep>", "runs/sweep"),
-    ("runs/2026-01-31_09-00-00/", "runs/sweep/"),
+    ("runs/2026-01-31_09-00-00_sweep/", "runs/sweep/"),
     (r"runs/(…|2026-01-31_09-00-00_vgg13)", "runs/a"),
     ("/elsewhere/fer2013", "archive"),
     (r"data\.path=fer2013\b", "data.path=archive"),

@@ -303,7 +303,7 @@ def parse(lines: list[Line], roles: list[str], side: int) -> Rows:
 
 
 def pixel_fields(rows: Sequence[Sequence[str]], roles: Sequence[str]) -> list[str]:
-    """Each row's pixels as numbers between blanks: from a field of them, from a list in brackets,
+    """Each row's pixels as numbers separated by spaces: from one field, from a list in brackets,
     `[70, 80]`, as pandas writes one, or from a column for each pixel.
     """
     start, count = roles.index("pixels"), roles.count("pixels")

@@ -1,5 +1,5 @@
 """Tables that are text: UTF-8, or UTF-16 as Excel writes it, with columns separated by commas,
-semicolons, tabs or blanks.
+semicolons, tabs or spaces.
 """
 
 import codecs
