@@ -39,7 +39,7 @@ def test_shapes_types_and_ids(data):
         "validation": 116,
         "test": 116,
     }
-    assert data.normalize == "unit" and not data.shut
+    assert data.normalize == "unit" and not data.sealed
     for faces in data.splits.values():
         assert (
             faces.images.shape == (len(faces), 1, FACE_SIZE, FACE_SIZE)
@@ -50,7 +50,7 @@ def test_shapes_types_and_ids(data):
 
 
 def test_only_the_test_split_is_unlabeled(data):
-    assert data.unlabeled == "test"
+    assert data.unlabeled_split == "test"
     assert (data.split("test").labels == -1).all()
     assert data.split("train").labeled and data.split("validation").labeled
 

@@ -52,7 +52,12 @@ def test_the_checkpoint_knows_it_and_other_data_is_read_at_it(of_64, fer):
     for number in range(3):
         Image.fromarray(draw(100)).save(f"pictures/{number}.png")
     pictures = of_64.data({"path": "pictures"}, used_whole=True)
-    assert pictures.split(pictures.unlabeled or pictures.only).images.shape == (3, 1, 64, 64)
+    assert pictures.split(pictures.unlabeled_split or pictures.only_split).images.shape == (
+        3,
+        1,
+        64,
+        64,
+    )
     code, out, err = fer("predict", "ckpt=large", "data.path=pictures", "out=x.csv")
     assert (code, err) == (0, "") and "3 faces" in out
 

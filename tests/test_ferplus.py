@@ -122,7 +122,7 @@ def test_votes_are_read_beside_the_pixels(folder):
     data = read(folder)
     assert (
         len(data.classes) == 8
-        and data.shut == {"private"}
+        and data.sealed == {"private"}
         and data.splits["public"] is data.splits["validation"]
     )
     train = data.splits["train"]

@@ -124,8 +124,8 @@ def test_splits_have_many_names(tmp_path, train, val, test):
     draw_folders(tmp_path, [train], ["happy", "sad"], count=2, side=8)
     draw_folders(tmp_path, [val, test], ["happy", "sad"], count=1, side=8)
     data = load(tmp_path)
-    assert counts(data) == {"train": 4, "validation": 2, "test": 2} and data.shut == {"test"}
-    said = f"{train}/ trains, {val}/ validates, {test}/ is kept shut; 2 classes: happy, sad"
+    assert counts(data) == {"train": 4, "validation": 2, "test": 2} and data.sealed == {"test"}
+    said = f"{train}/ trains, {val}/ validates, {test}/ stays sealed; 2 classes: happy, sad"
     assert data.description == said
     data = load(tmp_path, split="fraction", fraction=0.5)
     assert counts(data) == {"train": 2, "validation": 2, "val": 2, "test": 2}
@@ -201,8 +201,8 @@ def test_five_emotions_are_five_classes(tmp_path):
     write_csv(tmp_path / "fer2013.csv", [0, 3, 4, 5, 6] * 4)
     data = load(tmp_path)
     assert data.classes == ("angry", "happy", "sad", "surprise", "neutral")
-    assert data.absent == [] and data.splits["train"].labels.max() == 4
-    assert load(tmp_path, classes=list(CLASSES)).absent == ["disgust", "fear"]
+    assert data.missing_classes == [] and data.splits["train"].labels.max() == 4
+    assert load(tmp_path, classes=list(CLASSES)).missing_classes == ["disgust", "fear"]
 
 
 @pytest.mark.parametrize("label", ["", "1.5", "1e2", "x" * 101, "a\x07"])
@@ -470,7 +470,7 @@ def test_a_table_with_splits_and_folders(tmp_path):
         csv.writer(file).writerows([["path", "emotion", "split"], *rows])
     for path in (tmp_path, tmp_path / "list.csv"):
         data = load(path)
-        assert data.classes == ("happy", "sad") and data.shut == {"private"}
+        assert data.classes == ("happy", "sad") and data.sealed == {"private"}
         assert [len(data.splits[name]) for name in ("train", "validation", "private")] == [7, 7, 6]
         assert data.splits["train"].ids[0] == "images/0.png"
     (tmp_path / "images" / "3.png").unlink()
@@ -492,7 +492,7 @@ def test_ferplus_label_csv(tmp_path):
                 (tmp_path / split / f"fer{i}.png").write_bytes(png())
                 csv.writer(file).writerow([f"fer{i}.png", "(0, 0, 48, 48)", *counts_])
     data = load(tmp_path)
-    assert data.classes == ("happy", "neutral") and data.shut == {"test"}
+    assert data.classes == ("happy", "neutral") and data.sealed == {"test"}
     assert counts(data) == {"train": 6, "validation": 6, "test": 6}
 
 
@@ -511,7 +511,7 @@ def test_npz(tmp_path):
         y_test=np.array(["happy", "sad"])[labels[:4]],
     )
     data = load(tmp_path / "faces.npz")
-    assert data.shut == {"test"} and torch.equal(
+    assert data.sealed == {"test"} and torch.equal(
         data.splits["test"].images[:, 0], torch.from_numpy(images[:4])
     )
     for arrays, words in (
@@ -551,7 +551,7 @@ def test_parquet_as_the_hub_has_it(tmp_path):
         )
     for path in (tmp_path, tmp_path / "data"):
         data = load(path)
-        assert data.classes == ("disgust", "happy", "sad") and data.shut == {"test"}
+        assert data.classes == ("disgust", "happy", "sad") and data.sealed == {"test"}
         assert counts(data) == {"train": 6, "validation": 6, "test": 6}
         assert data.splits["train"].labels.tolist() == [2, 0, 1] * 2
     write_parquet(tmp_path / "one.parquet", [0, 1] * 3)
@@ -1050,7 +1050,7 @@ def test_the_command_of_every_form_reads_it(start, compose, tmp_path, monkeypatc
     command = next(command for form, command in rows_of_the_page() if form.startswith(start))
     _, verb, *overrides = shlex.split(command)
     data = config.build("data", config.check(verb, compose(verb, *overrides)).data)
-    assert len(data.classes) == classes and data.absent in ([], ["contempt"])
+    assert len(data.classes) == classes and data.missing_classes in ([], ["contempt"])
     assert len(data.split("train")) and len(data.split("validation"))
 
 
@@ -1187,7 +1187,7 @@ def test_the_hubs_minus_one_is_no_label(tmp_path):
     for split, labels in (("train", [0, 1] * 5), ("test", [-1] * 4)):
         write_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet", labels, names)
     data = load(tmp_path)
-    assert data.unlabeled == "test" and data.splits["train"].labeled
+    assert data.unlabeled_split == "test" and data.splits["train"].labeled
     for labels, words in (
         ([0, 1, -1] * 4, "has rows without a label; remove them"),
         ([0, 1, 2] * 4, "label 2 is not one of its 2 names, sad, happy; correct the file"),

@@ -421,7 +421,7 @@ def test_empty_class_folders_are_told(fer, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("form", "split"), [("folder", "test"), ("file", "all"), ("labels that may be shut", "all")]
+    ("form", "split"), [("folder", "test"), ("file", "all"), ("labels that may be sealed", "all")]
 )
 def test_one_split_is_inspected_as_far_as_it_can_be(fer, tmp_path, form, split):
     pixels = np.random.default_rng(0).integers(0, 256, (9, 48, 48), dtype=np.uint8)
@@ -433,15 +433,15 @@ def test_one_split_is_inspected_as_far_as_it_can_be(fer, tmp_path, form, split):
             Image.fromarray(image).save(tmp_path / "faces" / f"{number}.png")
     else:
         rows = [" ".join(map(str, image.ravel())) for image in pixels]
-        shut = form == "labels that may be shut"
-        table = pd.DataFrame({"emotion": ["sad", "happy", "fear"] * 3} if shut else {})
+        sealed = form == "labels that may be sealed"
+        table = pd.DataFrame({"emotion": ["sad", "happy", "fear"] * 3} if sealed else {})
         table.assign(pixels=rows).to_csv("faces.csv", index=False)
-        words = ["data.path=faces.csv", *(["data.split=none"] if shut else [])]
+        words = ["data.path=faces.csv", *(["data.split=none"] if sealed else [])]
     code, out, err = fer("inspect", *words, "near=null")
     assert (code, err) == (0, "")
     assert "exact copies: 1 extra, in 1 group\n" in out
     assert len(pd.read_csv("inspection/duplicates.csv")) == 2
-    if form == "labels that may be shut":
+    if form == "labels that may be sealed":
         assert f"{split}: 9 faces; it " in out
         assert not list((tmp_path / "inspection").glob("*.png"))
         return

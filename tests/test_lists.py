@@ -99,7 +99,7 @@ def test_rafdb_as_its_authors_give_it(tmp_path, list_in):
         "validation": 7,
         "private": 7,
     }
-    assert data.shut == {"private"} and data.classes == CLASSES
+    assert data.sealed == {"private"} and data.classes == CLASSES
     for name, label in labels_by_name(data).items():
         assert name.startswith("train_") and name.endswith("_aligned.jpg")
         assert label == rafdb[int(name[6:11]) % 7]
@@ -282,8 +282,8 @@ def test_a_list_for_each_split(tmp_path):
         (tmp_path / f"{split}_labels.csv").write_text("".join(["image,label\n", *rows]))
     data = load(tmp_path)
     assert [len(data.splits[name]) for name in ("train", "validation", "test")] == [7, 7, 6]
-    assert data.shut == {"test"} and data.description.startswith(
-        "train_labels.csv trains, 10 % of it validates, test_labels.csv is kept shut"
+    assert data.sealed == {"test"} and data.description.startswith(
+        "train_labels.csv trains, 10 % of it validates, test_labels.csv stays sealed"
     )
     assert data.description.endswith("not read: 1 picture in no list, such as images/x.png")
 

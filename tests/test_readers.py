@@ -80,13 +80,13 @@ def same(faces, rows):
     assert torch.equal(faces.labels, torch.from_numpy(LABELS[rows]))
 
 
-def test_archive_splits_by_usage_and_shuts_private(archive):
+def test_archive_splits_by_usage_and_seals_private(archive):
     data = load(archive)
     same(data.splits["train"], np.arange(30))
     same(data.splits["validation"], np.arange(30, 36))
     same(data.splits["private"], np.arange(36, 40))
     assert data.splits["public"] is data.splits["validation"]
-    assert data.shut == {"private"} and data.unlabeled is None and data.normalize == "unit"
+    assert data.sealed == {"private"} and data.unlabeled_split is None and data.normalize == "unit"
     same(load(archive / "fer2013.csv").splits["train"], np.arange(30))
 
 
@@ -102,7 +102,7 @@ def test_icml_header_other_order_extra_columns_quotes_crlf_bom(tmp_path):
 
 def test_challenge_has_an_unlabeled_test_split_with_counted_ids(challenge):
     data = load(challenge)
-    assert data.unlabeled == "test" and not data.shut
+    assert data.unlabeled_split == "test" and not data.sealed
     assert data.splits["test"].ids == ["0", "1", "2", "3", "4"]
     assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:5]))
 
@@ -146,15 +146,15 @@ def test_from_index_leaves_public_alone(archive):
     same(data.splits["public"], np.arange(30, 36))
 
 
-def test_folders_shut_their_test_unless_it_is_asked_for(folders):
+def test_folders_seal_their_test_unless_it_is_asked_for(folders):
     data = load(folders)
     assert (
-        data.shut == {"test"} and len(data.splits["train"]) + len(data.splits["validation"]) == 40
+        data.sealed == {"test"} and len(data.splits["train"]) + len(data.splits["validation"]) == 40
     )
     assert len(load(folders, limit=9).splits["train"].labels.unique()) == 7
     data = load(folders, validation="test")
     assert (
-        not data.shut and len(data.splits["train"]) == 40 and len(data.splits["validation"]) == 14
+        not data.sealed and len(data.splits["train"]) == 40 and len(data.splits["validation"]) == 14
     )
 
 
@@ -238,10 +238,10 @@ def test_a_role_that_two_columns_play_is_refused(tmp_path, header):
         load(tmp_path)
 
 
-def test_a_labeled_test_csv_is_shut(challenge):
+def test_a_labeled_test_csv_is_sealed(challenge):
     rows = [(y, pixels(x)) for y, x in zip(LABELS[:5], FACES, strict=False)]
     write(challenge / "test.csv", ["emotion", "pixels"], rows)
-    assert load(challenge).shut == {"test"}
+    assert load(challenge).sealed == {"test"}
 
 
 @pytest.mark.parametrize("name", ["x" * 201, "a\0"])
@@ -404,7 +404,7 @@ def test_a_flat_test_folder_is_the_split_to_label(folders):
         Image.fromarray(FACES[i]).save(folders / "test" / name)
     for _ in range(2):  # the second time from the cache
         data = load(folders)
-        assert data.unlabeled == "test" and not data.shut
+        assert data.unlabeled_split == "test" and not data.sealed
         assert data.splits["test"].ids == [f"test/{name}" for name in names]
         assert torch.equal(data.splits["test"].images[:, 0], torch.from_numpy(FACES[:3]))
     with pytest.raises(UserError, match=r"validation=test: the pictures in .* have no labels"):
@@ -432,29 +432,29 @@ def test_one_folder_in_test_that_is_no_class_holds_the_pictures_to_label(folders
     (folders / "test" / name).mkdir(parents=True)
     Image.fromarray(FACES[0]).save(folders / "test" / name / "a.png")
     data = load(folders)
-    assert data.unlabeled == "test" and data.classes == CLASSES
+    assert data.unlabeled_split == "test" and data.classes == CLASSES
     assert data.splits["test"].ids == [f"test/{name}/a.png"]
     (folders / "test" / name).rename(folders / "test" / "Happy")
-    assert load(folders).shut == {"test"}
+    assert load(folders).sealed == {"test"}
 
 
 def test_a_single_file_can_be_one_split(challenge, archive):
     data = load(challenge / "train.csv", split="none")
-    assert [*data.splits] == ["all"] and data.shut == {"all"} and data.only == "all"
+    assert [*data.splits] == ["all"] and data.sealed == {"all"} and data.only_split == "all"
     same(data.splits["all"], np.arange(40))
     data = load(challenge / "test.csv", split="none")
-    assert data.unlabeled == "all" and not data.shut
+    assert data.unlabeled_split == "all" and not data.sealed
     assert {"train", "validation", "private"} <= {
         *load(archive / "fer2013.csv", split="none").splits
     }
 
 
 def test_classes_without_a_face_to_train_on_are_known(folders):
-    assert load(folders).absent == []
+    assert load(folders).missing_classes == []
     for name in ("fear", "sad"):
         for file in (folders / "train" / name).iterdir():
             file.unlink()
-    assert load(folders).absent == ["fear", "sad"]
+    assert load(folders).missing_classes == ["fear", "sad"]
 
 
 def test_labels_from_1_are_asked_for_where_eight_classes_would_fit_too(tmp_path):

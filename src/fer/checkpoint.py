@@ -119,7 +119,7 @@ class Checkpoint:
         splittable = node.get("split") is not None and overrides.get("split", "auto") == "auto"
         if used_whole and splittable and overrides.get("path") and self.is_used_whole(node):
             data = config.build("data", node | {"split": "none"})
-            if data.only == "all":  # else its column Usage splits it
+            if data.only_split == "all":  # else its column Usage splits it
                 return data.for_network(self.classes)
         return config.build("data", node).for_network(self.classes)
 

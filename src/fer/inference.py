@@ -294,10 +294,11 @@ def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool, without
 
 
 def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:
-    """Whether faces of PrivateTest may be among `faces`, a split of `data`: the split is shut, and
-    not all of its faces are in the open splits of the members' own data, as those of a train.csv.
+    """Whether faces of PrivateTest may be among `faces`, a split of `data`: the split is sealed,
+    and not all of its faces are in open splits of the members' own data, as those of a train.csv
+    are.
     """
-    if split not in data.shut:
+    if split not in data.sealed:
         return False
     is_open = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
@@ -305,12 +306,12 @@ def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, fac
             member_data = member.data(size=faces.side)
         except UserError:  # not available
             continue
-        shut = [
+        sealed = [
             split_faces
             for name, split_faces in member_data.splits.items()
-            if name in member_data.shut
+            if name in member_data.sealed
         ]
         for split_faces in member_data.splits.values():
-            if not any(split_faces is closed for closed in shut):  # data.validation=test
+            if not any(split_faces is other for other in sealed):  # data.validation=test
                 is_open |= faces.among(split_faces)
     return not bool(is_open.all())

@@ -25,7 +25,7 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
     ensemble = Ensemble.open(cfg.ckpt, pick_device(cfg.device), cfg.batch_size, cfg.tta, cfg.trust)
     members = ensemble.members
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
-    split = cfg.split or data.only or "validation"
+    split = cfg.split or data.only_split or "validation"
     faces = data.split(split)
     if not faces.labeled:
         raise UserError(

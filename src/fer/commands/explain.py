@@ -245,10 +245,10 @@ def choose_faces(
 
 
 def faces_of_split(cfg: config.ExplainConfig, checkpoint: Checkpoint, network: Network) -> Faces:
-    """The split's faces, named by their positions. Labels of a split that is shut are not shown."""
+    """The split's faces, named by their positions. Labels of a sealed split are not shown."""
     data = checkpoint.data(cfg.data)
     faces = data.split(cfg.split)
-    labels = torch.full_like(faces.labels, -1) if cfg.split in data.shut else faces.labels
+    labels = torch.full_like(faces.labels, -1) if cfg.split in data.sealed else faces.labels
     images = network.at_face_size(faces.images)
     return Faces(images, labels, [f"{cfg.split} {i}" for i in range(len(faces))])
 

@@ -2,7 +2,7 @@
 across splits out.
 
 Copies are looked for in every split. Faces and labels are shown only of splits that have labels and
-are not shut. Knows no run and no network.
+are not sealed. Knows no run and no network.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ GRID = 8  # groups, and faces of each, in the picture of duplicates
 
 def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
     data = read_data(cfg.data)
-    if "train" in data.splits and data.absent:
-        print(f"no faces of {', '.join(data.absent)} to train on")
+    if "train" in data.splits and data.missing_classes:
+        print(f"no faces of {', '.join(data.missing_classes)} to train on")
     if data.enlarged:
         print(data.enlarged)
     if data.not_read:
@@ -53,10 +53,10 @@ def run(cfg: config.InspectConfig, given_keys: list[str]) -> None:
         if shown:
             pictures = write_results(cfg, out, shown, images, faces, pairs, data.classes)
         else:
-            unlabeled = {name: split for name, split in splits.items() if name not in data.shut}
+            unlabeled = {name: split for name, split in splits.items() if name not in data.sealed}
             pictures = write_without_labels(cfg, out, unlabeled, images, faces, pairs)
-    told = [*shown] or [name for name in splits if name not in data.shut]
-    lines = summary(faces, cfg.near, told)
+    described = [*shown] or [name for name in splits if name not in data.sealed]
+    lines = summary(faces, cfg.near, described)
     print(*lines, "open:", *(f"  {path}" for path in pictures), f"  {out / PAIRS}", sep="\n")
 
 
@@ -68,7 +68,7 @@ def read_data(node: dict) -> Data:
         with contextlib.suppress(UserError):
             if node.get("split") == "auto":
                 data = config.build("data", node | {"split": "none"})
-                if data.only and (data.splits[data.only].labels == -1).all():
+                if data.only_split and (data.splits[data.only_split].labels == -1).all():
                     return data
         raise
 
@@ -82,7 +82,7 @@ def write_without_labels(
     pairs: pd.DataFrame,
 ) -> list[Path]:
     """The results for data whose labels may not be shown: tables of copies and, for `splits`, which
-    are not shut, blank faces and pictures. Returns the pictures.
+    are not sealed, blank faces and pictures. Returns the pictures.
     """
     open_faces = of_splits(faces, splits)
     blank = open_faces[open_faces["deviation"] < BLANK]
@@ -166,10 +166,10 @@ def shown_splits(data: Data) -> dict[str, Faces]:
     """
     chosen: dict[str, Faces] = {}
     for name, faces in data.splits.items():
-        if name in data.shut or not faces.labeled:
-            if data.only and name not in data.shut:
+        if name in data.sealed or not faces.labeled:
+            if data.only_split and name not in data.sealed:
                 continue  # is shown as it is
-            why = "holds, or may hold, PrivateTest" if name in data.shut else "has no labels"
+            why = "holds, or may hold, PrivateTest" if name in data.sealed else "has no labels"
             print(f"{name}: {counted(len(faces), 'face')}; it {why}, so only copies are shown")
         elif not any(
             faces is other for other in chosen.values()

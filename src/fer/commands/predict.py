@@ -58,7 +58,7 @@ def label_photos(
 def label_split(cfg: config.PredictConfig, ensemble: Ensemble, out: Path) -> None:
     """Label the faces of a split, and write the table `out`."""
     data = ensemble.data(cfg.data, used_whole=cfg.split in (None, "all"))
-    split = cfg.split or data.unlabeled or data.only
+    split = cfg.split or data.unlabeled_split or data.only_split
     if split is None:
         raise UserError(
             f"this data has no split without labels; choose one: split={'|'.join(data.splits)}"

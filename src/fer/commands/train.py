@@ -147,7 +147,7 @@ def print_result(trainer: Trainer, folder: Path) -> None:
         )
     checkpoint = shlex.quote(f"{folder}/{files[0]}")
     data = trainer.faces.data
-    if data.unlabeled:
+    if data.unlabeled_split:
         sample = f" sample={shlex.quote(data.sample)}" if data.sample else ""
         use = f"predict ckpt={checkpoint}{sample} out=submission.csv"
     else:

@@ -141,23 +141,26 @@ def stratified(
 class Data:
     """Every split of one data set.
 
-    splits: by name; "train" and "validation" where there are faces to train on, others as the
-    source has them ("test", "private"); "all" where a single file is used whole.
-    shut: names of splits that hold, or may hold, PrivateTest: they are opened only where a command
-    names them, and only fer evaluate prints an accuracy on them. normalize: how the input is
-    scaled, `none`, `unit`, `dataset` or `image`.
-    hash: SHA-256 of what was read, the file's own where it is one file. classes: their names. mode:
-    what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or `multi`;
-    see configs/data/ferplus.yaml. sample: path of a sample submission that lies beside the faces.
-    description: which files are used for what, in words. left_out: split → why it could not be
-    read. enlarged: what data.size does to smaller faces, in words. unused: tables that might have
-    told labels, and why they do not. not_read: pictures and folders that are in no split, in words;
-    the description says it too.
+    splits: by name; "train" and "validation" if there are faces to train on, others as the source
+    names them ("test", "private"); "all" if a single file is used whole.
+    normalize: how the input is scaled, `none`, `unit`, `dataset` or `image`.
+    sealed: names of splits that contain, or may contain, PrivateTest. They are used only if a
+    command names them, and only fer evaluate prints an accuracy on them.
+    hash: SHA-256 of what was read; of a single file, that of the file.
+    classes: their names.
+    mode: what training does with targets, FER+'s `majority`, `probability`, `crossentropy` or
+    `multi`; see configs/data/ferplus.yaml.
+    sample: path of a sample submission beside the faces.
+    description: which files are used for what, in words.
+    left_out: split → why it could not be read.
+    enlarged: what data.size does to smaller faces, in words.
+    unused: tables that could contain labels, and why they are not used.
+    not_read: pictures and folders that are in no split, in words; the description says it too.
     """
 
     splits: dict[str, Faces]
     normalize: Normalization
-    shut: frozenset[str] = frozenset()
+    sealed: frozenset[str] = frozenset()
     hash: str = ""
     classes: tuple[str, ...] = CLASSES
     mode: str = "majority"
@@ -219,13 +222,13 @@ class Data:
         return replace(self, splits=splits, classes=tuple(classes))
 
     @property
-    def unlabeled(self) -> str | None:
-        """Name of the split that a submission is made for, None where every split has labels."""
+    def unlabeled_split(self) -> str | None:
+        """Name of the split that a submission is made for; None if every split has labels."""
         return next((name for name, faces in self.splits.items() if not faces.labeled), None)
 
     @property
-    def only(self) -> str | None:
-        """Name of the one split, None where there are several."""
+    def only_split(self) -> str | None:
+        """Name of the only split; None if there are several."""
         return next(iter(self.splits)) if len(self.splits) == 1 else None
 
     def copies_of_training(self) -> dict[str, int]:
@@ -244,7 +247,7 @@ class Data:
         return counts
 
     @property
-    def absent(self) -> list[str]:
-        """Names of the classes of which there is no face to train on."""
+    def missing_classes(self) -> list[str]:
+        """Names of the classes without a training face."""
         seen = {*self.split("train").labels.tolist()}
         return [name for label, name in enumerate(self.classes) if label not in seen]

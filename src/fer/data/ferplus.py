@@ -95,7 +95,7 @@ def ferplus(
     return Data(
         splits,
         normalize,
-        shut=frozenset({"private"} & splits.keys()),
+        sealed=frozenset({"private"} & splits.keys()),
         hash=hashlib.sha256(str(table.hash).encode() + file.read_bytes()).hexdigest(),
         classes=class_names(classes),
         mode=mode,

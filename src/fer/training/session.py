@@ -259,10 +259,9 @@ def warnings_of(trainer: Trainer) -> list[str]:
             warnings.append(
                 f"{key}.epochs extends to {last_knot:g}, but training stops at {cfg.train.epochs}"
             )
-    if data.absent:
-        warnings.append(
-            f"no training faces of {', '.join(data.absent)}: the network cannot learn them"
-        )
+    if data.missing_classes:
+        missing = ", ".join(data.missing_classes)
+        warnings.append(f"no training faces of {missing}: the network cannot learn them")
     copies = copies_in_words(data, cfg.train.copies == "drop")
     if copies:
         warnings.append(copies)

@@ -76,11 +76,11 @@ def fer2013(
     }
     whole = split == "none" and set(parts) == {"train"}
     if whole and not parts["train"].by_usage:
-        return only_split("all", parts["train"], normalize, about)
+        return one_split_data("all", parts["train"], normalize, about)
     if "train" not in parts:
         if len(parts) == 1:
             name, part = next(iter(parts.items()))
-            return only_split(name, part, normalize, about)
+            return one_split_data(name, part, normalize, about)
         raise UserError(f"data.path={path}: has no faces to train on, only {', '.join(parts)}")
 
     train = parts["train"]
@@ -119,10 +119,10 @@ def fer2013(
         unused = "data.groups has no effect, since no faces are held out"
     if validating == HELD_OUT:
         validating = "validation"
-    shut = shut_splits(splits, validating)
-    words = in_words(source, splits, shut, validating, split, fraction, class_names, left_out)
+    sealed = sealed_splits(splits, validating)
+    words = in_words(source, splits, sealed, validating, split, fraction, class_names, left_out)
     description = "; ".join(filter(None, (words, not_read, unused)))
-    return Data(splits, normalize, shut, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
+    return Data(splits, normalize, sealed, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -182,10 +182,10 @@ def cut_splits(
     return {name: faces for name, faces in first.items() if faces is not None} | splits
 
 
-def shut_splits(splits: dict[str, Faces], validating: str) -> frozenset[str]:
+def sealed_splits(splits: dict[str, Faces], validating: str) -> frozenset[str]:
     """The splits that may hold PrivateTest; a test split without labels cannot."""
-    may_be_shut = {"private", "test"} & {*splits} - {validating}
-    return frozenset(name for name in may_be_shut if splits[name].labeled)
+    may_be_sealed = {"private", "test"} & {*splits} - {validating}
+    return frozenset(name for name in may_be_sealed if splits[name].labeled)
 
 
 def same_side(parts: dict[str, Part]) -> None:
@@ -197,13 +197,13 @@ def same_side(parts: dict[str, Part]) -> None:
             part.table.images = resized(part.table.images, side)
 
 
-def only_split(name: str, part: Part, normalize: Normalization, about: dict) -> Data:
+def one_split_data(name: str, part: Part, normalize: Normalization, about: dict) -> Data:
     """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold
     PrivateTest.
     """
     faces = part.cut()
-    shut = frozenset({name} if faces.labeled else ())
-    return Data({name: faces}, normalize, shut, str(part.table.hash), **about)
+    sealed = frozenset({name} if faces.labeled else ())
+    return Data({name: faces}, normalize, sealed, str(part.table.hash), **about)
 
 
 def needed(source: Source) -> str:
@@ -289,7 +289,7 @@ def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:
 def in_words(
     source: Source,
     splits: dict[str, Faces],
-    shut: frozenset[str],
+    sealed: frozenset[str],
     validating: str,
     split: str,
     fraction: float,
@@ -315,7 +315,7 @@ def in_words(
     for name, faces in splits.items():
         if name in ("train", "validation", validating):
             continue
-        state = "is kept shut" if name in shut else "is not used in training"
+        state = "stays sealed" if name in sealed else "is not used in training"
         if not faces.labeled:
             state = "has no labels"
         words.append(f"{named.get(name) or source.places.get(name, name)} {state}")
