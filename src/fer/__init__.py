@@ -11,15 +11,15 @@ from typing import Annotated, Literal
 
 __version__ = "0.1.0"
 
-Normalization = Literal[
-    "none", "unit", "dataset", "image"
-]  # of a network's input; see models/network.py
-Format = Literal["fp32", "bf16", "fp16"]  # of numbers in forward passes
-Precision = Literal["auto", "fp32", "bf16", "fp16"]  # what is asked for; see runtime.choose_format
-FilePath = Annotated[
-    str, "path"
-]  # of a file or folder: the value of a key may hold any character; see signatures.path_keys
-# What names of pictures end with, in formats that are read.
+# Of a network's input; see models/network.py.
+Normalization = Literal["none", "unit", "dataset", "image"]
+# Of numbers in forward passes.
+Format = Literal["fp32", "bf16", "fp16"]
+# The format that train.precision asks for; see runtime.choose_format.
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+# Of a file or folder. The value of such a key may contain any character; see signatures.path_keys.
+FilePath = Annotated[str, "path"]
+# Of pictures in formats that are read.
 PICTURE_ENDINGS = (
     ".png",
     ".jpg",
@@ -59,7 +59,7 @@ class UserError(Exception):
 
 @contextmanager
 def extra(name: str, what: str) -> Iterator[None]:
-    """Within the context a package that cannot be imported is a UserError. `what` needs the
+    """Within the context, a package that cannot be imported raises UserError. `what` needs the
     package; the extra `name` installs it.
     """
     try:
@@ -109,6 +109,7 @@ def choices(command: str, user_dir: str | None = None) -> dict[str, list[str]]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: the most similar known one, and all of them."""
     import difflib
 
     near = difflib.get_close_matches(word, known := list(known), n=1, cutoff=0.5)

@@ -42,8 +42,8 @@ class Checkpoint:
         contents = load_checkpoint(path)
         values = saved_config(contents["config"], contents, path)
         with reporting_config_errors(path):
-            own = config.check("train", values, trust)
-            settings = settings_in_force(path, contents, own, trust)
+            saved = config.check("train", values, trust)
+            settings = settings_in_force(path, contents, saved, trust)
             check_outputs(settings.model, contents["classes"])
         return cls(path, contents, settings)
 
@@ -172,7 +172,7 @@ def is_file(place: str | None) -> bool:
 
 
 def settings_in_force(
-    path: Path, contents: dict, own: config.TrainConfig, trust: Sequence[str]
+    path: Path, contents: dict, saved: config.TrainConfig, trust: Sequence[str]
 ) -> config.TrainConfig:
     """The settings of the run of which the checkpoint at `path` is part. A resume may have changed
     some since it was written; the config.yaml beside it has them. If there is none, or it differs
@@ -183,9 +183,9 @@ def settings_in_force(
         values = saved_config(text, contents, path.parent / "config.yaml")
         current = config.check("train", values, trust)
     except (OSError, ValueError, UserError):
-        return own
-    changed = config.difference(own.model_dump(), current.model_dump())
-    return current if set(changed) <= config.resumable(own.data) else own
+        return saved
+    changed = config.difference(saved.model_dump(), current.model_dump())
+    return current if set(changed) <= config.resumable(saved.data) else saved
 
 
 def use_builtin(named: object) -> bool:
@@ -207,10 +207,10 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
         )
     if named is None:
         named = str(newest())
-    found: list[Path] = []
+    checkpoints: list[Path] = []
     for name in named if isinstance(named, list) else [named]:
         if name == BUILTIN:
-            found.append(BUILTIN_FILE)
+            checkpoints.append(BUILTIN_FILE)
             continue
         is_pattern = "*" in name and not Path(name).exists()
         matches = sorted(glob.glob(name)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
@@ -223,10 +223,10 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
             if is_pattern and best == [place / "best.pt"] and not best[0].is_file():
                 print(f"{place}: has no best.pt yet, left out")
             else:
-                found += best
-        if not found:
+                checkpoints += best
+        if not checkpoints:
             raise UserError(f"{name}: no best.pt there yet; name a run with one")
-    return list(dict.fromkeys(map(require_checkpoint, found)))
+    return list(dict.fromkeys(map(require_checkpoint, checkpoints)))
 
 
 def checkpoints_at(place: Path) -> list[Path]:

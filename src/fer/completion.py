@@ -156,5 +156,5 @@ def paths(start: str, open_quote: bool) -> list[str]:
         for entry in entries
         if entry.name.startswith(name) and (name or not entry.name.startswith("."))
     ]
-    found = [f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
-    return found if open_quote else [SPECIAL.sub(r"\\\1", path) for path in found]
+    names = [f"{folder}{slash}{entry.name}{'/' if entry.is_dir() else ''}" for entry in shown]
+    return names if open_quote else [SPECIAL.sub(r"\\\1", path) for path in names]

@@ -107,15 +107,15 @@ def parameters(target: str) -> dict[str, ast.expr | None]:
 def fields(module: str, name: str) -> dict[str, ast.expr | None]:
     """Annotated fields of a class, with those of its bases that the module knows by name."""
     definition = find(module, name)
-    found: dict[str, ast.expr | None] = {}
+    annotations: dict[str, ast.expr | None] = {}
     if isinstance(definition, ast.ClassDef):
         for base in definition.bases:
             if isinstance(base, ast.Name) and base.id != name:
-                found |= fields(module, base.id)
+                annotations |= fields(module, base.id)
         for statement in definition.body:
             if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                found[statement.target.id] = statement.annotation
-    return found
+                annotations[statement.target.id] = statement.annotation
+    return annotations
 
 
 def find(module: str, name: str, depth: int = 5) -> ast.stmt | None:

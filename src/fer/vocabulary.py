@@ -164,8 +164,8 @@ def meant_choice(command: str, group: str, choice: str) -> str | None:
     if place.suffix in (".yaml", ".yml"):
         if place.parent.name == group:
             return f"did you mean --config-dir {place.parent.parent} {group}={place.stem}?"
-        own = f"--config-dir DIR {group}={place.stem}"
-        return f"put it at DIR/{group}/{place.name}, and type {own}"
+        override = f"--config-dir DIR {group}={place.stem}"
+        return f"put it at DIR/{group}/{place.name}, and type {override}"
     if group == "data" and ("/" in choice or "\\" in choice or place.suffix or place.exists()):
         return f"did you mean data.path={choice}?"
     if group == "model" and place.suffix in (".pt", ".pth") and "start" in root_values(command):

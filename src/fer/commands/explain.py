@@ -266,21 +266,21 @@ def right_and_wrong(labels: Tensor, predicted: Tensor) -> Tensor:
 
 def faces_of_photos(files: list[Path], crop: str, smallest: float, face_size: int) -> Faces:
     """The faces in photos, as fer predict input= finds them; prints which."""
-    found = photos.faces_in_photos(files, crop, smallest, face_size)
-    if not found:
+    faces = photos.faces_in_photos(files, crop, smallest, face_size)
+    if not faces:
         raise UserError(f"image={files[0]}: no face; {photos.remedy(smallest)}")
-    faces_per_file = Counter(face.file for face in found)
+    faces_per_file = Counter(face.file for face in faces)
     number: Counter[Path] = Counter()
     names = []
-    for face in found:
+    for face in faces:
         number[face.file] += 1
         name = photos.readable(face.file)
         if faces_per_file[face.file] > 1:
             name += f", face {number[face.file]}"
         names.append(name)
         print(f"{name}: {face.place}")
-    pixels = torch.stack([face.pixels for face in found])
-    return Faces(pixels, torch.full((len(found),), -1), names)
+    pixels = torch.stack([face.pixels for face in faces])
+    return Faces(pixels, torch.full((len(faces),), -1), names)
 
 
 def target_classes(named: str, faces: Faces, logits: Tensor, classes: Sequence[str]) -> Tensor:

@@ -139,9 +139,8 @@ def write_results(
     generator, suffix = np.random.default_rng(cfg.seed), cfg.format
     classes = faces.groupby("label", observed=True).indices
     means = np.stack([images.numpy()[rows].mean(0) for rows in classes.values()])
-    means = (
-        255 * (means - means.min()) / max(np.ptp(means), 1)
-    )  # their contrast is low; all are stretched alike
+    # Their contrast is low; all are stretched alike.
+    means = 255 * (means - means.min()) / max(np.ptp(means), 1)
     captions = [f"{name}\nn = {len(rows):,}" for name, rows in classes.items()]
     samples = [generator.permutation(rows)[: cfg.samples].tolist() for rows in classes.values()]
     groups = disputed(copies)
@@ -171,9 +170,7 @@ def shown_splits(data: Data) -> dict[str, Faces]:
                 continue  # is shown as it is
             why = "holds, or may hold, PrivateTest" if name in data.sealed else "has no labels"
             print(f"{name}: {counted(len(faces), 'face')}; it {why}, so only copies are shown")
-        elif not any(
-            faces is other for other in chosen.values()
-        ):  # PublicTest validates under two names
+        elif not any(faces is other for other in chosen.values()):  # PublicTest has two names
             chosen[name] = faces
     return chosen
 
@@ -264,8 +261,9 @@ def count(faces: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         "mean": ("mean", "mean"),
         "square": ("square", "mean"),
     }
-    found = columns.groupby(by, observed=False).agg(**sums)
-    return found.assign(deviation=(found.pop("square") - found["mean"] ** 2).clip(0) ** 0.5)
+    statistics = columns.groupby(by, observed=False).agg(**sums)
+    square = statistics.pop("square")
+    return statistics.assign(deviation=(square - statistics["mean"] ** 2).clip(0) ** 0.5)
 
 
 def disputed(copies: pd.DataFrame) -> list[list[int]]:

@@ -218,8 +218,8 @@ def find_target(
     named = f"{key}._target_={path}"
     if not isinstance(path, str) or not DOTTED.fullmatch(path):
         raise UserError(f"{named}: should be the dotted path of a class or function")
-    own = path.startswith(OWN_TARGETS[group])
-    if not own and trust is not None:
+    is_ours = path.startswith(OWN_TARGETS[group])
+    if not is_ours and trust is not None:
         refuse_untrusted(group, path, named, trust)
     module_name, _, name = path.rpartition(".")
     module = import_module(module_name, named)
@@ -230,7 +230,7 @@ def find_target(
             f"{named}: {module_name} has no such class or function; {nearest(name, there)}"
         )
     defined_in = f"{target.__module__}."
-    if own and (name.startswith("_") or not defined_in.startswith(OWN_TARGETS[group])):
+    if is_ours and (name.startswith("_") or not defined_in.startswith(OWN_TARGETS[group])):
         raise UserError(f"{named}: refused; this project has no such {group}")
     return target
 
@@ -319,7 +319,7 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
     path = node["_target_"]
     target = find_target(group, path, key)
     values = {name: value for name, value in node.items() if name != "_target_"}
-    own = path.startswith(OWN_TARGETS[group])
+    is_ours = path.startswith(OWN_TARGETS[group])
     try:
         made = target(**values, **provided)
     except NotImplementedError:  # a RuntimeError, of torch's meta device
@@ -330,12 +330,12 @@ def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
         separator = "." if line.partition("=")[0] in values else ": "
         raise UserError(f"{key}{separator}{line}") from error
     except Exception as error:
-        if own:
+        if is_ours:
             raise
         line = f"{key}: {path} raised {in_one_line(error)}; FER_DEBUG=1 shows where"
         raise UserError(line) from error
     check_product(group, made, f"{key}._target_={path}")
-    if group == "model" and not own:
+    if group == "model" and not is_ours:
         check_network(made, node.get("classes", len(CLASSES)), f"{key}._target_={path}")
     return made
 

@@ -234,15 +234,15 @@ def annotate(
 
 
 def label_frames(
-    found: list[list[tuple[Box, torch.Tensor]]],
+    faces_of_frames: list[list[tuple[Box, torch.Tensor]]],
     class_count: int,
     label: Callable[[Faces], torch.Tensor],
 ) -> list[torch.Tensor]:
     """The probabilities of each frame's faces, N×C, labeled in one batch."""
-    counts = [len(faces) for faces in found]
+    counts = [len(faces) for faces in faces_of_frames]
     if not sum(counts):
-        return [torch.empty(0, class_count) for _ in found]
-    pixels = torch.stack([pixels for faces in found for _, pixels in faces])
+        return [torch.empty(0, class_count) for _ in faces_of_frames]
+    pixels = torch.stack([pixels for faces in faces_of_frames for _, pixels in faces])
     names = [str(number) for number in range(len(pixels))]
     probabilities = label(Faces(pixels, torch.full((len(pixels),), -1), names))
     return list(probabilities.split(counts))

@@ -81,9 +81,7 @@ def take_trial_step(node: dict) -> torch.optim.Optimizer:
     trial = config.build("optim", node, params=parameters)
     try:
         trial.step()
-    except (
-        Exception
-    ) as error:  # an optimizer that needs a closure or sparse gradients raises anything
+    except Exception as error:  # of any kind, if it needs a closure or sparse gradients
         reason = str(error).splitlines()[0]
         raise UserError(
             f"optim._target_={node['_target_']}: cannot train these networks ({reason}); "

@@ -27,21 +27,22 @@ def train_in(folder: Path, cfg: config.TrainConfig, device: torch.device, data: 
     """Train on `data` in the run folder `folder`; returns the best validation accuracy. The run is
     started or resumed; a complete one is only loaded. Raises UserError if it had other settings.
     """
-    own = config.TrainConfig(**{key: getattr(cfg, key) for key in config.TrainConfig.model_fields})
-    own.run = str(folder)
-    fit_outputs(own, data.classes)
+    keys = config.TrainConfig.model_fields  # cfg may have more, those of its command
+    run_cfg = config.TrainConfig(**{key: getattr(cfg, key) for key in keys})
+    run_cfg.run = str(folder)
+    fit_outputs(run_cfg, data.classes)
     last = folder / "last.pt"
     with contextlib.ExitStack() as held:
         contents = None
         if last.is_file():
             held.enter_context(lock(folder))
             contents = load_checkpoint(last, f"remove {folder}, which is then trained again")
-            refuse_other_settings(folder, contents, own)
-            own.resume = own.run
+            refuse_other_settings(folder, contents, run_cfg)
+            run_cfg.resume = run_cfg.run
         held.enter_context(
             runtime.reporting_out_of_memory(device, f"train.batch_size={cfg.train.batch_size}")
         )
-        trainer = Trainer(own, device, data, contents)
+        trainer = Trainer(run_cfg, device, data, contents)
         del contents  # as large as the network and the optimizer
         if trainer.done:
             finish_save(folder, trainer)

@@ -99,13 +99,13 @@ def unpack(path: Path, folder: Path) -> None:
     there is no place or no content into the file LEFT_OUT there.
     """
     allowed = max(ALLOWED, EXPANSION * path.stat().st_size)
-    found: list[str] = []
+    names: list[str] = []
     links: dict[str, str] = {}
     left_out: list[str] = []
     try:
         for member in members(path):
-            found.append(member.name)
-            if len(found) > MOST_MEMBERS:
+            names.append(member.name)
+            if len(names) > MOST_MEMBERS:
                 raise UserError(f"{path}: has more than {MOST_MEMBERS:,} members")
             if not wanted(member.name):
                 continue
@@ -130,7 +130,7 @@ def unpack(path: Path, folder: Path) -> None:
         raise UserError(f"{path}: is encrypted; unpack it, and name the folder") from None
     unpacked_files = (file for file in folder.rglob("*") if file.is_file())
     if all(file.suffix.lower() == ".txt" for file in unpacked_files):
-        raise UserError(f"{path}: {without_faces(found)}")
+        raise UserError(f"{path}: {without_faces(names)}")
     text = "\n".join(printable(name) for name in left_out if name.isprintable())
     (folder / LEFT_OUT).write_text(text, encoding="utf-8")
 

@@ -210,7 +210,7 @@ def find_class(name: str, classes: Sequence[str]) -> str | None:
     if composed(name) in classes:
         return composed(name)
     spelled = emotion(name)
-    return next((own for own in classes if spelled and emotion(own) == spelled), None)
+    return next((known for known in classes if spelled and emotion(known) == spelled), None)
 
 
 def merged(

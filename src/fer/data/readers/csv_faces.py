@@ -254,12 +254,12 @@ def read_header(place: str, line: bytes, group_column: str | None = None) -> lis
 
 def pixel_columns(names: Sequence[str]) -> range:
     """The columns of one pixel each: neighbors whose names count up, such as `pixel0`, `pixel1`."""
-    found = [PIXEL_COLUMN.fullmatch(name) for name in names]
-    positions = [position for position, match in enumerate(found) if match]
+    matches = [PIXEL_COLUMN.fullmatch(name) for name in names]
+    positions = [position for position, match in enumerate(matches) if match]
     if len(positions) < SMALLEST**2:
         return range(0)
     columns = range(positions[0], positions[-1] + 1)
-    numbers = [[int(number or 0) for number in match.groups()] for match in found if match]
+    numbers = [[int(number or 0) for number in match.groups()] for match in matches if match]
     counts_up = all(before < after for before, after in pairwise(numbers))
     return columns if len(columns) == len(positions) and counts_up else range(0)
 

@@ -395,17 +395,17 @@ def cached_listed(
 
 def unused_tables(folder: Path, depth: int) -> list[str]:
     """The tables in a folder and in those below it, and why they do not label its pictures."""
-    found = []
+    reasons = []
     others = (entry for entry in entries(folder) if not is_picture(entry.name))
     for entry in islice(others, MOST_LISTED):
         if entry.is_dir():
             if entry.name.lower() == "labels" and not pictures_below(entry, 1):
-                found.append("labels/ is not read; write a table file,label")
+                reasons.append("labels/ is not read; write a table file,label")
             elif depth:
-                found += unused_tables(entry, depth - 1)
+                reasons += unused_tables(entry, depth - 1)
         elif why := why_unused(entry):
-            found.append(f"{printable(entry.name)} {why}")
-    return found
+            reasons.append(f"{printable(entry.name)} {why}")
+    return reasons
 
 
 def why_unused(file: Path) -> str:

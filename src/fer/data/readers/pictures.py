@@ -35,10 +35,10 @@ def image_files(folder: Path) -> list[Path]:
 
 def pictures_below(folder: Path, depth: int) -> list[Path]:
     """The pictures in a folder and in those down to `depth` folders below it."""
-    found = entries(folder)
-    files = [entry for entry in found if is_picture(entry.name)]
+    inside = entries(folder)
+    files = [entry for entry in inside if is_picture(entry.name)]
     if depth:
-        for entry in found:
+        for entry in inside:
             if not is_picture(entry.name) and entry.is_dir():
                 files += pictures_below(entry, depth - 1)
     return files

@@ -552,9 +552,9 @@ def unread_below(folder: Path, root: Path) -> list[str]:
     for inner in classes:
         # Listed once, and only what is not a picture is checked for being a folder: there may be
         # 100,000 files.
-        found = entries(inner)
-        deeper = [entry for entry in found if not is_picture(entry.name)]
-        if len(deeper) == len(found):
+        inside = entries(inner)
+        deeper = [entry for entry in inside if not is_picture(entry.name)]
+        if len(deeper) == len(inside):
             continue  # its pictures are those in its folders
         unread += [
             f"{entry.relative_to(root).as_posix()}/"
@@ -597,9 +597,9 @@ def table_for(
     of_any = [file for file in tables if split_in_words(stem_of(file)) is None]
     for files in (inside, named, of_any):
         columns = {file: table_columns(file, wanted.group_column) for file in files}
-        found = [(file, its_columns) for file, its_columns in columns.items() if its_columns]
-        if len(found) == 1:
-            return found[0]
+        labeled = [(file, its_columns) for file, its_columns in columns.items() if its_columns]
+        if len(labeled) == 1:
+            return labeled[0]
     return None
 
 
