@@ -123,13 +123,13 @@ class Checkpoint:
                 return data.for_network(self.classes)
         return config.build("data", node).for_network(self.classes)
 
-    def learned(self, faces: Faces) -> torch.Tensor:
-        """Bool N: which of the faces it was trained on. Raises UserError if only its data could
-        tell, which is not available: of faces in another size, and for files of earlier versions.
+    def was_trained_on(self, faces: Faces) -> torch.Tensor:
+        """Bool N: which of the faces it was trained on. For faces of another size, and for files of
+        earlier versions, only its data can tell: raises UserError if that is not available.
         """
-        known = self.contents.get("training_faces")
-        if known is not None and faces.side == self.face_size:
-            return torch.isin(faces.hashes, known)
+        hashes = self.contents.get("training_faces")
+        if hashes is not None and faces.side == self.face_size:
+            return torch.isin(faces.hashes, hashes)
         return faces.among(self.data(size=faces.side).split("train"))
 
     def resembles_training(self, faces: Faces) -> bool:

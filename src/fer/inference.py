@@ -213,11 +213,10 @@ class Ensemble:
         if data is None or "validation" not in data.splits:
             data, own_data = self.data(), True
         faces = data.split("validation")
-        stranger = validated_on_others(self.members, faces, own_data)
-        if stranger:
+        other = validated_on_others(self.members, faces, own_data)
+        if other:
             reason = (
-                f"{stranger.name} was validated on other faces than these, "
-                "so it may have learned them"
+                f"{other.name} was validated on other faces than these, so it may have learned them"
             )
             if select == "greedy":
                 raise UserError(
@@ -261,25 +260,27 @@ def validated_on_others(
     return None
 
 
-def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool, without: str) -> Tensor:
-    """Bool N: which of the faces a member was trained on.
+def training_faces_among(
+    faces: Faces, members: list[Checkpoint], strict: bool, consequence: str
+) -> Tensor:
+    """Bool N: which of the faces any member was trained on.
 
-    Prints a line for a member that learned most of them, as they are or compressed, since its
-    accuracy is to be measured on them, and one for a member of which this is not known: why, and
-    what follows (`without`). strict: refuses to go on in that case.
+    Prints a line for a member that was trained on most of them, as they are or compressed, since
+    its accuracy is to be measured on them, and one for a member of which this is not known: why,
+    and the `consequence`. strict: raises UserError in that case instead.
     """
-    learned = torch.zeros(len(faces), dtype=torch.bool)
+    trained_on = torch.zeros(len(faces), dtype=torch.bool)
     for member in {str(member.settings.data): member for member in members}.values():
         count = 0
         try:
-            copies = member.learned(faces)
-            learned |= copies
-            count = int(copies.sum())
+            trained_on_by_member = member.was_trained_on(faces)
+            trained_on |= trained_on_by_member
+            count = int(trained_on_by_member.sum())
         except UserError as error:
             if strict:
                 raise
             why = str(error).partition(";")[0]
-            print(f"{member.name}: its training faces are not available ({why}); {without}")
+            print(f"{member.name}: its training faces are not available ({why}); {consequence}")
         if count > len(faces) / 2:
             print(
                 f"{member.name} was trained on {count} of these {len(faces)} faces: "
@@ -290,7 +291,7 @@ def learned_faces(members: list[Checkpoint], faces: Faces, strict: bool, without
                 f"{member.name} was trained on most of these faces, which were compressed or "
                 "resized since: its accuracy on them says little"
             )
-    return learned
+    return trained_on
 
 
 def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:

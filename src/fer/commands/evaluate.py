@@ -13,7 +13,7 @@ from fer import UserError, config, metrics
 from fer.checkpoint import Checkpoint
 from fer.data.faces import Data, Faces
 from fer.files import regular, write_text
-from fer.inference import Ensemble, average, learned_faces, may_hold_private_test
+from fer.inference import Ensemble, average, may_hold_private_test, training_faces_among
 from fer.run import PRIVATE_LOG, make_folder, reporting_os_errors
 from fer.runtime import pick_device
 from fer.text import aligned, counted, wrapped
@@ -60,8 +60,8 @@ def run(cfg: config.EvaluateConfig, given_keys: list[str]) -> None:
 
 def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: bool) -> Tensor:
     """Bool N: which faces are exact copies of training faces, of this data or of a member's own."""
-    without = "only copies of this data's training faces are counted"
-    is_copy = learned_faces(ensemble.members, faces, strict, without)
+    consequence = "only copies of this data's training faces are counted"
+    is_copy = training_faces_among(faces, ensemble.members, strict, consequence)
     if "train" in data.splits:
         is_copy |= faces.among(data.split("train"))
     return is_copy

@@ -18,6 +18,7 @@ from torchvision.transforms.functional import gaussian_blur
 from fer import UserError, config, explain, nearest, photos, plots
 from fer.checkpoint import BUILTIN, Checkpoint, find_checkpoint, use_builtin
 from fer.data.faces import Faces
+from fer.data.readers.names import printable
 from fer.models.network import Network, crop_or_enlarge
 from fer.progress import Steps
 from fer.run import output_folders, write_csv, write_text
@@ -274,7 +275,7 @@ def faces_of_photos(files: list[Path], crop: str, smallest: float, face_size: in
     names = []
     for face in faces:
         number[face.file] += 1
-        name = photos.readable(face.file)
+        name = printable(face.file)
         if faces_per_file[face.file] > 1:
             name += f", face {number[face.file]}"
         names.append(name)

@@ -9,7 +9,7 @@ from torch import Tensor
 from fer import UserError, config, metrics, photos
 from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
-from fer.inference import Ensemble, learned_faces, may_hold_private_test
+from fer.inference import Ensemble, may_hold_private_test, training_faces_among
 from fer.run import output_folders, refuse_overwriting, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
@@ -134,7 +134,8 @@ def print_accuracy(
     ensemble: Ensemble, faces: Faces, predicted: Tensor, split: str, classes: int
 ) -> None:
     """Accuracy and macro F1 on labeled faces; with test-time augmentation, also without it."""
-    learned_faces(ensemble.members, faces, strict=False, without="they may be among these faces")
+    consequence = "they may be among these faces"
+    training_faces_among(faces, ensemble.members, strict=False, consequence=consequence)  # prints
     matrix = metrics.confusion(predicted, faces.labels, classes)
     accuracy, macro_f1 = metrics.accuracy(matrix), metrics.macro_f1(matrix)
     print(f"accuracy {accuracy:.4f}, macro F1 {macro_f1:.4f} on {split}")

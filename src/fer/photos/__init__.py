@@ -4,7 +4,7 @@ The caller passes the function that labels faces; networks and checkpoints are u
 """
 
 from fer.photos.detection import SHARE, FaceDetector, find_faces
-from fer.photos.drawing import read_photo, readable
+from fer.photos.drawing import read_photo
 from fer.photos.labeling import faces_in_photos, remedy, run
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "faces_in_photos",
     "find_faces",
     "read_photo",
-    "readable",
     "remedy",
     "run",
 ]

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fer import UserError
+from fer.data.readers.names import printable
 from fer.data.readers.pictures import eight_bits, opened
 
 SHOWN_SIDE = 192  # pixels of a face beside its saliency map
@@ -17,21 +18,16 @@ SMALLEST_DRAWING = 480  # pixels of the longer side: smaller photos are enlarged
 Rectangle = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def readable(file: Path) -> str:
-    """The path as text, also if it is not valid Unicode."""
-    return str(file).encode(errors="replace").decode()
-
-
 def read_photo(file: Path) -> Image.Image:
     """The first frame in RGB, upright as its EXIF data says. UserError if it is not an image."""
     if not file.exists():
         raise UserError(
-            f"{readable(file)}: no such file or folder; name a photo or a folder of photos"
+            f"{printable(file)}: no such file or folder; name a photo or a folder of photos"
         )
     with opened(file, "make it smaller") as image:
         upright = ImageOps.exif_transpose(image)
         upright.format = image.format
-        return eight_bits(upright, readable(file)).convert("RGB")
+        return eight_bits(upright, printable(file)).convert("RGB")
 
 
 def draw(photo: Image.Image, faces: list[tuple[tuple[int, int, int, int], str]]) -> Image.Image:

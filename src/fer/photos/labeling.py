@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from fer import FACE_SIZE, UserError
 from fer.data.faces import Faces
+from fer.data.readers.names import printable
 from fer.data.readers.pictures import image_files
 from fer.files import write
 from fer.photos import video
 from fer.photos.detection import FaceDetector, find_faces, smallest_side
-from fer.photos.drawing import draw, read_photo, readable
+from fer.photos.drawing import draw, read_photo
 from fer.run import make_folder, tell_if_replaced, write_csv
 from fer.text import counted, percent
 
@@ -124,10 +125,10 @@ def label_photos(
     for face, row in zip(faces, probabilities, strict=True):
         name = classes[int(row.argmax())]
         text = f"{name} {percent(row.max())}"
-        rows.append([readable(face.file), *face.box, name, *(f"{p:.6f}" for p in row.tolist())])
+        rows.append([printable(face.file), *face.box, name, *(f"{p:.6f}" for p in row.tolist())])
         texts.setdefault(face.file, []).append((face.box, text))
         if len(faces) <= MOST_PRINTED:
-            print(f"{readable(face.file)}, {face.place}: {text}")
+            print(f"{printable(face.file)}, {face.place}: {text}")
     write_csv(out, header, rows)
 
     with_boxes = {face.file for face in faces if not face.whole}
@@ -185,7 +186,7 @@ def faces_in_photos(
             faces.append(PhotoFace(file, x, y, side, side, pixels, whole=False))
         if not detected:
             least = smallest_side(photo, smallest)
-            tqdm.write(f"{readable(file)}: no face found of {counted(least, 'pixel')} or more")
+            tqdm.write(f"{printable(file)}: no face found of {counted(least, 'pixel')} or more")
     if refusals and len(refusals) == len(files):
         raise refusals[0]
     for refusal in refusals:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from fer import VIDEO_ENDINGS, UserError, extra
 from fer.data.faces import Faces
+from fer.data.readers.names import printable
 from fer.files import write
 from fer.photos.detection import Box, FaceDetector, find_faces
-from fer.photos.drawing import draw, readable
+from fer.photos.drawing import draw
 from fer.run import tell_if_replaced, write_csv
 from fer.text import counted, percent
 
@@ -103,7 +104,7 @@ def opened_capture(source: str) -> Iterator[Any]:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if not source.isdecimal() and not Path(source).is_file():
         what = "is not a regular file" if Path(source).exists() else "no such file"
-        raise UserError(f"input={readable(Path(source))}: {what}; name a video")
+        raise UserError(f"input={printable(source)}: {what}; name a video")
     capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
     try:
         if not capture.isOpened():

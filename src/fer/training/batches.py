@@ -23,7 +23,7 @@ class TrainingFaces:
     images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images: uint8 M×1×H×W.
     val_labels: int64 M, always on the device. normalize: fitted on the training faces. hashes,
     thumbnail_hashes: of the training faces. val_hash: SHA-256 of the validation images.
-    fingerprint: SHA-256 of all faces and labels; a resumed run must find the same.
+    fingerprint: SHA-256 of all faces and labels; a resumed run must have the same.
     """
 
     images: Tensor

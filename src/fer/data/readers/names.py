@@ -89,6 +89,6 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def printable(name: str) -> str:
-    """A file's name as text, whatever its bytes."""
-    return name.encode(errors="replace").decode()
+def printable(name: str | Path) -> str:
+    """The name or path of a file as text, whatever its bytes."""
+    return str(name).encode(errors="replace").decode()
