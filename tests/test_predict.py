@@ -2,6 +2,7 @@
 
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,10 @@ import yaml
 from torch.nn.modules.module import register_module_forward_hook
 
 from fer import CLASSES
+from fer.checkpoint import Checkpoint
 from fer.data.demo import demo
-from fer.inference import Ensemble, greedy, probabilities
+from fer.data.faces import Faces
+from fer.inference import Ensemble, greedy, probabilities, training_faces_among
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 
@@ -191,6 +194,19 @@ def test_accuracy_on_training_faces_is_marked_as_such(fer):
     code, out, err = fer("predict", "ckpt=r", "split=train", "data.images=150", "out=s.csv")
     assert code == 0 and "accuracy 0." in out, err
     assert "learned" not in fer("predict", "ckpt=r", "split=validation", "out=s.csv")[1]
+
+
+def test_members_with_the_same_data_may_be_trained_on_different_faces():
+    """As the folds of fer mislabels, and the rounds of fer selftrain, are."""
+    images = torch.randint(0, 256, (4, 1, 48, 48), dtype=torch.uint8)
+    faces = Faces(images, torch.zeros(4, dtype=torch.int64), list("abcd"))
+    settings = SimpleNamespace(data={"_target_": "fer.data.demo.demo"})
+    members = []
+    for fold, rows in enumerate(([0, 1], [2])):
+        contents = {"training_faces": faces.take(rows).hashes, "face_size": 48}
+        members.append(Checkpoint(Path(f"fold{fold}/best.pt"), contents, settings))
+    trained_on = training_faces_among(faces, members, strict=True, consequence="")
+    assert trained_on.tolist() == [True, True, True, False]
 
 
 def write_faces(path, count, seed=0, labels=False):

@@ -270,7 +270,7 @@ def training_faces_among(
     and the `consequence`. strict: raises UserError in that case instead.
     """
     trained_on = torch.zeros(len(faces), dtype=torch.bool)
-    for member in {str(member.settings.data): member for member in members}.values():
+    for member in one_for_each_training_set(members):
         count = 0
         try:
             trained_on_by_member = member.was_trained_on(faces)
@@ -292,6 +292,18 @@ def training_faces_among(
                 "resized since: its accuracy on them says little"
             )
     return trained_on
+
+
+def one_for_each_training_set(members: list[Checkpoint]) -> list[Checkpoint]:
+    """Members that were trained on different faces. Those of one data set may be: the folds of fer
+    mislabels are.
+    """
+    distinct: dict[object, Checkpoint] = {}
+    for member in members:
+        hashes = member.contents.get("training_faces")
+        training_set = str(member.settings.data) if hashes is None else hashes.numpy().tobytes()
+        distinct[training_set] = member
+    return list(distinct.values())
 
 
 def may_hold_private_test(members: list[Checkpoint], data: Data, split: str, faces: Faces) -> bool:
