@@ -24,8 +24,9 @@ import pandas as pd
 import torch
 import yaml
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
-from fer import UserError, api, config_dir
+from fer import UserError, api, config, config_dir
 from fer.files import write_text
 
 ROOT = Path(__file__).parents[1]
@@ -257,6 +258,10 @@ class Training:
         own = [f"seed={self.seed}", f"run={self.folder}", f"name={self.folder.name}"]
         return [*fer_train, *self.row.training_words(), *own, *self.words]
 
+    def all_words(self) -> list[str]:
+        """The overrides on which its result depends, but for the seed."""
+        return [*self.row.training_words(), *self.words]
+
 
 def is_done(folder: Path) -> bool:
     """Has the training in the folder reached its last epoch, or lost its patience?"""
@@ -268,6 +273,24 @@ def is_done(folder: Path) -> bool:
         return True
     patience = settings["patience"]
     return patience is not None and len(accuracies) - 1 - accuracies.argmax() >= patience
+
+
+def refuse_other_recipes(trainings: list[Training]) -> None:
+    """Refuse run folders that were trained with other settings: their figures are not the rows'."""
+    for training in trainings:
+        file = training.folder / "config.yaml"
+        if not file.is_file():
+            continue
+        saved = config.parse(file.read_text(encoding="utf-8"), str(file))
+        wanted = settings_of(training.all_words()).model_dump()
+        different = config.difference(config.check("train", saved).model_dump(), wanted)
+        ignored = config.not_of_the_recipe(wanted["data"]) | {"name"}
+        lines = [line for key, line in different.items() if key not in ignored]
+        if lines:
+            raise UserError(
+                f"{training.folder}: was trained with other settings ({lines[0]}); remove it, or "
+                "name another folder with --runs"
+            )
 
 
 # Training
@@ -362,7 +385,7 @@ def estimate(training: Training) -> float:
     """Seconds that the training, or what is left of it, would take, from the second of two epochs
     of 64 faces.
     """
-    words = [*training.row.training_words(), *training.words]
+    words = training.all_words()
     epochs = epochs_left(training)
     with tempfile.TemporaryDirectory() as place:
         trial = [*trial_words(words), f"run={place}/run"]
@@ -373,8 +396,7 @@ def estimate(training: Training) -> float:
         row = pd.read_csv(Path(place) / "run" / "history.csv").iloc[-1]
     training_seconds = TIMED_FACES / row["images_per_second"]
     validation_seconds = max(row["seconds"] - training_seconds, 0)
-    limits = [int(word[len("data.limit=") :]) for word in words if word.startswith("data.limit=")]
-    faces = min(TRAINING_FACES, *limits) if limits else TRAINING_FACES
+    faces = training_faces(settings_of(words).data)
     validation_faces = min(VALIDATION_FACES, faces)
     seconds = faces * training_seconds + validation_faces * validation_seconds
     return epochs * seconds / TIMED_FACES
@@ -395,20 +417,26 @@ def trial_words(words: list[str]) -> list[str]:
 
 def epochs_left(training: Training) -> int:
     """The epochs that it has still to do."""
-    epochs = epochs_of([*training.row.training_words(), *training.words])
+    epochs = settings_of(training.all_words()).train.epochs
     history = training.folder / "history.csv"
     return epochs - len(pd.read_csv(history)) if history.is_file() else epochs
 
 
-def epochs_of(words: list[str]) -> int:
-    """The epochs of the recipe that the words make."""
+def training_faces(data: dict) -> int:
+    """At most how many faces the data has to train on."""
+    limits = [data.get("limit"), data.get("images")]  # the latter: of data=demo
+    return min([TRAINING_FACES, *(limit for limit in limits if limit is not None)])
+
+
+def settings_of(words: list[str]) -> config.TrainConfig:
+    """The checked settings of a training with these overrides."""
     words = [word for word in words if not word.startswith("data.path=")]  # may hold any character
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
         try:
             composed = hydra.compose("train", [*words, "name=x"])
         except HydraException as error:
             raise UserError(str(error).splitlines()[0]) from None
-    return composed.train.epochs
+    return config.check("train", OmegaConf.to_container(composed, resolve=True))
 
 
 def duration(seconds: float) -> str:
@@ -680,6 +708,7 @@ def main(given: list[str], root: Path = ROOT) -> int:
         Training(row, seed, out / f"{row.name}_{seed}", words)
         for row, seed in planned(names, args.seeds, found)
     ]
+    refuse_other_recipes(trainings)
     deadline = time.monotonic() + (args.minutes * 60 if args.minutes else float("inf"))
     failures = train_all(trainings, args.jobs or (1 if on_cpu else 3), deadline, on_cpu)
 

@@ -160,6 +160,21 @@ def test_rows_are_trained_measured_and_kept(reproduce, copy, tmp_path, monkeypat
     assert contents(copy) == before
 
 
+def test_figures_of_a_trial_do_not_get_into_the_pages(reproduce, trained, copy, capsys):
+    """A later start without the trial's words finds its folders, but does not take them."""
+    before = contents(copy)
+    with pytest.raises(UserError, match=r"compact_dnn_0: was trained with other settings \(train"):
+        reproduce.main(["compact_dnn", "--runs", str(trained)], copy)
+    assert contents(copy) == before and not capsys.readouterr().out
+
+
+def test_drawn_faces_are_counted_for_the_estimate(reproduce):
+    settings = reproduce.settings_of(["data=demo", "data.images=70"])
+    assert reproduce.training_faces(settings.data) == 70
+    assert reproduce.training_faces(settings.data | {"limit": 35}) == 35
+    assert reproduce.training_faces(reproduce.settings_of([]).data) == 28_709
+
+
 def test_what_does_not_fit_into_the_time_is_left_out(reproduce, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "estimate", lambda training: 3600)
     row = reproduce.BY_NAME["compact_dnn"]
