@@ -341,7 +341,13 @@ def start(training: Training, jobs: int) -> subprocess.Popen:
     arguments = training.command()[3:]  # after python -m fer
     print(f"{training.folder}: {shlex.join(['fer', *arguments])}", flush=True)
     with log_of(training).open("a", encoding="utf-8") as log:
-        return subprocess.Popen(training.command(), stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(
+            training.command(),
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,  # Ctrl-C must not reach it: a second signal ends it unsaved
+        )
 
 
 def stop(running: dict[Training, subprocess.Popen]) -> None:
@@ -735,9 +741,13 @@ def main(given: list[str], root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C, or its trainings would go on alone
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
-        sys.exit(f"scripts/reproduce: {error}")
+        print(f"scripts/reproduce: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("stopped; the same command resumes it")

@@ -1,6 +1,7 @@
 """scripts/reproduce: its trainings on drawn faces, the tables and headings that it writes."""
 
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
@@ -202,6 +203,33 @@ def test_a_training_is_stopped_when_the_time_is_up_and_resumes(reproduce, tmp_pa
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped, and saved; the same command resumes it" in capsys.readouterr().out
     assert training.command()[-1] == f"resume={folder}" and not training.done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "kill"),
+    [(signal.SIGINT, os.killpg), (signal.SIGTERM, os.kill)],
+    ids=["ctrl-c", "sigterm"],
+)
+def test_stopping_it_lets_its_trainings_save(tmp_path, number, kill):
+    """A terminal sends Ctrl-C to all processes, `timeout` and schedulers only to the first."""
+    words = ["data=demo", "data.images=70", "train.epochs=100000", "device=cpu", "model.head=[4]"]
+    script = ROOT / "scripts" / "reproduce.py"
+    command = [sys.executable, script, "compact_dnn", *words, "--runs", tmp_path]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    folder = tmp_path / "compact_dnn_0"
+    for _ in range(600):
+        if (folder / "last.pt").is_file():
+            break
+        time.sleep(0.1)
+    kill(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    assert f"{folder}: stopped, and saved; the same command resumes it\n" in out
+    assert err == "stopped; the same command resumes it\n"
+    log = (tmp_path / "compact_dnn_0.log").read_text()
+    assert "stopped, and everything so far is saved" in log and "Traceback" not in log
 
 
 def test_only_what_is_left_of_a_training_is_counted(reproduce, tmp_path):
