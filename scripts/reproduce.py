@@ -96,6 +96,7 @@ ROWS = [
     Row(
         "vgg16_staged_tencrop",
         "A, mean over ten crops",
+        USAGE,
         parameters="39,916,231",
         chosen="as above",
         of="vgg16_staged",
@@ -104,6 +105,7 @@ ROWS = [
     Row(
         "vgg16_staged_ensemble",
         "A, ensemble of three",
+        USAGE,
         parameters="3 × 39,916,231",
         published="0.686, an ensemble of several, Kaggle",
         chosen="as above, number of networks",
@@ -630,8 +632,8 @@ def write_pages(found: dict[str, dict[str, str]], root: Path) -> None:
 
 
 def write_submissions(private: str, folders: dict[str, list[Path]], out: Path) -> None:
-    """A submission for the faces without labels in the folder `private`: one of each network, and
-    one of each ensemble.
+    """A submission for the faces without labels in the folder `private`: one of each row's
+    networks, and one of each ensemble.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, members in folders.items():
@@ -639,7 +641,9 @@ def write_submissions(private: str, folders: dict[str, list[Path]], out: Path) -
         tta = "flip" if row.tta == "none" else row.tta
         groups = [members] if row.ensemble else [[member] for member in members]
         for group in groups:
-            file = out / f"{name if row.ensemble else group[0].name}.csv"
+            # The row's name, not the folder's: several rows may evaluate one training.
+            seed = group[0].name.removeprefix(row.trained)
+            file = out / f"{name if row.ensemble else name + seed}.csv"
             checkpoints = ",".join(shlex.quote(str(member)) for member in group)
             command = [sys.executable, "-m", "fer", "predict", f"ckpt=[{checkpoints}]"]
             command += ["data=fer2013", f"data.path={private}", f"tta={tta}", f"out={file}"]
@@ -678,6 +682,8 @@ def arguments(given: list[str]) -> argparse.Namespace:
         parser.error(f"--jobs {parsed.jobs}: should be 1 or more")
     if parsed.minutes is not None and not parsed.minutes > 0:
         parser.error(f"--minutes {parsed.minutes}: should be more than 0")
+    if parsed.private and not Path(parsed.private).is_dir():
+        parser.error(f"--private {parsed.private}: no such folder")
     return parsed
 
 
@@ -707,7 +713,7 @@ def main(given: list[str], root: Path = ROOT) -> int:
     found = records(page.read_text(encoding="utf-8"))
     on_cpu = not torch.cuda.is_available() or "device=cpu" in args.words
     words = [*args.words]
-    if not any(word.startswith("data=") for word in words):
+    if not any(word.startswith(("data=", "data.path=")) for word in words):
         words.append(f"data.path={args.data}")
     out = Path(args.runs)
     trainings = [

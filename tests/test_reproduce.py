@@ -85,6 +85,11 @@ def test_the_pages_are_as_scripts_reproduce_writes_them(reproduce, copy):
     assert contents(copy) == before
 
 
+def test_a_row_that_evaluates_other_trainings_names_their_command(reproduce):
+    for row in reproduce.ROWS:
+        assert row.training_words() == reproduce.BY_NAME[row.trained].training_words(), row.name
+
+
 def test_the_parameters_in_the_readme_are_those_of_the_networks(reproduce, compose):
     for row in reproduce.ROWS:
         if row.title and not row.of:
@@ -174,6 +179,15 @@ def test_drawn_faces_are_counted_for_the_estimate(reproduce):
     assert reproduce.training_faces(settings.data) == 70
     assert reproduce.training_faces(settings.data | {"limit": 35}) == 35
     assert reproduce.training_faces(reproduce.settings_of([]).data) == 28_709
+
+
+def test_the_data_may_be_named_as_a_key_too(reproduce, copy, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(reproduce, "train_all", lambda trainings, *_: started.extend(trainings))
+    reproduce.main(["compact_dnn", "--runs", str(tmp_path), "data.path=elsewhere"], copy)
+    assert started[0].words == ["data.path=elsewhere"]
+    reproduce.main(["compact_dnn", "--runs", str(tmp_path), "--data", "there"], copy)
+    assert started[1].words == ["data.path=there"]
 
 
 def test_what_does_not_fit_into_the_time_is_left_out(reproduce, tmp_path, monkeypatch, capsys):
@@ -266,7 +280,9 @@ def test_rows_without_a_figure_come_first(reproduce):
 
 
 @pytest.mark.slow
-def test_submissions_are_written_for_a_competition(reproduce, trained, fer2013_csv, tmp_path):
+def test_submissions_are_written_for_a_competition(
+    reproduce, trained, fer2013_csv, tmp_path, monkeypatch
+):
     _, *rows = fer2013_csv.read_text().splitlines()
     place = tmp_path / "competition"
     place.mkdir()
@@ -274,10 +290,13 @@ def test_submissions_are_written_for_a_competition(reproduce, trained, fer2013_c
     lines = ["emotion,pixels", *map(",".join, pairs)]
     (place / "train.csv").write_text("\n".join(lines) + "\n")
     (place / "test.csv").write_text("\n".join(["pixels", *(p for _, p in pairs[:9])]) + "\n")
-    folders = {"compact_dnn": [trained / "compact_dnn_0", trained / "compact_dnn_1"]}
+    crops = reproduce.Row("crops", of="compact_dnn", tta="tencrop")
+    monkeypatch.setitem(reproduce.BY_NAME, "crops", crops)
+    networks = [trained / "compact_dnn_0", trained / "compact_dnn_1"]
+    folders = {"compact_dnn": networks, "crops": networks[:1]}
     reproduce.write_submissions(str(place), folders, tmp_path / "out")
     files = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert files == ["compact_dnn_0.csv", "compact_dnn_1.csv"]
+    assert files == ["compact_dnn_0.csv", "compact_dnn_1.csv", "crops_0.csv"]
     assert len(pd.read_csv(tmp_path / "out" / files[0])) == 9
     with pytest.raises(UserError, match="--private /nowhere"):
         reproduce.write_submissions("/nowhere", folders, tmp_path / "out")
@@ -290,11 +309,12 @@ def test_submissions_are_written_for_a_competition(reproduce, trained, fer2013_c
         (["--seeds", "a"], "whole numbers"),
         (["--jobs", "0"], "1 or more"),
         (["--minutes", "-1"], "more than 0"),
+        (["--private", "/nowhere"], "--private /nowhere: no such folder"),
     ],
 )
 def test_wrong_arguments_are_refused(reproduce, given, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        reproduce.main(given)
+        reproduce.arguments(given)
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
 
