@@ -349,6 +349,21 @@ def test_every_command_of_the_notebook_is_one_that_fer_takes(check_commands):
         check_commands(fer_words(line))
 
 
+@pytest.mark.parametrize(
+    "place", ["fer2013", "competitions/fer", "datasets/someone/fer2013/images"]
+)
+def test_the_notebook_finds_data_where_kaggle_puts_it(tmp_path, place):
+    for split in ("train", "test"):
+        (tmp_path / place / split).mkdir(parents=True)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    source = next(cell.source for cell in notebook.cells if cell.id == "train")
+    before_training, _, _ = source.partition("if has_input")
+    variables = {"Path": Path, "INPUT": str(tmp_path)}
+    exec(before_training, variables)
+    assert variables["has_input"] and variables["data"] == tmp_path / place
+    exec(before_training, variables | {"INPUT": str(tmp_path / "none")})
+
+
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """With few faces, where fer is installed."""
