@@ -32,6 +32,7 @@ def test_a_wheel_of_the_sdist_does_the_demo_in_an_empty_environment(tmp_path):
         "train data=demo data.images=140 model=dnn train.epochs=1 device=cpu",
         "predict",
         "report",
+        "evaluate ckpt=builtin split=validation data=demo data.images=140 device=cpu",
     ):
         command = [tmp_path / "env" / "bin" / "fer", *args.split()]
         done = subprocess.run(command, cwd=work, env=env, capture_output=True, text=True)
