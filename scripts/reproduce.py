@@ -258,11 +258,14 @@ class Training:
         if (self.folder / "last.pt").is_file():
             return [*fer_train, f"resume={self.folder}"]
         own = [f"seed={self.seed}", f"run={self.folder}", f"name={self.folder.name}"]
-        return [*fer_train, *self.row.training_words(), *own, *self.words]
+        return [*fer_train, *self.all_words(), *own]
 
     def all_words(self) -> list[str]:
         """The overrides on which its result depends, but for the seed."""
-        return [*self.row.training_words(), *self.words]
+        row_words = self.row.training_words()
+        if any(word.startswith("data=") for word in self.words):
+            row_words = [word for word in row_words if word != USAGE]  # a key of FER2013
+        return [*row_words, *self.words]
 
 
 def is_done(folder: Path) -> bool:

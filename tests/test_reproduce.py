@@ -174,6 +174,12 @@ def test_figures_of_a_trial_do_not_get_into_the_pages(reproduce, trained, copy, 
     assert contents(copy) == before and not capsys.readouterr().out
 
 
+def test_every_row_can_be_tried_on_drawn_faces(reproduce, tmp_path):
+    for row in reproduce.ROWS:
+        training = reproduce.Training(row, 0, tmp_path, ["data=demo", "data.images=70"])
+        assert reproduce.settings_of(training.all_words()).data["images"] == 70
+
+
 def test_drawn_faces_are_counted_for_the_estimate(reproduce):
     settings = reproduce.settings_of(["data=demo", "data.images=70"])
     assert reproduce.training_faces(settings.data) == 70
