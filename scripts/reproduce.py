@@ -669,7 +669,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("rows", nargs="*", metavar="SYSTEM|KEY=VALUE", help=", ".join(BY_NAME))
     parser.add_argument("--data", default="data", help="the folder of FER2013, or its CSV file")
     parser.add_argument("--runs", default="runs/systems", help="the folder of the runs")
-    parser.add_argument("--seeds", help="such as 0,1,2; by default those that a row needs")
+    parser.add_argument("--seeds", help="such as 0,1,2; by default those of the figure")
     parser.add_argument("--jobs", type=int, help="runs at a time; 3 on a GPU, else 1")
     parser.add_argument("--minutes", type=float, help="time for the runs")
     parser.add_argument("--private", metavar="FOLDER", help="write submissions for its test.csv")
@@ -693,12 +693,17 @@ def arguments(given: list[str]) -> argparse.Namespace:
 def planned(
     names: list[str], seeds: str | None, found: dict[str, dict[str, str]]
 ) -> Iterator[tuple[Row, int]]:
-    """The trainings that the named rows need, in order: rows without a figure first."""
+    """The trainings that the named rows need, in order: rows without a figure first. Without
+    `seeds`, those that a row needs and those of its figure, which one of fewer seeds would replace.
+    """
     needed: dict[str, set[int]] = {}
     for name in names:
         row = BY_NAME[name]
-        own = {int(seed) for seed in seeds.split(",")} if seeds else set(row.seeds)
-        needed.setdefault(row.trained, set()).update(own)
+        recorded = found.get(name, {}).get("seeds", "")
+        wanted = {int(seed) for seed in (seeds or recorded).split(",") if seed}
+        if not seeds:
+            wanted |= set(row.seeds)
+        needed.setdefault(row.trained, set()).update(wanted)
 
     def rank(name: str) -> tuple[bool, int]:
         has_figure = found.get(name, {}).get("PublicTest", NOT_RUN) != NOT_RUN

@@ -285,6 +285,14 @@ def test_rows_without_a_figure_come_first(reproduce):
     assert order == [("leaky_bn", 0), *staged, ("compact_cnn", 0)]
 
 
+def test_a_figure_of_several_seeds_is_measured_again_with_all_of_them(reproduce):
+    found = {"compact_cnn": {"PublicTest": "0.64 ± 0.01", "seeds": "1, 2"}}
+    order = [(row.name, seed) for row, seed in reproduce.planned(["compact_cnn"], None, found)]
+    assert order == [("compact_cnn", 0), ("compact_cnn", 1), ("compact_cnn", 2)]
+    order = [(row.name, seed) for row, seed in reproduce.planned(["compact_cnn"], "5", found)]
+    assert order == [("compact_cnn", 5)]
+
+
 @pytest.mark.slow
 def test_submissions_are_written_for_a_competition(
     reproduce, trained, fer2013_csv, tmp_path, monkeypatch
