@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fer import progress
 from fer.models.convnet import ConvNet
-from fer.progress import Progress, epoch_line, lasting, seconds_left, warn_if_long
+from fer.progress import Progress, duration, epoch_line, seconds_left, warn_if_long
 from fer.text import counted, percent, with_prefix
 from fer.training.clock import Throughput
 
@@ -121,7 +121,7 @@ def test_the_line_of_an_epoch_fits_80_columns(better, epochs, seconds):
     ],
 )
 def test_durations_are_rounded_to_readable_words(seconds, words):
-    assert lasting(seconds) == words
+    assert duration(seconds) == words
 
 
 def test_the_warning_of_a_long_training_fits_80_columns(terminal):

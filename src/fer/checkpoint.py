@@ -62,9 +62,11 @@ class Checkpoint:
 
     @property
     def face_size(self) -> int:
-        """Pixels of a side of the faces that it was trained on. Older versions did not save it:
-        where data.size does not tell, it may have been a CSV's own size, which a larger model was
-        made for. Enlarging smaller faces first changes nothing for that model.
+        """Pixels of a side of the faces that it was trained on.
+
+        Older versions did not save it, and data.size may be null. Then the faces of a CSV may have
+        been larger than 48 pixels, and the model as large as they were. If they were smaller,
+        enlarging them to the model's size changes nothing.
         """
         known = self.contents.get("face_size") or self.settings.data.get("size")
         return known or max(FACE_SIZE, self.settings.model.get("size", FACE_SIZE))

@@ -82,7 +82,7 @@ def grad_cam(network: Network, layer: nn.Module, images: Tensor, classes: Tensor
 
 
 class LayerDone(BaseException):
-    """The layer has run; the rest of the network need not. No Exception, so that nothing else
+    """The layer has run; the rest of the network need not. Not an Exception, so that nothing else
     catches it.
     """
 

@@ -27,8 +27,8 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
     nothing changes.
 
     A symbolic link is followed, and its target replaced; permissions stay. A pipe, a character
-    device and an open descriptor such as /dev/stdout are written to directly. Raises UserError if
-    anything else stands there or a CSV of faces, and if the system refuses.
+    device and an open descriptor such as /dev/stdout are written to directly. Raises UserError for
+    anything else there, such as a folder, for a CSV of faces, and if the system refuses.
     """
     with reporting_write_errors(path):
         descriptor = own_descriptor(path)
@@ -45,14 +45,14 @@ def write(path: str | Path, save: Callable[[BinaryIO], object]) -> None:
 
 
 def write_all(stream: io.FileIO, content: memoryview) -> None:
-    """A pipe takes what it has room for."""
+    """Write all of the content: one write to a pipe takes only what the pipe has room for."""
     while content:
         content = content[stream.write(content) :]
 
 
 def replace(target: Path, save: Callable[[BinaryIO], object]) -> None:
-    """Write a temporary file beside the target, flush it, and rename it. What killed writes of the
-    same file left is removed.
+    """Write a temporary file beside the target, flush it, and rename it. Temporary files that
+    killed writes of the same target left are removed.
     """
     name = target.name.encode()[:LONGEST_NAME].decode(errors="ignore")
     clear_abandoned(target.parent, name)
@@ -159,7 +159,7 @@ def reporting_write_errors(path: str | Path) -> Iterator[None]:
 
 def regular(path: str | Path) -> Path:
     """The path, to be read. Raises OSError for a pipe or a device, on which a read would wait for a
-    writer; what is missing or a folder is told by the read itself.
+    writer. A missing file or a folder is left for the read to report.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():

@@ -32,7 +32,7 @@ def spare_proxy() -> None:
 
 
 def check_port(port: int) -> None:
-    """Refuse a port that cannot be taken, with the system's reason; Gradio tells none."""
+    """Refuse a port that cannot be used, with the system's reason, which Gradio does not give."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -55,7 +55,7 @@ class Progress(tqdm):
         left = seconds_left(
             self.total - self.n, rate, self.total, self.epochs_after, self.epoch_seconds
         )
-        return f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f}/s, about {lasting(left)} left"
+        return f"loss {loss:.3f} acc {accuracy:.3f} {rate:.0f}/s, about {duration(left)} left"
 
 
 def seconds_left(
@@ -67,7 +67,7 @@ def seconds_left(
     return max(faces, 0) / rate + epochs * (epoch_seconds or total / rate)
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A duration in words, rounded."""
     if seconds < 1.5 * MINUTE:
         return f"{seconds:.0f} s"
@@ -86,7 +86,7 @@ def warn_if_long(faces: int, rate: float, device: torch.device) -> None:
     if seconds > HOUR:
         faster = "a CUDA GPU, " if device.type == "cpu" else ""
         tqdm.write(
-            f"this will take up to {lasting(seconds)} ({rate:.0f} images/s on {device.type}); "
+            f"this will take up to {duration(seconds)} ({rate:.0f} images/s on {device.type}); "
             "faster:\n"
             f"  {faster}a smaller model=, fewer train.epochs, or data.limit=N",
             file=sys.stderr,
@@ -99,7 +99,7 @@ def epoch_line(row: dict, epochs: int, better: bool) -> str:
         f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
         f": loss {row['train_loss']:.3f} acc {row['train_accuracy']:.3f}"
         f", val loss {row['val_loss']:.3f} acc {row['val_accuracy']:.4f}"
-        f", {lasting(row['seconds'])}{', best' if better else ''}"
+        f", {duration(row['seconds'])}{', best' if better else ''}"
     )
 
 

@@ -1,5 +1,5 @@
 """The run folder, the contract between commands: config.yaml, environment.yaml, history.csv,
-best.pt, last.pt, report/. What is in a checkpoint stays out.
+best.pt, last.pt, report/. Knows nothing of the contents of a checkpoint.
 """
 
 import contextlib

@@ -27,10 +27,10 @@ class Curve:
     """The base class: a constant factor of 1, after an optional warm-up.
 
     warmup: number of epochs in which the factor rises linearly from 0 to the curve's own value.
-    waits: whether the curve depends on the validation history.
+    needs_history: whether the curve depends on the validation history.
     """
 
-    waits: ClassVar[bool] = False
+    needs_history: ClassVar[bool] = False
     warmup: Epochs = 0
 
     def __call__(self, epoch: float, epochs: int, history: Sequence[float] = ()) -> float:
@@ -115,7 +115,7 @@ class Plateau(Curve):
     for more than `patience` epochs, down to `final`.
     """
 
-    waits: ClassVar[bool] = True
+    needs_history: ClassVar[bool] = True
     factor: Annotated[float, Gt(0), Lt(1)]
     patience: Annotated[int, Ge(0)]
     threshold: Annotated[float, Ge(0)]
@@ -164,7 +164,7 @@ class AfterPlateau(Curve):
     `after`.
     """
 
-    waits: ClassVar[bool] = True
+    needs_history: ClassVar[bool] = True
     before: Annotated[float, Ge(0), Le(1)]
     after: Annotated[float, Ge(0), Le(1)]
     patience: Annotated[int, Ge(0)]

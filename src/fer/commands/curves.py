@@ -20,7 +20,7 @@ def run(cfg: config.CurvesConfig, given_keys: list[str]) -> None:
     waiting = []
     augment, model = config.build("augment", cfg.augment), build(cfg.model)
     for name, (curve, full) in build_curves(cfg, augment, model).items():
-        if curve.waits:
+        if curve.needs_history:
             waiting.append(name)
         else:
             columns[name] = [full * curve(time, epochs) for time in times]

@@ -115,8 +115,8 @@ def check_name(config: TrainConfig) -> None:
 
 
 def check_classes(config: TrainConfig) -> None:
-    """The network must have the data's classes; a model of ours may leave the number out. Where the
-    config does not tell how many these are, the training sets them when it has read the data.
+    """The network must have the data's classes; a model of ours may leave the number out. If the
+    config does not say how many there are, training sets the number once it has read the data.
     """
     classes = class_count(config.data)
     if classes is None:
@@ -136,7 +136,7 @@ def check_classes(config: TrainConfig) -> None:
 
 
 def class_count(data: dict) -> int | None:
-    """How many classes a checked data node asks for; None where the data itself tells."""
+    """How many classes a checked data node asks for; None if only the data itself says."""
     if not data["_target_"].startswith(OWN_TARGETS["data"]):
         return None
     classes = data.get("classes", len(CLASSES))
@@ -146,7 +146,7 @@ def class_count(data: dict) -> int | None:
 def check_node(group: str, node: dict, key: str = "", trust: Sequence[str] | None = None) -> dict:
     """A `_target_` node, checked against the target's signature and completed by its defaults.
 
-    key: where the node stands, if not at `group`. trust: see check().
+    key: the node's key, if it is not `group`. trust: see check().
     """
     key = key or group
     if "_target_" not in node:
@@ -310,8 +310,8 @@ def in_one_line(error: BaseException) -> str:
 
 
 def build(group: str, node: dict, key: str = "", **provided: Any) -> Any:
-    """The object that a checked node describes. What the target refuses is a UserError, named after
-    `key`, where the node stands, or else the group.
+    """The object that a checked node describes. What the target refuses is a UserError that
+    names the node's `key`, by default the group.
 
     provided: arguments that no config gives, such as an optimizer's params.
     """

@@ -14,8 +14,8 @@ from fer import Precision
 
 
 def expand_home(path: str) -> str:
-    """The path with its `~` replaced, which no shell does after an equals sign in zsh, nor within
-    quotes; else a folder of that name would be made.
+    """The path with its `~` expanded: shells do not expand it within quotes, nor does zsh after an
+    equals sign. Otherwise a folder named ~ would be made.
     """
     if path == "~" or path.startswith("~/"):
         with contextlib.suppress(RuntimeError):  # no home

@@ -28,7 +28,7 @@ WORDS = {  # pydantic's → ours
 
 
 class UnknownKeyError(UserError):
-    """A dotted `key` that does not exist and resembles none beside it."""
+    """A dotted `key` that does not exist and resembles none at its level."""
 
     def __init__(self, key: str, remedy: str):
         super().__init__(f"{key}: no such key; {remedy}")
@@ -121,7 +121,7 @@ def locate(values: Any, loc: tuple) -> tuple[str, Any]:
 
 def check_numbers(values: Any, key: str) -> None:
     """Refuse numbers that the machine does not have: floats beyond float32, NaN, integers of more
-    than 64 bits. key: where `values` stand, ending in a dot unless they are a number.
+    than 64 bits. key: that of `values`, ending in a dot unless they are a number.
     """
     if isinstance(values, dict):
         entries = list(values.items())
@@ -143,9 +143,9 @@ def check_number(value: Any, key: str) -> None:
 
 
 def refuse_layer(schema: type[BaseModel], where: str, value: Any, prefix: str) -> None:
-    """Refuse a word or mapping in a list of layers, with the layers that may stand there.
+    """Refuse a word or mapping in a list of layers that is not a layer, with those that there are.
 
-    where: such as `features.3`. Returns where no layers stand, and for a number.
+    where: the key, such as `features.3`. Keys other than lists of layers, and numbers, are passed.
     """
     name = where.partition(".")[0]
     if name not in schema.model_fields or not isinstance(value, str | dict):

@@ -77,7 +77,7 @@ def resumable(data: dict) -> set[str]:
 
 
 def not_of_the_recipe(data: dict) -> set[str]:
-    """Dotted keys that tell nothing of the recipe of a run on this `data`."""
+    """Dotted keys that are not part of the recipe of a run on this `data`, such as its seed."""
     return noted(TrainConfig, NOT_RECIPE) | places(data)
 
 

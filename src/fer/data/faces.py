@@ -18,10 +18,10 @@ from fer.text import counted
 class Faces:
     """One split.
 
-    images: uint8 N×1×H×H, 0 black to 255 white; mapped from the disk where the memory would not
-    hold them. labels: int64 N, positions in Data.classes, -1 where unlabeled. ids: N strings: of
-    pictures their paths, else the file's own or "0" … "n-1". targets: float N×classes that sum to
-    1, where training is to learn more than the labels.
+    images: uint8 N×1×H×H, 0 black to 255 white; mapped from the disk if they would not fit into
+    memory. labels: int64 N, positions in Data.classes, -1 without a label. ids: N strings: the
+    paths of pictures, otherwise the ids in the file, or "0" … "n-1". targets: float N×classes, rows
+    of which sum to 1, if training uses more than the labels, such as FER+'s votes.
     """
 
     images: torch.Tensor
@@ -62,8 +62,8 @@ class Faces:
         return relabeled if kept.all() else relabeled.take(kept)
 
     def positions(self, ids: list[str]) -> dict[str, int]:
-        """Id → position. By the names of the files, without folders, where these tell the faces
-        apart and each of `ids` is one of them.
+        """Id → position. File names without their folders serve as ids if they are unique and
+        include all of `ids`.
         """
         names = {name.rpartition("/")[2]: i for i, name in enumerate(self.ids)}
         if len(names) == len(self.ids) and {*ids} <= {*names}:
@@ -124,8 +124,8 @@ def first_halves(digests_of_images: list[bytes]) -> torch.Tensor:
 def stratified(
     labels: np.ndarray, share: float, seed: int, least: int = 0, least_of_two: bool = False
 ) -> np.ndarray:
-    """Bool N: a share of the faces of every class, drawn by `seed`, but `least` of each, where it
-    has as many; with `least_of_two` one of each class that has two.
+    """Bool N: a share of the faces of every class, drawn by `seed`. At least `least` of each class
+    that has as many; with `least_of_two`, at least one of each class that has two.
     """
     drawn, generator = np.zeros(len(labels), bool), np.random.default_rng(seed)
     for label in np.unique(labels):
@@ -186,8 +186,8 @@ class Data:
 
     def for_network(self, classes: Sequence[str]) -> "Data":
         """The data for a network of other `classes`, matched by name: faces of classes that the
-        network does not have are left out, which is printed. As it is where the one list begins
-        with the other.
+        network does not have are left out, which is printed. Unchanged if the network's classes
+        begin with the data's.
 
         Raises UserError if no class is in both. Without any label, the classes are the network's.
         """

@@ -105,7 +105,7 @@ def array_table(
 
 def read_parquet(paths: Sequence[Path], side: int = FACE_SIZE) -> Table:
     """The rows of parquet files with encoded pictures, as the hub's data sets have them: a column
-    of `bytes` (or structs that hold them) and a column of labels, whose names stand in the schema.
+    of `bytes` (or structs that hold them) and a column of labels, whose names are in the schema.
     """
     with extra("parquet", f"{paths[0]}: parquet files"):
         from pyarrow import parquet

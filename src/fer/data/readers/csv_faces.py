@@ -369,8 +369,8 @@ def parse_pixels(places: list[str], fields: Sequence[str], side: int) -> np.ndar
     """uint8 N×side×side from fields of side² numbers: every byte must be a digit or a blank, a run
     of digits is a number of at most three digits, up to 255.
 
-    Each byte is looked at together with the three before it, for all bytes at once; what stands at
-    the last digit of a run is the number. 2.7 times as fast as np.fromstring row by row, and
+    Each byte is combined with the three before it, for all bytes at once; the value at the last
+    digit of a run is the number. 2.7 times as fast as np.fromstring row by row, and
     strict.
     """
     data = np.frombuffer(" ".join(["  ", *fields, ""]).encode(), np.uint8)

@@ -41,7 +41,7 @@ def emotion(word: str) -> str | None:
 
 
 def plain_label(text: str) -> str:
-    """A label without white space, and 3 for 3.0: pandas writes it so where some are missing."""
+    """A label without white space, and 3 for 3.0, as pandas writes it if some are missing."""
     label = text.strip()
     number = label.removesuffix(".0")
     return number if number.isdecimal() else label
@@ -49,12 +49,12 @@ def plain_label(text: str) -> str:
 
 def split_named(word: str) -> str | None:
     """train, validation or test for a split's name in any case, also with a word or number that
-    tells no more: `train_set`, `test-images`, `1_train`, FER+'s `FER2013Valid`.
+    adds nothing: `train_set`, `test-images`, `1_train`, FER+'s `FER2013Valid`.
     """
     name = word.strip().lower().removeprefix("fer2013")
     words = [part for part in re.split(r"[\W_]+", name) if part and not part.isdecimal()]
-    told = [part for part in words if part not in FILLERS]
-    return SPLIT_OF.get(told[0].removesuffix("set")) if len(told) == 1 else None
+    telling = [part for part in words if part not in FILLERS]
+    return SPLIT_OF.get(telling[0].removesuffix("set")) if len(telling) == 1 else None
 
 
 def is_split(word: str) -> bool:
@@ -83,8 +83,8 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def composed(name: str) -> str:
-    """A name in the one form of those that Unicode has for letters such as ü: macOS writes names of
-    files in another form than Windows and Linux.
+    """A name in Unicode's composed form, in which ü is one character. macOS decomposes the names of
+    files; Windows and Linux do not.
     """
     return unicodedata.normalize("NFC", name)
 

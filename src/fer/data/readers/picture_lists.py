@@ -70,8 +70,8 @@ SHOWN = 60  # characters of a field in a message
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the columns of a list of pictures stand. one_hot: position → the class that a 1 there
-    means, in place of a column of labels. votes: the first of FER+'s ten.
+    """The positions of the columns in a list of pictures. one_hot: position → the class that a 1
+    there means, in place of a column of labels. votes: the first of FER+'s ten.
     """
 
     file: int
@@ -143,8 +143,8 @@ def column_name(word: str) -> str:
 
 
 def file_column(path: Path, names: Sequence[str], body: Sequence[Row]) -> int:
-    """The column of names of pictures: with their endings, or without where these pictures are
-    there.
+    """The column with the names of the pictures: with their endings, or without if pictures of
+    these names exist.
     """
     columns = range(len(names))
     pictures = [i for i in columns if all(is_picture(fields[i]) for _, fields in body)]
@@ -181,9 +181,11 @@ def one_hot_columns(columns: Sequence[int], body: Sequence[Row]) -> list[int]:
 
 @dataclass
 class Listing:
-    """The pictures that a list names, what it says of each and in which line; where each label
-    stands first; and what is not used: pictures on which FER+'s votes do not agree, repeated rows,
-    names of pictures that are not there.
+    """What a list says, and what of it is not used.
+
+    entries: by picture. lines: the line of each picture. first: label → the place where it first
+    occurs. undecided: pictures on which FER+'s votes do not agree. repeated: rows that repeat an
+    earlier one. absent: names of pictures that are not there.
     """
 
     entries: dict[Path, Entry] = field(default_factory=dict)
@@ -346,7 +348,7 @@ class Places:
         return file
 
     def nowhere(self, name: str) -> bool:
-        """Is there no such picture, also not in other folders beside the table?"""
+        """Is there no such picture, not even in other folders beside the table?"""
         base = composed(name).replace("\\", "/").rpartition("/")[2]
         return base not in self.all_names
 

@@ -1,4 +1,4 @@
-"""What lies at a data.path: which files and folders are which split, in which form."""
+"""What is at a data.path: which files and folders are which split, in which form."""
 
 import contextlib
 import re
@@ -67,7 +67,7 @@ class Source:
     known_numbers: the classes 0, 1, … where the files show what numbers mean. sample: a sample
     submission beside them. left_out: part → why it was not read. root: the folder that ids and
     places are relative to. unread: pictures there that belong to no part, in words. unused: tables
-    there that might have told labels, and why they do not, in words.
+    there that could contain labels, and why they are not used, in words.
     """
 
     parts: dict[str, Table]
@@ -230,8 +230,8 @@ def archive_reader(path: Path) -> Reader:
 
 
 def folder_reader(folder: Path, depth: int) -> Reader | None:
-    """How the data set in a folder is read; None if there is none, also not in `depth` folders
-    below. Raises UserError, with the list of them, if there are several.
+    """How the data set in a folder is read; None if there is none, down to `depth` folders below
+    it. Raises UserError, with a list of them, if there are several.
     """
     others = (entry for entry in entries(folder) if not is_picture(entry.name) and entry.is_file())
     files = list(islice(others, MAX_LISTED))
@@ -454,7 +454,7 @@ def sample_of(folder: Path) -> str | None:
 
 
 def csv_source(csvs: dict[str, Path], wanted: Wanted, sample: str | None = None) -> Source:
-    """CSV files of faces, one a split. A test file that cannot be read does not hinder a
+    """CSV files of faces, one for each split. A test file that cannot be read does not stop
     training.
     """
     parts, left_out = {}, {}
@@ -495,8 +495,8 @@ def known_numbers(csvs: Sequence[Path]) -> tuple[str, ...]:
 def folders_source(
     root: Path, folders: dict[str, Path], tables: Sequence[Path], wanted: Wanted
 ) -> Source:
-    """Folders of pictures in `root`, one a split; tables: those beside them, which may hold their
-    labels.
+    """Folders of pictures in `root`, one for each split. tables: those beside them, which may hold
+    their labels.
     """
     parts, left_out = {}, {}
     unread = unread_beside(root, folders)
@@ -604,7 +604,7 @@ def table_for(
 
 
 def listed_source(root: Path, path: Path, wanted: Wanted) -> Source:
-    """Pictures below `root` whose labels stand in one table, with their splits if it tells them."""
+    """Pictures below `root` whose labels are in one table, with their splits if it has them."""
     table = list_table(root, path, wanted, alone=True)
     place = printable(path.relative_to(root).as_posix())
     return Source({"train": table}, {"train": place}, pictures=True, root=root)
@@ -620,8 +620,8 @@ def list_table(root: Path, path: Path, wanted: Wanted, alone: bool) -> Table:
 
 
 def lists_source(root: Path, lists: dict[str, Path], wanted: Wanted) -> Source:
-    """Pictures below `root` whose labels stand in a list for each split, as in train_labels.csv and
-    test_labels.csv.
+    """Pictures below `root` whose labels are in a list for each split, such as train_labels.csv
+    and test_labels.csv.
     """
     parts = {split: list_table(root, path, wanted, alone=False) for split, path in lists.items()}
     known = {name for table in parts.values() for name in table.ids.tolist()}
@@ -642,7 +642,7 @@ def npz_source(path: Path, wanted: Wanted) -> Source:
 
 
 def parquet_source(files: dict[str, list[Path]], wanted: Wanted) -> Source:
-    """Parquet files, some a split."""
+    """Parquet files, one or several for each split."""
     side, parts = wanted.size or FACE_SIZE, {}
     for split, paths in files.items():
         parts[split] = cached(
