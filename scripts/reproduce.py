@@ -1,6 +1,6 @@
-"""The trainings and tables of scripts/reproduce; see there.
+"""The runs and tables of scripts/reproduce; see there.
 
-docs/systems.md is the record: a row that has no run here keeps the figures that stand there.
+docs/systems.md is the record: a row that has no run here keeps the figures that it has there.
 """
 
 import argparse
@@ -47,14 +47,14 @@ COLUMNS = [
 ]
 NOT_RUN = "not run"
 TRAINING_FACES, VALIDATION_FACES = 28_709, 3_589
-TIMED_FACES = 64  # to estimate how long a training takes
+TIMED_FACES = 64  # to estimate how long a run takes
 
 
 @dataclass(frozen=True)
 class Row:
     """A row of the tables.
 
-    of: the row whose trainings it evaluates, if it has none of its own. tta: views that are
+    of: the row whose runs it evaluates, if it has none of its own. tta: views that are
     averaged. ensemble: the mean over the seeds' networks, which need these seeds. parameters,
     published, chosen: for README's table, which lists the rows that have a title.
     """
@@ -72,7 +72,7 @@ class Row:
 
     @property
     def trained(self) -> str:
-        """The row whose trainings it needs."""
+        """The row whose runs it needs."""
         return self.of or self.name
 
     @property
@@ -213,7 +213,7 @@ ROWS = [
     Row("best_ensemble", ensemble=True, seeds=(0, 1, 2, 3, 4, 5, 6, 7)),
 ]
 BY_NAME = {row.name: row for row in ROWS}
-# Most informative first: what is quick and tells of a whole system before what takes hours.
+# Most informative first: quick rows that say most about a system before those that take hours.
 ORDER = [
     "compact_cnn",
     "bn_cnn_deep",
@@ -242,7 +242,7 @@ ORDER = [
 
 @dataclass(eq=False)
 class Training:
-    """One training of a row, in its run folder."""
+    """One run of a row, in its folder."""
 
     row: Row
     seed: int
@@ -269,7 +269,7 @@ class Training:
 
 
 def is_done(folder: Path) -> bool:
-    """Has the training in the folder reached its last epoch, or lost its patience?"""
+    """Has the run in the folder reached its last epoch, or run out of patience?"""
     if not all((folder / name).is_file() for name in ("history.csv", "config.yaml", "best.pt")):
         return False
     settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["train"]
@@ -302,7 +302,7 @@ def refuse_other_recipes(trainings: list[Training]) -> None:
 
 
 def train_all(trainings: list[Training], jobs: int, deadline: float, on_cpu: bool) -> list[str]:
-    """Run the trainings that are not done, `jobs` at a time, until the deadline (time.monotonic).
+    """Start the runs that are not done, `jobs` at a time, until the deadline (time.monotonic).
     Returns a line for each that failed.
 
     On a CPU each is timed first, and one that would not end in time is left out.
@@ -356,7 +356,7 @@ def start(training: Training, jobs: int) -> subprocess.Popen:
 
 
 def stop(running: dict[Training, subprocess.Popen]) -> None:
-    """Have the trainings save and end."""
+    """Have the processes save and end."""
     for process in running.values():
         process.send_signal(signal.SIGTERM)
     for training, process in running.items():
@@ -380,12 +380,12 @@ def ending(training: Training, code: int) -> str:
 
 
 def fits(training: Training, deadline: float) -> bool:
-    """Print how long the training would take here; can it end before the deadline?"""
+    """Print how long the run would take here; can it end before the deadline?"""
     try:
         seconds = estimate(training)
     except UserError as error:
         print(f"{training.folder}: {error}", flush=True)
-        return True  # which tells why it fails
+        return True  # the run itself will say why it fails
     left = deadline - time.monotonic()
     verdict = "" if seconds <= left else f"; left out, {max(0, left / 60):.0f} minutes are left"
     print(f"{training.folder}: about {duration(seconds)} here{verdict}", flush=True)
@@ -393,7 +393,7 @@ def fits(training: Training, deadline: float) -> bool:
 
 
 def estimate(training: Training) -> float:
-    """Seconds that the training, or what is left of it, would take, from the second of two epochs
+    """Seconds that the run, or what is left of it, would take, from the second of two epochs
     of 64 faces.
     """
     words = training.all_words()
@@ -414,7 +414,7 @@ def estimate(training: Training) -> float:
 
 
 def trial_words(words: list[str]) -> list[str]:
-    """The words of a training, changed to two epochs of 64 faces."""
+    """The words of a run, changed to two epochs of 64 faces."""
     trial = {
         "data.limit": TIMED_FACES,
         "train.batch_size": TIMED_FACES,
@@ -427,7 +427,7 @@ def trial_words(words: list[str]) -> list[str]:
 
 
 def epochs_left(training: Training) -> int:
-    """The epochs that it has still to do."""
+    """The epochs that it still has to do."""
     epochs = settings_of(training.all_words()).train.epochs
     history = training.folder / "history.csv"
     return epochs - len(pd.read_csv(history)) if history.is_file() else epochs
@@ -693,7 +693,7 @@ def arguments(given: list[str]) -> argparse.Namespace:
 def planned(
     names: list[str], seeds: str | None, found: dict[str, dict[str, str]]
 ) -> Iterator[tuple[Row, int]]:
-    """The trainings that the named rows need, in order: rows without a figure first. Without
+    """The runs that the named rows need, in order: rows without a figure first. Without
     `seeds`, those that a row needs and those of its figure, which one of fewer seeds would replace.
     """
     needed: dict[str, set[int]] = {}

@@ -43,7 +43,7 @@ NOT_RUN = {
     "scripts/test": "runs this",
     "scripts/bench": "takes many minutes of a machine to itself",
     "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 scripts/bench": "the same",
-    "scripts/ablation": "21 runs of 8 epochs",
+    "scripts/ablation": "24 runs of 8 epochs",
     "scripts/reproduce": "many runs; tests/test_reproduce.py",
     "tensorboard --logdir": "a server; tests/test_tensorboard.py",
     "fer app": "a server; tests/test_app.py",
