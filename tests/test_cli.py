@@ -257,7 +257,7 @@ def test_paths_may_contain_any_character(fer, tmp_path, name):
         (["optim.lr=${nothing}"], ["nothing"]),
         (["--config-dir", "nowhere"], ["nowhere"]),
         (["--config-path", "nowhere"], ["--config-path", "--config-dir"]),
-        (["-m", "--cfg", "job", "model=dnn,vgg13"], ["--multirun and --cfg: not together"]),
+        (["-m", "--cfg", "job", "model=dnn,vgg13"], ["--multirun and --cfg: cannot be combined"]),
         (["train=5"], ["train=5"]),
         (["model=null"], ["model=null", "vgg13"]),
     ],
@@ -313,7 +313,7 @@ def test_other_refusals(refused, fer, tmp_path):
     for command in ("explain", "export"):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
     assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
-    assert "exists already" in refused("train", *TINY, "run=r")
+    assert "already exists" in refused("train", *TINY, "run=r")
     assert "set data.normalize=dataset" in refused("train", *TINY, "start=r", "data.normalize=unit")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "model=vgg13")
     assert "comes from the checkpoint" in refused("predict", "ckpt=r", "data.normalize=unit")

@@ -87,7 +87,7 @@ def test_a_failed_export_is_refused_and_writes_nothing(fer, tmp_path, tiny, monk
             lambda *args: [logits + 0.002 for logits in run(*args)],
         )
         code, _, err = fer("export", f"ckpt={path}")
-    assert code == 2 and "differs from PyTorch by 0.002" in err
+    assert code == 2 and "differs from PyTorch's by 0.002" in err
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     code, _, err = fer("export", f"ckpt={path}")
     assert code == 2 and "pip install 'fer-trainer[export]'" in err

@@ -52,7 +52,7 @@ def test_a_folder_and_a_circle_of_links_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    for name, said in (("folder", "is a folder"), ("a", "leads in a circle")):
+    for name, said in (("folder", "is a folder"), ("a", "circular link")):
         with pytest.raises(UserError, match=said):
             write_text(tmp_path / name, "x")
 

@@ -243,7 +243,7 @@ def test_merged_classes(tmp_path):
     for merge, words in (
         ({"x": ["smile"]}, "no class 'smile'"),
         ({"x": ["sad"], "y": ["sad"]}, "sad is in x and in y"),
-        ({"happy": ["sad"]}, "happy is a class already"),
+        ({"happy": ["sad"]}, "happy is already a class"),
     ):
         with pytest.raises(UserError, match=words):
             load(tmp_path, merge=merge)

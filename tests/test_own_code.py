@@ -142,7 +142,7 @@ def refused(fer, *args):
         (["model._target_=mylab.nets.breaks"], "mylab.nets.breaks raised KeyError: 'width'"),
         (["model._target_=mylab.nets.number"], "makes a int, not a torch.nn.Module"),
         (["model._target_=mylab.nets.Empty"], "has no parameters to train"),
-        (["model._target_=mylab.nets.Wide", "model.width=4"], "makes 2×14 of faces of 2×1×48×48"),
+        (["model._target_=mylab.nets.Wide", "model.width=4"], "turns faces of 2×1×48×48 into 2×14"),
         (["model._target_=mylab.nets.Clumsy", "model.width=4"], "it raised AttributeError"),
         (["optim._target_=mylab.nets.NoRate"], "has no number lr, which the schedule multiplies"),
         (["optim._target_=mylab.nets.MyNet"], "not an optimizer; it has no parameter params"),

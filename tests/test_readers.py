@@ -460,9 +460,7 @@ def test_classes_without_a_face_to_train_on_are_known(folders):
 def test_labels_from_1_are_asked_for_where_eight_classes_would_fit_too(tmp_path):
     rows = [(1 + y, pixels(x), "Training") for y, x in zip(LABELS, FACES, strict=True)]
     write(tmp_path / "faces.csv", ["emotion", "pixels", "Usage"], rows)
-    with pytest.raises(
-        UserError, match="1, 2, 3, 4, 5, 6, 7, where FER2013 begins with 0, angry; "
-    ):
+    with pytest.raises(UserError, match="1, 2, 3, 4, 5, 6, 7, but FER2013 begins with 0, angry; "):
         load(tmp_path)
     assert load(tmp_path, names=[*CLASSES]).classes == CLASSES
 

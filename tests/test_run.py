@@ -383,7 +383,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
     [
         ({"format": FORMAT + 1, "version": "9.9"}, "written by fer 9.9, newer than this"),
         ({"format": "1"}, "not one of fer's"),
-        ({"classes": ["angry", "angry", *"abcde"]}, "its classes are not different, short names"),
+        ({"classes": ["angry", "angry", *"abcde"]}, "its classes are not distinct, short names"),
         ({"classes": ["angry", "happy"]}, "model.classes=7: the checkpoint names 2 classes"),
         ({"classes": "angry"}, "not one of fer's"),
         ({"normalization": {"kind": "dataset", "mean": 0.0}}, "not one of fer's"),
@@ -435,19 +435,19 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
         ({"model": {"x": torch.zeros(2, device="meta")}}, "of another kind than ours"),
         ({"model": {"x": torch.zeros(2) * 1j}}, "of another kind than ours"),
         ({"model": {"x": torch.zeros(2).to(torch.float8_e4m3fn)}}, "of another kind than ours"),
-        ({"model": {"x": nested(150)}}, "its values are nested too deep"),
-        ({"more": nested(150)}, "its values are nested too deep"),
+        ({"model": {"x": nested(150)}}, "its values are nested too deeply"),
+        ({"more": nested(150)}, "its values are nested too deeply"),
         ({"model": {"x": torch.tensor([1.0, float("nan")])}}, "its weights hold NaN or infinity"),
         ({"config": {"model": CONVNET | {"head": [65536, 65536, 65536]}}}, "weights do not fit"),
         ({"config": 5}, "not one of fer's"),
         ({"config": "5"}, "not a mapping of keys"),
         ({"config": "a: [" * 5000}, "not valid YAML"),
         ({"config": "- [" * 5000}, "not valid YAML"),
-        ({"config": "[" * 50_000}, "not valid YAML (it unfolds"),
-        ({"config": "a: " + "x" * (2 << 20)}, "not valid YAML (it unfolds"),
+        ({"config": "[" * 50_000}, "not valid YAML (it expands"),
+        ({"config": "a: " + "x" * (2 << 20)}, "not valid YAML (it expands"),
         (
             {"config": "a: &a [x, x]\nb: &b [*a, *a, *a, *a]\nc: &c [*b, *b, *b, *b]\nd: [*c, *c]"},
-            "(it unfolds",
+            "(it expands",
         ),
         ({"config": "seed: " + "9" * 5000}, "not valid YAML"),
         ({"config": "seed: 2026-99-99"}, "not valid YAML"),
@@ -455,7 +455,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(
         ({"config": "seed: !!timestamp x"}, "not valid YAML"),
         ({"config": "seed: !!int ''"}, "not valid YAML"),
         ({"config": "seed: " + ":".join("1" * 9999)}, "not valid YAML"),
-        ({"config": "seed: 1\n" * 20_000}, "not valid YAML (it unfolds"),
+        ({"config": "seed: 1\n" * 20_000}, "not valid YAML (it expands"),
         ({"config": "!!python/object/apply:os.mkdir [ran]"}, "not valid YAML"),
         (
             {"config": {"model": {"_target_": "os.system", "command": "mkdir ran"}}},
@@ -663,7 +663,7 @@ def test_a_folder_of_the_users_own_is_no_run_folder(fer, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("mine: 1\n")
     code, _, err = fer("train", *TINY, "train.epochs=1", "run=r")
-    assert code == 2 and "run=r: exists already" in err
+    assert code == 2 and "run=r: already exists" in err
     assert (tmp_path / "r" / "config.yaml").read_text() == "mine: 1\n"
 
 

@@ -103,7 +103,9 @@ def test_one_of_several_gpus_is_named_by_its_number(machine):
     machine(capability=(9, 0), gpus=2)
     assert runtime.pick_device("cuda:1") == torch.device("cuda", 1)
     assert runtime.pick_device("cuda") == CUDA
-    with pytest.raises(UserError, match=r"device=cuda:2: there are 2 GPUs, cuda:0 to cuda:1"):
+    with pytest.raises(
+        UserError, match=r"device=cuda:2: no such GPU; this machine has cuda:0 to cuda:1"
+    ):
         runtime.pick_device("cuda:2")
     machine()
     for name in ("cuda", "cuda:0", "mps"):

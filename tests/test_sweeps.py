@@ -187,7 +187,11 @@ def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, s):
 
 def test_the_same_refusal_of_many_jobs_is_told_once(fer, tmp_path):
     code, _, err = fer(*TRAIN, "seed=0,1,2,3,4", "optim=sgd", "optim.lr=-1")
-    assert code == 2 and err.count("Invalid learning rate") == 1 and "and 4 other jobs alike" in err
+    assert (
+        code == 2
+        and err.count("Invalid learning rate") == 1
+        and "and 4 other jobs for the same reason" in err
+    )
 
 
 def test_each_job_of_a_sweep_prints_its_choices_and_its_place(fer):

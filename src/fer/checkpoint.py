@@ -217,9 +217,7 @@ def find_checkpoints(named: str | list[str] | None) -> list[Path]:
         is_pattern = "*" in name and not Path(name).exists()
         matches = sorted(glob.glob(name)) if is_pattern else [name]  # noqa: PTH207, Path.glob takes no absolute pattern
         if not matches:
-            raise UserError(
-                f"{name}: matches no file; patterns are as the shell's, such as runs/*/best.pt"
-            )
+            raise UserError(f"{name}: matches no file; use a shell pattern such as runs/*/best.pt")
         for place in map(Path, matches):
             best = checkpoints_at(place)
             if is_pattern and best == [place / "best.pt"] and not best[0].is_file():
@@ -391,7 +389,9 @@ def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
     if "training" not in contents:
         raise UserError(f"{path}: holds weights only; resume needs a last.pt written by fer train")
     if "run" in given_keys:
-        raise UserError("run: cannot be set with resume, which uses the run's own folder; leave it")
+        raise UserError(
+            "run: cannot be set with resume, which uses the run's own folder; leave it out"
+        )
     saved = saved_config(contents["config"], contents, path)
     trust = config.trusted(values)
 

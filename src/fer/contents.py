@@ -137,7 +137,7 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
     try:
         tensors = list(tensors_of(contents))
     except RecursionError:
-        raise UserError(f"{path}: damaged or changed, its values are nested too deep") from None
+        raise UserError(f"{path}: damaged or changed, its values are nested too deeply") from None
     if not all(is_stored(tensor) for tensor in tensors):
         raise UserError(
             f"{path}: damaged, a tensor is larger than what the file holds of it, or of another "
@@ -149,7 +149,7 @@ def read_contents(path: Path, if_damaged: str = OTHER_ONE) -> dict:
             "checkpoint, or train again with a lower optim.lr"
         )
     if not are_classes(contents["classes"]):
-        raise UserError(f"{path}: damaged or changed, its classes are not different, short names")
+        raise UserError(f"{path}: damaged or changed, its classes are not distinct, short names")
     if "validation" in contents:
         check_validation(path, contents["validation"], len(contents["classes"]))
     if "training" in contents:

@@ -118,7 +118,7 @@ def is_stream(path: Path) -> bool:
 def refuse_other_kinds(target: Path, path: str | Path) -> None:
     """Only a regular file, or a name that is free, is written to."""
     if target.is_symlink():  # realpath leaves a link that leads in a circle
-        raise UserError(f"{path}: is a link that leads in a circle; choose another name")
+        raise UserError(f"{path}: is a circular link; choose another name")
     if target.exists() and not target.is_file():
         raise UserError(f"{path}: is a folder or a special file; choose another name")
 

@@ -220,7 +220,8 @@ class Ensemble:
             )
             if select == "greedy":
                 raise UserError(
-                    f"select=greedy: {reason}; leave it or data= out, or set select=uniform"
+                    f"select=greedy: {reason}; leave out that checkpoint or data=, or set "
+                    "select=uniform"
                 )
             return self, f"contributions of members are not shown: {reason}"
         parts = self.label_by_each(faces)

@@ -201,7 +201,7 @@ class Jobs:
                 print_best_values(sweep)
             folder = shlex.quote(str(sweep))
             print(f"all of the sweep, side by side:\n  fer report run={folder}{self.trust}")
-            if any("exists already" in str(failure) for failure in self.failures.values()):
+            if any("already exists" in str(failure) for failure in self.failures.values()):
                 print(f"to resume its runs:\n  fer train resume={folder}{self.trust}")
 
 
@@ -247,7 +247,9 @@ def lines_of(failures: list[Exception]) -> list[str]:
     lines = []
     for reason, names in jobs.items():
         if len(names) > 3:
-            lines.append(f"{names[0]}: {reason} (and {len(names) - 1} other jobs alike)")
+            lines.append(
+                f"{names[0]}: {reason} (and {len(names) - 1} other jobs for the same reason)"
+            )
         else:
             lines += [f"{name}: {reason}" if name else reason for name in names]
     return lines
@@ -376,7 +378,7 @@ def parse(command: str, args: list[str]) -> Namespace:
         refuse("--config-path, --config-name: not supported; use --config-dir")
     modes = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(options, name)]
     if len(modes) > 1:
-        refuse(f"{' and '.join(modes)}: not together; leave one of them out")
+        refuse(f"{' and '.join(modes)}: cannot be combined; leave one of them out")
     if options.multirun:
         refuse_processes("-m: makes a sweep")
     if options.config_dir and not Path(options.config_dir).is_dir():
@@ -409,7 +411,7 @@ def check_file(file: Path, chain: list[str]) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: is not valid YAML ({reason})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: is not a mapping of keys, KEY: VALUE a line")
+        raise UserError(f"{file}: is not a mapping; write one KEY: VALUE per line")
     for entry in values.get("defaults") or []:
         if isinstance(entry, str):
             name = entry.partition("@")[0]

@@ -140,7 +140,7 @@ def create(path: str | None, name: str) -> Path:
     resume = ""
     if (folder / "last.pt").is_file():
         resume = f", or resume it: fer train resume={shlex.quote(str(folder))}"
-    raise UserError(f"run={path}: exists already; choose another name{resume}")
+    raise UserError(f"run={path}: already exists; choose another name{resume}")
 
 
 def is_unused(folder: Path) -> bool:

@@ -82,7 +82,8 @@ def pick_device(name: str) -> torch.device:
     index = int(number or (os.environ["LOCAL_RANK"] if in_processes() else 0))
     count = torch.cuda.device_count()
     if index >= count:
-        raise UserError(f"device={name}: there are {count} GPUs, cuda:0 to cuda:{count - 1}")
+        there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise UserError(f"device={name}: no such GPU; this machine has {there}")
     return torch.device("cuda", index)
 
 

@@ -68,13 +68,13 @@ def export(checkpoint: Checkpoint, exporter: Exporter, out: Path, speeds: bool) 
     relabeled = sum(int((ours.argmax(1) != theirs.argmax(1)).sum()) for ours, theirs in parts[1:])
     if not difference <= TOLERANCE:
         raise UserError(
-            f"{checkpoint.name}: its export differs from PyTorch by {difference:.2g} in a logit; "
+            f"{checkpoint.name}: a logit of its export differs from PyTorch's by {difference:.2g}; "
             "try the other format="
         )
     write(out, lambda file: file.write(exported))
     print(
-        f"{out}: {len(exported) / 1e6:.1f} MB; at most {difference:.1g} from PyTorch in a logit, "
-        f"{relabeled} of {len(faces)} {source} labeled differently"
+        f"{out}: {len(exported) / 1e6:.1f} MB; logits differ from PyTorch's by at most "
+        f"{difference:.1g}, {relabeled} of {len(faces)} {source} labeled differently"
     )
     if speeds:
         print(speed_line(checkpoint, call, network, faces[:BATCH]))

@@ -12,9 +12,9 @@ from fer.models.convnet import WIDEST
 
 def run(cfg: config.SummaryConfig, given_keys: list[str]) -> None:
     if cfg.models and cfg.match:
-        raise UserError("models: not together with match; leave one of them out")
+        raise UserError("models: cannot be combined with match; leave one of them out")
     if cfg.models and any(key.split(".")[0] == "model" for key in given_keys):
-        raise UserError("models: not together with model; leave one of them out")
+        raise UserError("models: cannot be combined with model; leave one of them out")
     nodes = config.group_nodes("model")
     if cfg.models:
         for name in cfg.models:

@@ -25,8 +25,8 @@ def run(values: dict, overrides: dict[str, str]) -> float:
     resume = values.get("resume")
     if resume == BUILTIN and not Path(resume).exists():
         raise UserError(
-            "resume=builtin: the built-in network has no run to resume; start=builtin begins a "
-            "training with its weights"
+            "resume=builtin: the built-in network has no run to resume; start=builtin starts a "
+            "run from its weights"
         )
     if resume and is_sweep(Path(resume)):
         return resume_sweep(Path(resume), values, overrides)

@@ -376,4 +376,6 @@ def check_network(model: Any, classes: int, named: str) -> None:
         model.train(training)
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         made = "×".join(map(str, logits.shape)) if hasattr(logits, "shape") else type(logits)
-        raise UserError(f"{named}: makes {made} of faces of {shape}, not logits of 2×{classes}")
+        raise UserError(
+            f"{named}: turns faces of {shape} into {made}, not into logits of 2×{classes}"
+        )

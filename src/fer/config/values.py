@@ -104,7 +104,7 @@ def parse(text: str, where: str) -> dict:
     """
     try:
         if unfolds_to_too_much(text):
-            raise ValueError("it unfolds to more than a config")
+            raise ValueError("it expands to more than a config")
         values = yaml.safe_load(text)
         refuse_long_numbers(values)
     except Exception as error:  # a tag such as !!timestamp makes PyYAML raise anything

@@ -118,7 +118,7 @@ def refuse_unknown_numbers(
         )
     if len(numbers) > 1 and [*map(int, numbers)] == [*range(1, len(numbers) + 1)]:
         raise UserError(
-            f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}, where FER2013 "
+            f"{first[numbers[0]]}: the labels are the numbers {listed(numbers)}, but FER2013 "
             f"begins with 0, angry; {QUESTION}"
         )
 
@@ -233,7 +233,7 @@ def merged(
     for new in map(composed, merge):
         if new in classes and new not in joined:
             raise UserError(
-                f"data.merge: {new} is a class already; list it among the members, or choose "
+                f"data.merge: {new} is already a class; list it among the members, or choose "
                 "another name"
             )
     after = tuple(dict.fromkeys(joined.get(name, name) for name in classes))

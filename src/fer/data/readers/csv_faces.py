@@ -55,7 +55,7 @@ def read_csv(path: Path, side: int | None = None, group_column: str | None = Non
     size, memory = path.stat().st_size, available_memory()
     if MEMORY * size > memory:
         raise UserError(
-            f"{path}: is {size / 1e9:.1f} GB large and would take {MEMORY * size / 1e9:.1f} GB of "
+            f"{path}: is {size / 1e9:.1f} GB and would take {MEMORY * size / 1e9:.1f} GB of "
             f"memory, where {memory / 1e9:.1f} GB are free; use a part of the file or a larger "
             "machine"
         )

@@ -77,8 +77,8 @@ def groups_of(ids: Sequence[str], pattern: str) -> np.ndarray:
         match = compiled.search(name)
         if match is None:
             raise UserError(
-                f"data.groups={pattern}: is neither a column nor found in {name!r}; such as "
-                r"data.groups='/(S\d+)_' for CK+"
+                f"data.groups={pattern}: is neither a column nor found in {name!r}; use a "
+                r"pattern such as data.groups='/(S\d+)_' for CK+"
             )
         groups.append(match.group(1 if compiled.groups else 0) or "")
     return np.array(groups, dtype=np.str_)
