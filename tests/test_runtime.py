@@ -107,6 +107,9 @@ def test_one_of_several_gpus_is_named_by_its_number(machine):
         UserError, match=r"device=cuda:2: no such GPU; this machine has cuda:0 to cuda:1"
     ):
         runtime.pick_device("cuda:2")
+    machine(capability=(9, 0), gpus=1)
+    with pytest.raises(UserError, match=r"device=cuda:1: no such GPU; this machine has cuda:0$"):
+        runtime.pick_device("cuda:1")
     machine()
     for name in ("cuda", "cuda:0", "mps"):
         with pytest.raises(UserError, match=f"device={name}: torch .* finds no such device"):

@@ -371,7 +371,7 @@ def reporting_config_errors(path: str | Path) -> Iterator[None]:
         raise UserError(f"{path}: its config, {error}") from None
 
 
-def resumed(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
+def config_of_resume(values: dict, given_keys: list[str]) -> tuple[dict, dict]:
     """The config of the run that `resume` names with the `given_keys` of `values` merged into it,
     and the contents of its last.pt. Raises UserError for keys that would make it another run.
     """

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 from fer import UserError, config, runtime, tensorboard
-from fer.checkpoint import BUILTIN, resumed
+from fer.checkpoint import BUILTIN, config_of_resume
 from fer.run import lock
 from fer.runtime import Interrupted
 from fer.text import with_prefix, wrapped
@@ -89,7 +89,7 @@ def run_one(values: dict, overrides: dict[str, str]) -> float:
         if values.get("resume"):
             # Locked before last.pt is read: another process may be training there.
             held.enter_context(locked_run(values["resume"]))
-            values, saved = resumed(values, list(overrides))
+            values, saved = config_of_resume(values, list(overrides))
         cfg = config.check("train", values)
         device = runtime.pick_device(cfg.device)
         if cfg.tensorboard:

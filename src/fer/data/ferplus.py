@@ -20,7 +20,7 @@ from fer.data.faces import Data
 from fer.data.readers import classes as class_rules
 from fer.data.readers.classes import Wishes
 from fer.data.readers.csv_faces import USAGES
-from fer.data.readers.dataset import Part
+from fer.data.readers.dataset import LabeledTable
 from fer.data.readers.file_types import kind_of
 from fer.data.readers.sources import Wanted, find
 from fer.files import regular
@@ -74,7 +74,7 @@ def ferplus(
         scored_targets = np.eye(classes)[labels]
     # The likeliest class of a target; of equally likely ones, the one with more votes.
     weight_of_votes = 1 + counts[:, :classes]
-    part = Part(table, labels, None, spread=False)
+    part = LabeledTable(table, labels, None, spread=False)
     splits = {}
     for usage, name in enumerate(("train", "validation", "private")):
         targets = training_targets if name == "train" else scored_targets

@@ -58,10 +58,10 @@ def fer2013(
     meaning = class_rules.resolve(list(tables.values()), wishes, source.known_numbers)
     class_names = meaning.classes
     parts = {
-        name: Part(table, meaning.labels(table), limit, source.pictures)
+        name: LabeledTable(table, meaning.labels(table), limit, source.pictures)
         for name, table in tables.items()
     }
-    same_side(parts)
+    resize_to_training_side(parts)
     left_out = left_out_in_words(meaning, parts)
     notes = [note for table in tables.values() for note in table.notes.tolist()]
     passed_over = [*dict.fromkeys(notes), *source.unread]
@@ -85,7 +85,9 @@ def fer2013(
 
     train = parts["train"]
     if (train.labels == -1).any():
-        raise UserError(f"data.path={path}: the faces to train on have no labels; {needed(source)}")
+        raise UserError(
+            f"data.path={path}: the faces to train on have no labels; {labels_remedy(source)}"
+        )
     if split == "usage" and not train.by_usage and "validation" not in parts:
         raise UserError(f"data.split=usage: {path} has no Usage column; use data.split=fraction")
     validating = choose_validating(path, source, parts, split, validation)
@@ -120,13 +122,15 @@ def fer2013(
     if validating == HELD_OUT:
         validating = "validation"
     sealed = sealed_splits(splits, validating)
-    words = in_words(source, splits, sealed, validating, split, fraction, class_names, left_out)
+    words = description_of(
+        source, splits, sealed, validating, split, fraction, class_names, left_out
+    )
     description = "; ".join(filter(None, (words, not_read, unused)))
     return Data(splits, normalize, sealed, hash_of(parts), description=description, **about)  # type: ignore[arg-type]
 
 
 @dataclass
-class Part:
+class LabeledTable:
     """A table with the class of each row: -1 without a label, -2 where the class is left out.
 
     limit: N keeps the first N faces of each split; with `spread` as evenly over the classes as they
@@ -161,7 +165,7 @@ class Part:
 
 
 def cut_splits(
-    parts: dict[str, Part], split_of_row: np.ndarray, validating: str
+    parts: dict[str, LabeledTable], split_of_row: np.ndarray, validating: str
 ) -> dict[str, Faces]:
     """The faces of each split, `train` and `validation` first. The split that validates is listed
     under its own name too.
@@ -188,7 +192,7 @@ def sealed_splits(splits: dict[str, Faces], validating: str) -> frozenset[str]:
     return frozenset(name for name in may_be_sealed if splits[name].labeled)
 
 
-def same_side(parts: dict[str, Part]) -> None:
+def resize_to_training_side(parts: dict[str, LabeledTable]) -> None:
     """Resize the parts to the side of the training faces."""
     sides = {part.table.side for part in parts.values()}
     if len(sides) > 1:
@@ -197,7 +201,7 @@ def same_side(parts: dict[str, Part]) -> None:
             part.table.images = resized(part.table.images, side)
 
 
-def one_split_data(name: str, part: Part, normalize: Normalization, about: dict) -> Data:
+def one_split_data(name: str, part: LabeledTable, normalize: Normalization, about: dict) -> Data:
     """Data of one split, used whole. Nothing in it can be trained on; with labels it may hold
     PrivateTest.
     """
@@ -206,7 +210,8 @@ def one_split_data(name: str, part: Part, normalize: Normalization, about: dict)
     return Data({name: faces}, normalize, sealed, str(part.table.hash), **about)
 
 
-def needed(source: Source) -> str:
+def labels_remedy(source: Source) -> str:
+    """What to do about training faces without labels."""
     if source.unused:
         return "; ".join(source.unused[:MOST_UNUSED])
     if source.pictures:
@@ -218,7 +223,7 @@ def needed(source: Source) -> str:
 
 
 def choose_validating(
-    path: str, source: Source, parts: dict[str, Part], split: str, validation: str
+    path: str, source: Source, parts: dict[str, LabeledTable], split: str, validation: str
 ) -> str:
     """The name of the split that validates; HELD_OUT for a part of the training faces, empty where
     data.split=none and there is none.
@@ -273,7 +278,7 @@ def enlarged_in_words(size: int | None, tables: Sequence[Table]) -> str:
     )
 
 
-def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:
+def left_out_in_words(meaning: Meaning, parts: dict[str, LabeledTable]) -> str:
     """How many faces, of which classes, data.classes leaves out; empty if none."""
     count, labels = 0, set()
     for part in parts.values():
@@ -286,7 +291,7 @@ def left_out_in_words(meaning: Meaning, parts: dict[str, Part]) -> str:
     return f"{count:,} faces left out by data.classes ({listed(names)})"
 
 
-def in_words(
+def description_of(
     source: Source,
     splits: dict[str, Faces],
     sealed: frozenset[str],
@@ -325,7 +330,7 @@ def in_words(
     return "; ".join(filter(None, (sentence, left_out)))
 
 
-def hash_of(parts: dict[str, Part]) -> str:
+def hash_of(parts: dict[str, LabeledTable]) -> str:
     """SHA-256 of the data: of the file itself if there is only one."""
     hashes = [
         str(parts[name].table.hash) for name in ("train", "validation", "test") if name in parts
