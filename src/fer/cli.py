@@ -9,7 +9,7 @@ import sys
 NAMESAKE = "pip uninstall fer, then pip install --force-reinstall --no-deps fer-trainer"
 try:
     from fer import UserError, __version__, in_processes, nearest
-    from fer.streams import never_failing, open_closed_descriptors
+    from fer.streams import escaped, never_failing, open_closed_descriptors
 except ImportError:
     print(f"fer: PyPI's package fer has replaced files of this one; {NAMESAKE}", file=sys.stderr)
     sys.exit(2)
@@ -80,13 +80,10 @@ def guarded(args: list[str]) -> int:
 
 
 def printable(text: str) -> str:
-    """The text with control characters, such as terminal codes, escaped. Line breaks stay only
-    between the errors of several jobs: one in a file name would split its line.
+    """The text with control characters escaped. Line breaks stay only between the errors of several
+    jobs: one in a file name would split its line.
     """
-    lines = text.split("\nfer: ")
-    return "\nfer: ".join(
-        "".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in lines
-    )
+    return "\nfer: ".join(map(escaped, text.split("\nfer: ")))
 
 
 def run(command: str = "--help", *args: str) -> int:

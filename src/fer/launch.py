@@ -411,7 +411,7 @@ def check_file(file: Path, chain: list[str]) -> None:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: is not valid YAML ({reason})") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file}: is not a mapping; write one KEY: VALUE per line")
+        raise UserError(f"{file}: is not a mapping of keys; write one KEY: VALUE per line")
     for entry in values.get("defaults") or []:
         if isinstance(entry, str):
             name = entry.partition("@")[0]

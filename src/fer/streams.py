@@ -9,6 +9,11 @@ from typing import Any, TextIO
 KEPT = "\n\t"  # control characters that are written as they are
 
 
+def escaped(text: str, kept: str = "") -> str:
+    """The text with control characters, such as terminal codes, escaped, except those `kept`."""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
 def open_closed_descriptors() -> None:
     """Open standard descriptors that the caller has closed, for example with 2>&-.
 
@@ -38,7 +43,7 @@ class Output:
 
     def write(self, text: str) -> int:
         if self.clean:
-            text = "".join(c if c.isprintable() or c in KEPT else repr(c)[1:-1] for c in text)
+            text = escaped(text, KEPT)
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         self.attempt("write", text.encode(encoding, "replace").decode(encoding))
         return len(text)
