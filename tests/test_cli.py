@@ -309,7 +309,7 @@ def test_other_refusals(refused, fer, tmp_path):
     assert "would overwrite a run's own file" in refused("export", "ckpt=r", "out=r/config.yaml")
     assert "would overwrite a run's own file" in refused("predict", "ckpt=r", "out=r/last.pt")
     assert "would overwrite a run's own file" in refused("predict", "ckpt=r", "probs=r/history.csv")
-    assert "take resume=r" in refused("train", "resume=r/best.pt")
+    assert "use resume=r" in refused("train", "resume=r/best.pt")
     for command in ("explain", "export"):
         assert "2 checkpoints" in refused(command, "ckpt=r/*.pt")
     assert "no such folder" in refused("report", "run=r", "data=fer2013", "data.path=nowhere")
