@@ -252,6 +252,21 @@ def test_training_starts_as_keras_does_where_a_recipe_says_so():
     assert (he.features.activation1_1.weight == 0.25).all()
 
 
+def test_training_starts_as_pytorch_does_where_a_recipe_says_so():
+    torch.manual_seed(0)
+    network = ConvNet(features=[8, "pool"], head=[16], size=12, init="torch")
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), nn.Linear(8 * 6 * 6, 16), nn.Linear(16, 7)]
+    drawn = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    for layer, expected in zip(drawn, layers, strict=True):
+        assert torch.equal(layer.weight, expected.weight)
+        assert torch.equal(layer.bias, expected.bias)
+
+
+def test_the_recipe_of_vgg_4x2_starts_as_pytorch_does(compose):
+    assert config.check("train", compose("train", "experiment=vgg_4x2")).model["init"] == "torch"
+
+
 @pytest.mark.parametrize("name", ["prelu_cnn", "prelu_cnn_plain", "prelu_dnn_plain"])
 def test_the_recipes_of_system_c_start_as_keras_does(compose, name):
     model = config.check("train", compose("train", f"experiment={name}")).model

@@ -106,8 +106,8 @@ class ConvNet(nn.Module):
     prelu_slope: initial slope of prelu; Keras has 0.
     dropout: rate of a plain `dropout`.
     output_activation: applied to the logits.
-    init: `he` (He et al. 2015; for the last layer, Glorot & Bengio 2010) or `glorot` for all
-    layers, as Keras does. Biases start at 0.
+    init: `he` (He et al. 2015; for the last layer, Glorot & Bengio 2010), `glorot` for all layers,
+    as Keras does, or `torch`, as PyTorch does. Biases start at 0, with `torch` at random values.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ConvNet(nn.Module):
         output_activation: Activation = "none",
         slope: Annotated[float, Ge(0)] = 0.01,
         prelu_slope: float = 0.25,
-        init: Literal["he", "glorot"] = "he",
+        init: Literal["he", "glorot", "torch"] = "he",
         norm: Norm = "none",
         order: Order = "norm_activation",
         norm_eps: Annotated[float, Ge(0)] = 1e-5,
@@ -162,10 +162,10 @@ class ConvNet(nn.Module):
         self.initialize(init, logits)
 
     def initialize(self, init: str, logits: nn.Linear) -> None:
-        """Draw the weights of convolutions and dense layers; set their biases to 0. On the meta
-        device there are none to draw.
+        """Draw the weights of convolutions and dense layers; set their biases to 0. With `torch`,
+        they stay as PyTorch drew them. On the meta device there are none to draw.
         """
-        if logits.weight.is_meta:
+        if init == "torch" or logits.weight.is_meta:
             return
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
