@@ -547,7 +547,7 @@ def test_no_step_has_a_rate_of_zero(trainer, warmup):
 
 def test_a_warm_up_longer_than_the_training_is_refused_of_every_curve(trainer):
     curve = "{_target_: fer.schedule.Constant, warmup: 9}"
-    with pytest.raises(UserError, match=r"curves\.rotate\.warmup=9: lasts as long as the training"):
+    with pytest.raises(UserError, match=r"curves\.rotate\.warmup=9: lasts as long as the run"):
         trainer("train.epochs=2", f"++curves.rotate={curve}")
 
 
