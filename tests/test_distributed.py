@@ -8,12 +8,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from processes import Command, wait_for
+
+from fer import runtime
 
 pytestmark = pytest.mark.posix  # torchrun and signals to its processes
 
@@ -160,6 +164,33 @@ def test_a_refusal_is_printed_once_and_other_commands_refuse_several_processes(t
         assert f"fer: {typed}: {words}" in out and not list(tmp_path.iterdir())
     codes, out = in_two(tmp_path, "report")
     assert codes == [2, 2] and "only fer train runs in several processes" in out
+
+
+def connect_late():
+    """The first process connects a second later than the other one, which says if it went on."""
+    connect, choose_format = torch.distributed.init_process_group, runtime.choose_format
+
+    def connect_slowly(*args, **kwargs):
+        connect(*args, **kwargs)
+        time.sleep(1)
+        Path("connected").touch()
+
+    def choose_format_and_tell(*args):
+        if not Path("connected").exists():
+            print("went on alone")
+        return choose_format(*args)
+
+    if os.environ["RANK"] == "0":
+        torch.distributed.init_process_group = connect_slowly
+    else:
+        runtime.choose_format = choose_format_and_tell
+
+
+def test_no_process_goes_on_before_all_are_connected(tmp_path):
+    """It might be refused and end, and the others could not say why."""
+    train = ["train", "data=demo", "data.images=70", "model=dnn", "device=cpu", "train.epochs=1"]
+    codes, out = in_two(tmp_path, *train, before=connect_late)
+    assert codes == [0, 0] and "went on alone" not in out, out
 
 
 def fill_the_memory_of_the_second():

@@ -338,6 +338,9 @@ def join_processes(device: torch.device) -> tuple[int, int]:
         # CPU tensors go through gloo: agreeing on something does not wait for a GPU.
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=WAIT)
+        # One that is refused at once would otherwise break the connection of a slower one, which
+        # could not print the refusal.
+        all_reduce(torch.zeros(1), "sum")
     return dist.get_rank(), dist.get_world_size()
 
 
