@@ -49,7 +49,7 @@ def test_the_page_runs_as_it_stands_and_agrees_with_the_command_line(fer, capsys
     assert list(api.history("runs/first")["epoch"]) == [1, 2]
 
 
-def test_arrays_of_faces_are_accepted_and_others_refused(fer, tiny):
+def test_arrays_of_faces_are_accepted_and_others_refused(tiny):
     network, faces = (
         api.load(tiny()),
         np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8),
@@ -184,7 +184,7 @@ def test_experiments_and_names_are_as_on_the_command_line(fer):
     assert ours == theirs
 
 
-def test_a_notebook_shows_a_classifier_and_faces_in_a_line(fer):
+def test_a_notebook_shows_a_classifier_and_faces_in_a_line():
     network = api.load("builtin")
     shown = repr(network)
     assert "builtin.pt" in shown and "happy" in shown and "face_size=48" in shown

@@ -65,7 +65,8 @@ def test_a_port_that_is_in_use_is_refused(fer, tiny):
 
 
 def test_a_port_that_cannot_be_taken_is_told_with_the_reason(fer, tiny, monkeypatch):
-    gradio = pytest.importorskip("gradio")
+    import gradio  # takes seconds
+
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.setenv("no_proxy", "intranet")

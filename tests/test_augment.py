@@ -594,9 +594,11 @@ def test_the_host_never_reads_from_the_device(faces):
 )
 def test_processes_that_share_a_batch_augment_it_as_one_would(faces, changes):
     augmented, targets = make(**changes), torch.eye(7)[torch.arange(40) % 7]
-    apply_part = lambda part: augmented.apply(  # noqa: E731
-        faces, targets, augmented.amounts(), torch.Generator().manual_seed(1), part
-    )
+
+    def apply_part(part):
+        generator = torch.Generator().manual_seed(1)
+        return augmented.apply(faces, targets, augmented.amounts(), generator, part)
+
     whole, whole_targets = apply_part(None)
     for rank in range(3):
         part = slice(rank, None, 3)

@@ -49,7 +49,7 @@ def test_photos_are_labeled_where_no_run_is_there(fer, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, tmp_path, command):
+def test_commands_take_it_by_name_and_write_nothing_into_the_package(fer, command):
     before = sorted(BUILTIN_FILE.parent.iterdir())
     code, out, err = fer(
         command, "ckpt=builtin", "data=demo", "data.images=141", "split=validation", "device=cpu"

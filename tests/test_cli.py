@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from fer import CLASSES, choices, cli, config_dir, vocabulary
 from fer.checkpoint import Checkpoint
@@ -74,8 +75,6 @@ print("imported" if "torch._dynamo" in sys.modules else "not imported")
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_of_a_command_explains_every_key(fer, command):
-    import yaml
-
     code, out, _ = fer(command, "--help")
     assert code == 0
     root = yaml.safe_load((config_dir() / f"{command}.yaml").read_text())
@@ -343,7 +342,7 @@ def test_a_refused_sweep_leaves_nothing(refused, fer, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_typed_data_keys_replace_those_of_the_checkpoint(fer, tmp_path):
+def test_typed_data_keys_replace_those_of_the_checkpoint(fer):
     fer("train", *TINY, "run=r", "data.limit=7")
     fer("predict", "ckpt=r", "out=whole.csv")
     fer("predict", "ckpt=r", "out=other.csv", "data.images=70")
@@ -390,8 +389,6 @@ def test_a_users_own_configs(fer, tmp_path):
 
 
 def test_a_typed_group_replaces_that_of_the_experiment(fer):
-    import yaml
-
     args = [
         "model=dnn",
         "model.head=[4]",

@@ -2,8 +2,10 @@
 
 import csv
 import re
+from concurrent.futures import ThreadPoolExecutor
 from math import comb
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ from scipy.stats import binomtest
 
 from fer import CLASSES, metrics
 from fer.checkpoint import Checkpoint
+from fer.commands.evaluate import log_evaluation
 
 TINY = ["model=dnn", "model.head=[16]", "device=cpu", "train.epochs=2"]
 
@@ -144,12 +147,6 @@ def test_a_split_without_labels_is_refused(fer, fer2013_csv):
 
 
 def test_concurrent_evaluations_are_all_logged(tiny, tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-    from types import SimpleNamespace
-
-    from fer.checkpoint import Checkpoint
-    from fer.commands.evaluate import log_evaluation
-
     member = Checkpoint.open(tiny())
     data = SimpleNamespace(split=lambda split: [0], hash="")
     with ThreadPoolExecutor(8) as pool:

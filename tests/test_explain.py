@@ -22,17 +22,6 @@ BF16 = 0.01  # how far probabilities may be from fp32's
 CONV = ["model=compact_cnn", "model.features=[4,pool,6,pool]", "model.head=[]"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small wait longer for a second thread than it saves, much longer beside a
-    training.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def network():
     """Builds a small network, its ReLUs in place, for faces of 12×12."""
@@ -318,7 +307,7 @@ def test_the_kernels_behind_space_to_depth_are_those_of_the_pixels():
     torch.testing.assert_close(model(images), F.conv2d(images, kernels, stride=4))
 
 
-def test_private_test_shows_no_truth(fer, saved, fer2013_csv, tmp_path):
+def test_private_test_shows_no_truth(fer, saved, fer2013_csv):
     saved(*CONV)
     args = [
         "explain",

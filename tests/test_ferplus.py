@@ -282,7 +282,10 @@ def test_training_starts_from_a_checkpoint_with_a_new_last_layer_for_other_class
     assert fer("train", f"data.path={folder}", *TINY, "run=seven")[0] == 0
     start = ["start=seven/best.pt", "optim=adam", "optim.lr=1e-12", "train.epochs=1", "run=eight"]
     assert fer("train", "data=ferplus", f"data.path={folder}", *TINY[:-2], *start)[0] == 0
-    weights = lambda run: torch.load(f"{run}/best.pt", weights_only=True)["model"]  # noqa: E731
+
+    def weights(run):
+        return torch.load(f"{run}/best.pt", weights_only=True)["model"]
+
     before, after = weights("seven"), weights("eight")
     assert torch.allclose(before["head.dense1.weight"], after["head.dense1.weight"])
     assert after["head.logits.weight"].shape == (8, 4)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fer import config
+from fer.models.torchvision import classifier
 from fer.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -61,8 +62,6 @@ def test_frozen_layers_keep_their_weights_and_then_learn(trainer, optimizer):
 
 
 def test_fine_tuning_resumes_to_the_same_weights_without_the_file_it_started_from(fer, tmp_path):
-    from fer.models.torchvision import classifier
-
     weights = tmp_path / "squeezenet.pth"
     torch.save(classifier(name="squeezenet1_1").state_dict(), weights)
     recipe = ["data=demo", "data.images=70", "device=cpu", "schedule=constant", "augment=flip"]

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
 from loading import load
 from PIL import Image
+from pyarrow import parquet
 
 from fer import CLASSES, PICTURE_ENDINGS, UserError, config
 from fer.data.readers import archives, cache
@@ -529,9 +531,6 @@ def test_npz(tmp_path):
 
 
 def write_parquet(path, labels, names=None):
-    import pyarrow as pa
-    from pyarrow import parquet
-
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"bytes": png(60, "RGB"), "path": f"{i}.png"} for i in range(len(labels))]
     table = pa.table({"image": rows, "label": labels})

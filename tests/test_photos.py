@@ -281,7 +281,8 @@ def test_heic_photos_are_refused_by_name(fer, tmp_path, tiny):
 def clip(photo, tmp_path, monkeypatch):
     """Twelve frames; the face moves to the right, and frame 6 shows none."""
     monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read once, here, where it is first used
-    cv2 = pytest.importorskip("cv2")
+    import cv2
+
     path = tmp_path / "clip.mp4"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (320, 240))
     for number in range(12):
@@ -293,7 +294,7 @@ def clip(photo, tmp_path, monkeypatch):
     return path
 
 
-def test_a_video_gives_a_row_per_frame_and_face_and_an_annotated_video(fer, tmp_path, tiny, clip):
+def test_a_video_gives_a_row_per_frame_and_face_and_an_annotated_video(fer, tiny, clip):
     import cv2
 
     words = [f"ckpt={tiny()}", "input=clip.mp4", "smallest=0.1", "device=cpu"]

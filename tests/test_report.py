@@ -218,7 +218,7 @@ def test_runs_of_a_sweep_are_named_by_their_overrides_and_seeds_share_a_row(fer,
     assert pd.read_csv("d/comparison.csv")["run"].is_unique
 
 
-def test_settings_that_differ_late_in_a_long_value_tell_runs_apart(fer, tmp_path):
+def test_settings_that_differ_late_in_a_long_value_tell_runs_apart(fer):
     for end in (3, 4):
         head = ",".join(["2"] * 40 + [str(end)])
         assert fer("train", *SHORT, f"model.head=[{head}]", f"run=r{end}")[0] == 0

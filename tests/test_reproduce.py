@@ -267,7 +267,7 @@ def test_a_training_that_ends_as_the_time_is_up_is_done(reproduce, trained, caps
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_is_told_and_others_go_on(reproduce, tmp_path, capsys):
+def test_a_training_that_fails_is_told_and_others_go_on(reproduce, tmp_path):
     row = reproduce.BY_NAME["compact_dnn"]
     wrong = reproduce.Training(row, 0, tmp_path / "a", [*TINY, "model.haed=[4]"])
     right = reproduce.Training(row, 0, tmp_path / "b", [*TINY, "model.head=[4]"])

@@ -8,8 +8,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fer import UserError, config
+from fer import UserError, config, explain
 from fer.augment import fixed_crops
+from fer.inference import probabilities
 from fer.runtime import Signals
 from fer.training import recorder, step
 from fer.training.trainer import Trainer
@@ -194,9 +195,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_captured_steps_give_the_weights_and_losses_of_eager_ones(
-    trainer, gpu, recipe, monkeypatch
-):
+def test_captured_steps_give_the_weights_and_losses_of_eager_ones(trainer, gpu, recipe):
     captured = trainer(*RECIPES[recipe])
     ours = weights_after(captured)
     assert sum(graph.replays for graph in gpu) > 2 * captured.steps
@@ -383,7 +382,7 @@ def test_fp16_scales_the_loss_and_its_state_is_saved(trainer, tmp_path):
     assert again.scaler.state_dict() == saved["scaler"]
 
 
-def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer, tmp_path):
+def test_a_gradient_that_overflows_fp16_skips_the_step_and_nothing_else(trainer):
     t = trainer(
         "model=dnn",
         "model.head=[8]",
@@ -469,8 +468,6 @@ def no_doubles(monkeypatch):
 
 
 def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubles):
-    from fer.inference import probabilities
-
     t = trainer(
         *RECIPES["adam, every augmentation and a curve of dropout"],
         "train.epochs=1",
@@ -484,8 +481,6 @@ def test_training_and_prediction_need_no_float64_on_the_device(trainer, no_doubl
 
 
 def test_explaining_needs_no_float64_on_the_device(trainer, no_doubles):
-    from fer import explain
-
     t = trainer("model.features=[8,pool,8]", "train.epochs=1")
     network = t.eval_network.eval()
     images = t.faces.val_images[:3].float()

@@ -185,7 +185,7 @@ def test_a_sweep_that_cannot_be_resumed_says_so_and_how_it_can(fer, s):
     assert code == 2 and "resume=s: no run of this sweep has a last.pt" in err
 
 
-def test_the_same_refusal_of_many_jobs_is_told_once(fer, tmp_path):
+def test_the_same_refusal_of_many_jobs_is_told_once(fer):
     code, _, err = fer(*TRAIN, "seed=0,1,2,3,4", "optim=sgd", "optim.lr=-1")
     assert (
         code == 2

@@ -899,7 +899,7 @@ def test_a_sweep_in_several_processes_is_refused(fer, tmp_path, monkeypatch, arg
 
 
 @pytest.mark.posix
-def test_a_signal_that_the_caller_ignores_stays_ignored(monkeypatch):
+def test_a_signal_that_the_caller_ignores_stays_ignored():
     """A shell script starts its jobs in the background so."""
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fer import CLASSES, UserError, checkpoint, config
 from fer.checkpoint import Checkpoint
+from fer.commands import summary
 from fer.data.readers import cache, csv_faces, folders, pictures
 
 TRAIN = [
@@ -119,7 +120,7 @@ def test_a_name_does_not_lead_out_of_the_runs(fer, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_path_may_look_like_an_interpolation(fer, tmp_path):
+def test_a_path_may_look_like_an_interpolation(fer):
     assert "${oc.env:HOME}/x.pt: no such checkpoint" in refused(
         fer, "predict", "ckpt=${oc.env:HOME}/x.pt"
     )
@@ -150,8 +151,6 @@ def test_an_error_is_one_line_and_with_fer_debug_its_traceback_too(fer, monkeypa
 
 
 def test_a_bug_shows_its_traceback(fer, monkeypatch):
-    from fer.commands import summary
-
     def broken(values, typed):
         raise ZeroDivisionError
 
@@ -162,8 +161,6 @@ def test_a_bug_shows_its_traceback(fer, monkeypatch):
 
 
 def test_what_the_system_refuses_is_one_line(fer, monkeypatch):
-    from fer.commands import summary
-
     def full(values, typed):
         raise OSError(28, "No space left on device", "x.csv")
 
@@ -234,7 +231,7 @@ def test_a_csv_that_lies_is_refused_with_its_line(tmp_path, raw, words):
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-def test_a_long_line_takes_no_memory(tmp_path, monkeypatch):
+def test_a_long_line_takes_no_memory(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"pixels\n" + b"7 " * (20 << 20))
     tracemalloc.start()
     with pytest.raises(UserError, match="line 2: is over 65536 bytes long"):
