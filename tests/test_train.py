@@ -274,6 +274,34 @@ def test_a_killed_training_resumes_to_the_same_weights(whole, name, code):
     assert_same(folder, torn)
 
 
+def test_a_resume_inside_an_epoch_gives_the_weights_and_history_of_one_training(trainer, tmp_path):
+    """Stopped at a chosen step: a signal rarely hits one inside an epoch."""
+    settings = ["train.epochs=3", "optim=adam", "train.ema=0.9"]
+    whole = trainer(*settings)
+    whole.fit()
+    torn = trainer(*settings)
+    torn.recorder = Recorder(tmp_path, torn.cfg)
+
+    def stop(signals):
+        if (torn.epoch, torn.step) == (1, 3):
+            torn.save()
+            raise Interrupted(signal.SIGTERM)
+
+    torn.after_step = stop
+    with pytest.raises(Interrupted):
+        torn.fit()
+    again = trainer(*settings, f"resume={tmp_path}")
+    assert (again.epoch, again.step) == (1, 3)
+    again.fit()
+    for network in ("network", "eval_network"):
+        weights = getattr(again, network).state_dict()
+        for name, expected in getattr(whole, network).state_dict().items():
+            assert torch.equal(weights[name], expected), name
+    times = ["seconds", "images_per_second"]
+    ours, theirs = (pd.DataFrame(each.history).drop(columns=times) for each in (again, whole))
+    assert ours.equals(theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(20))
 def test_a_training_killed_at_any_moment_resumes_to_the_same_weights(whole, moment):
@@ -524,15 +552,14 @@ def test_a_signal_during_the_last_validation_ends_the_command(trainer, tmp_path)
 
 
 def test_order_augmentation_and_dropout_draw_from_streams_of_their_own(trainer):
+    """And anew in every step of every epoch."""
     t = trainer("seed=7")
-    seeds = [
-        seed
-        for settings in t.plan.settings(0, [])
-        for seed in (settings.augmentation_seed, settings.network_seed)
-    ]
-    seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, 0))
-    seeds.append(runtime.seed_of(runtime.Stream.WEIGHTS, 7))
-    assert len(set(seeds)) == len(seeds) == 2 * t.steps + 2
+    seeds = [runtime.seed_of(runtime.Stream.WEIGHTS, 7)]
+    for epoch in (0, 1):
+        seeds.append(runtime.seed_of(runtime.Stream.ORDER, 7, epoch))
+        for settings in t.plan.settings(epoch, []):
+            seeds += [settings.augmentation_seed, settings.network_seed]
+    assert len(set(seeds)) == len(seeds) == 1 + 2 * (1 + 2 * t.steps)
 
 
 @pytest.mark.parametrize(
