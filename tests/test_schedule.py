@@ -1,10 +1,10 @@
-"""Curves match torch.optim.lr_scheduler with the same settings."""
+"""Curves match torch.optim.lr_scheduler with the same settings, or values worked out by hand."""
 
 import pytest
 import torch
 from torch.optim import lr_scheduler as theirs
 
-from fer.schedule import Constant, Cosine, OneCycle, Plateau, Step
+from fer.schedule import AfterPlateau, Constant, Cosine, Knots, OneCycle, Plateau, Step
 
 EPOCHS, STEPS = 12, 5
 
@@ -84,6 +84,22 @@ def test_plateau_equals_torch_and_needs_no_memory():
     ours = [curve(epoch, 12, accuracies[:epoch]) for epoch in range(len(accuracies))]
     assert ours == pytest.approx(expected)
     assert min(ours) < 1
+
+
+def test_knots_are_joined_by_lines_or_by_steps():
+    points = {"epochs": [1, 3, 5], "values": [0.2, 1, 0]}
+    lines, steps = Knots(**points), Knots(**points, shape="step")
+    assert [lines(epoch, 9) for epoch in (0, 1, 2, 3, 4.5, 5, 8)] == pytest.approx(
+        [0.2, 0.2, 0.6, 1, 0.25, 0, 0]
+    )
+    assert [steps(epoch, 9) for epoch in (0, 1, 2.9, 3, 4.9, 5, 8)] == [0.2, 0.2, 0.2, 1, 1, 0, 0]
+
+
+def test_after_a_plateau_the_value_changes_once_and_stays():
+    accuracies = [0.2, 0.3, 0.3, 0.25, 0.3, 0.5, 0.6]
+    curve = AfterPlateau(before=0.1, after=0.9, patience=2)
+    values = [curve(epoch, 9, accuracies[:epoch]) for epoch in range(8)]
+    assert values == [0.1] * 5 + [0.9] * 3
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY
 from processes import Command, wait_for
+from sklearn.metrics import accuracy_score, f1_score, recall_score
 from sklearn.utils.class_weight import compute_class_weight
+from torchvision.transforms.v2.functional import ten_crop
 
-from fer import UserError, config, runtime
+from fer import CLASSES, UserError, config, runtime
 from fer.data.demo import demo
 from fer.run import lock
 from fer.runtime import Interrupted
@@ -212,10 +215,37 @@ def test_the_bar_shows_means_over_the_faces_of_this_process(trainer, world):
     assert t.means() == pytest.approx((40 / faces, 12 / faces))
 
 
-def test_tencrop_accuracy_is_a_column(trainer):
-    t = trainer("train.epochs=1", "train.tencrop=true", "augment.crop=40", "++model.size=40")
+def test_accuracy_over_ten_crops_is_a_column(trainer):
+    crops = ["train.tencrop=true", "augment.crop=40", "++model.size=40"]
+    t = trainer("train.epochs=2", "train.precision=fp32", *crops)
     t.fit()
-    assert 0 <= t.history[0]["val_accuracy_tencrop"] <= 1
+    assert t.history[-1]["val_accuracy_tencrop"] == t.tencrop_accuracy()
+    # With the labels that torchvision's crops give, it is 1.
+    logits = [t.network.logits(view, 64, "fp32") for view in ten_crop(t.faces.images, [40])]
+    predicted = torch.stack(logits).softmax(2).mean(0).argmax(1)
+    t.faces = replace(t.faces, val_images=t.faces.images, val_labels=predicted)
+    assert t.tencrop_accuracy() == 1
+
+
+def test_a_row_of_the_history_is_measured_on_the_validation_faces(trainer):
+    t = trainer("train.epochs=1", "train.precision=fp32")
+    t.fit()
+    logits = t.network.logits(t.faces.val_images, 64, "fp32")
+    predicted, labels = logits.argmax(1), t.faces.val_labels
+    row = t.history[0]
+    assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert row["val_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    f1 = f1_score(labels, predicted, average="macro", zero_division=0)
+    assert row["val_macro_f1"] == pytest.approx(f1)
+    recalls = recall_score(labels, predicted, average=None, labels=range(7), zero_division=0)
+    assert [row[f"val_recall_{name}"] for name in CLASSES] == pytest.approx(list(recalls))
+
+
+def test_normalization_is_fitted_on_the_training_faces(trainer):
+    t = trainer()
+    images = t.faces.images.double()
+    assert t.network.normalize.mean == pytest.approx(images.mean().item())
+    assert t.network.normalize.std == pytest.approx(images.std(correction=0).item())
 
 
 ARGS = [
@@ -434,6 +464,19 @@ def test_the_average_of_the_weights_is_validated_and_kept(trainer, tmp_path):
         torch.equal(a, b)
         for a, b in zip(again.eval_network.parameters(), t.eval_network.parameters(), strict=True)
     )
+
+
+def test_best_pt_holds_the_average_of_the_weights_and_last_pt_the_weights(trainer, tmp_path):
+    t = trainer("train.epochs=1", "train.ema=0.9")
+    t.recorder = Recorder(tmp_path, t.cfg)
+    t.fit()
+    for name, network in (("best.pt", t.eval_network), ("last.pt", t.network)):
+        saved = torch.load(tmp_path / name, weights_only=True)["model"]
+        weights = network.model.state_dict()
+        assert saved.keys() == weights.keys()
+        assert all(torch.equal(saved[key], weights[key]) for key in saved), name
+    pairs = zip(t.eval_network.parameters(), t.network.parameters(), strict=True)
+    assert not any(torch.equal(average, weight) for average, weight in pairs)
 
 
 @pytest.mark.parametrize(
