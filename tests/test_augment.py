@@ -334,6 +334,14 @@ def test_jitter_draws_factors_evenly_for_a_share_of_the_images():
     assert uniform(contrasts, 0.5, 1.5)
 
 
+def test_jitter_draws_its_factors_and_their_order_independently():
+    changes = make(jitter=0.5).draw(torch.zeros(4000, 1, 8, 8), {"jitter": 0.5}, draws(4000))
+    drawn = torch.stack([changes["bright"], changes["factor"], changes["contrast_first"].float()])
+    assert 0.47 < drawn[2].mean() < 0.53
+    correlations = torch.corrcoef(drawn)
+    assert correlations[~torch.eye(3, dtype=torch.bool)].abs().max() < 0.1
+
+
 def test_crops_are_uniform_over_all_positions():
     ramp = (torch.arange(48)[:, None] * 48 + torch.arange(48.0)).expand(9000, 1, 48, 48)
     images, _ = apply(ramp, crop=46)
@@ -474,6 +482,40 @@ def test_without_augmentation_images_are_unchanged(faces):
     assert images.dtype == torch.float32
     assert torch.equal(images, faces.float())
     assert torch.equal(same, targets)
+
+
+def test_changes_are_made_in_the_documented_order(faces):
+    settings = {name: ON[name] for name in ("flip", "rotate", "brightness", "contrast", "jitter")}
+    augmented = make(**settings, resized_crop=(0.3, 1.0))
+    changes = augmented.draw(faces, augmented.amounts(), draws(40))
+    geometry = [changes[name] for name in ("flip", "degrees", "shift", "scale")]
+    order = [changes[name] for name in ("bright", "factor", "contrast_first")]
+    expected = augment.jitter(faces.float(), *order)
+    expected = augment.resized_crop(expected, changes["window"])
+    expected = augment.affine(expected, *geometry, (48, 48), OFF["fill"])
+    expected = augment.brightness(expected, changes["brightness"])
+    expected = augment.contrast(expected, changes["contrast"])
+    torch.testing.assert_close(augmented.change(faces, changes), expected)
+
+
+def test_windows_have_the_share_of_the_area_that_is_asked_for(faces):
+    windows = make(resized_crop=(0.3, 0.4)).draw(faces, {}, draws(40))["window"]
+    top, left, bottom, right = windows.T
+    shares = (bottom - top) * (right - left) / 48**2
+    assert shares.min() > 0.28 and shares.max() < 0.42  # sides are whole pixels
+
+
+@pytest.mark.parametrize("value", ["noise", "black"])
+def test_boxes_are_erased_after_all_other_changes(value):
+    """What fills them is not changed: noise from 0 to 255, a value for each pixel, or black."""
+    bright = torch.full((40, 1, 48, 48), 255, dtype=torch.uint8)
+    images, _ = apply(bright, erase=1.0, erase_value=value, contrast=0.3, flip=1.0)
+    erased = images != 255
+    assert erased.flatten(1).any(1).all()
+    if value == "black":
+        assert not images[erased].any()
+    else:
+        assert uniform(images[erased][::7], 0, 255)
 
 
 def test_flip_and_crop_alone_only_move_pixels(faces):
