@@ -33,6 +33,12 @@ if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+def pytest_configure(config):
+    """Only the tests with the marker gpu see one, so that device=auto is the CPU in all others."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_collection_modifyitems(config, items):
     """Windows has no signals to other processes, no locks of files, no FIFOs: tests of those are
     left out there.

@@ -174,8 +174,8 @@ def test_bash_gets_the_part_behind_its_own_word_break(folder):
 
 
 @pytest.mark.parametrize("shell", completion.SCRIPTS)
-def test_completion_can_be_installed_and_removed(fer, shell):
-    code, out, _ = fer("-sc", f"install={shell}")
-    assert code == 0 and f"query={shell}" in out
-    assert fer("-sc", f"uninstall={shell}")[0] == 0
+def test_what_installs_and_removes_completion_is_printed(fer, shell):
+    assert fer("-sc", f"install={shell}") == (0, completion.SCRIPTS[shell] + "\n", "")
+    assert f"query={shell}" in completion.SCRIPTS[shell]
+    assert fer("-sc", f"uninstall={shell}") == (0, completion.REMOVALS[shell] + "\n", "")
     assert fer("-sc", f"query={shell}x")[0] == 2

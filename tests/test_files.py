@@ -268,6 +268,7 @@ def test_a_tilde_is_the_home_folder_and_makes_none_of_that_name(fer, tiny, tmp_p
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))  # on Windows
     tiny().rename(home / "tiny.pt")
     for _ in range(2):
         code, out, err = fer("curves", "train.epochs=2", "out=~/a/c.png")

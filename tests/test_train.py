@@ -84,10 +84,11 @@ def test_the_loss_equals_torchs_cross_entropy(trainer, weights):
         "train.batch_size=141",
         "model.dropout=0.0",
         "augment=none",
+        "train.precision=fp32",
         "train.label_smoothing=0.1",
         f"train.class_weights={weights}",
     )
-    logits = t.network.logits(t.faces.images, 141)
+    logits = t.network.logits(t.faces.images, 141, "fp32")
     labels = t.faces.targets.argmax(1)
     loss = (
         F.cross_entropy(
@@ -757,7 +758,7 @@ def test_no_files_are_left_beside_a_checkpoint(tmp_path, trainer):
     assert "fer.models.convnet.ConvNet" in contents["config"]
 
 
-def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer, trainer, capsys):
+def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(trainer, capsys):
     t = trainer()
     recorder = Recorder(Path("unused"), t.cfg)
     labels = t.faces.val_labels
@@ -769,15 +770,15 @@ def test_one_class_for_all_faces_is_told_after_the_epoch_in_which_it_begins(fer,
     assert told[0].startswith("all validation faces are predicted as happy")
     assert told[1:3] == ["", ""]
     assert told[3].startswith("all validation faces are predicted as angry")
-    for seed in range(3):  # and the loop asks
-        args = [*TINY, "train.epochs=1"]
-        code, out, _ = fer(
-            "train", *args, f"seed={seed}", f"run={seed}", "optim=sgd", "optim.lr=10"
-        )
-        if code == 0:
-            recalls = pd.read_csv(f"{seed}/history.csv").filter(like="val_recall_").to_numpy()[0]
-            one_class = sorted(recalls) == [0] * 6 + [1]
-            assert ("all validation faces are predicted as" in out) == one_class
+
+
+def test_a_training_that_predicts_one_class_says_so_once(trainer, tmp_path, capsys):
+    t = trainer("train.epochs=2", "optim=sgd", "optim.lr=1e-12")
+    t.recorder = Recorder(tmp_path, t.cfg)
+    with torch.no_grad():
+        t.network.model.head.logits.bias[3] = 1e4
+    t.fit()
+    assert capsys.readouterr().out.count("all validation faces are predicted as happy") == 1
 
 
 @pytest.mark.parametrize(("optim", "advice"), [("muon", False), ("adam", True)])
