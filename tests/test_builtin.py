@@ -75,14 +75,33 @@ def test_it_was_not_trained_on_the_faces_that_happen_to_be_in_data(fer, tmp_path
     assert "was trained on" not in out
 
 
-def draw_set(folder: Path, seed: int) -> None:
-    """Noise as pictures, two a class: train/CLASS/*.png."""
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_faces_of_classes_that_it_lacks_are_counted(fer, tmp_path, command):
+    draw_set(tmp_path / "mixed", seed=0, names=["bored", "Happy"])
+    code, out, err = fer(command, "ckpt=builtin", "data.path=mixed/train", "device=cpu")
+    assert code == 0, err
+    assert "data: 2 faces left out by data.classes (bored)\n" in out and "2 faces of all" in out
+
+    draw_set(tmp_path / "none", seed=0, names=["bored", "calm"])
+    code, _, err = fer(command, "ckpt=builtin", "data.path=none/train", "device=cpu")
+    assert code == 2 and err.count("\n") == 1
+    assert "4 faces left out by data.classes (bored, calm), which leaves none" in err
+
+    draw_set(tmp_path / "parts", seed=0, names=["Happy", "sad"])
+    draw_set(tmp_path / "parts", seed=0, names=["bored", "calm"], split="test")
+    words = ["ckpt=builtin", "data.path=parts", "split=test", "device=cpu"]
+    code, _, err = fer(command, *words)
+    assert code == 2 and "split=test: has no faces of the classes angry, disgust" in err
+
+
+def draw_set(folder: Path, seed: int, names=CLASSES, split: str = "train") -> None:
+    """Noise as pictures, two a class: SPLIT/CLASS/*.png."""
     generator = np.random.default_rng(seed)
-    for name in CLASSES:
-        (folder / "train" / name).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / split / name).mkdir(parents=True, exist_ok=True)
         for i in range(2):
             noise = generator.integers(0, 256, (48, 48), dtype=np.uint8)
-            Image.fromarray(noise).save(folder / "train" / name / f"{i}.png")
+            Image.fromarray(noise).save(folder / split / name / f"{i}.png")
 
 
 def test_what_needs_a_run_says_that_it_has_none(fer):

@@ -6,7 +6,7 @@ Knows configs, networks and the data that a config names; what a file may hold i
 import contextlib
 import glob
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fer import CLASSES, FACE_SIZE, UserError, __version__, class_names, config,
 from fer.contents import FORMAT, OTHER_ONE, read_contents
 from fer.data.faces import Data, Faces
 from fer.data.readers.cache import available_memory
+from fer.data.readers.classes import find_class
 from fer.files import regular, write
 from fer.models.network import CPU_BATCH, Network, Normalize
 from fer.run import newest, runs
@@ -122,8 +123,15 @@ class Checkpoint:
         if used_whole and splittable and overrides.get("path") and self.is_used_whole(node):
             data = config.build("data", node | {"split": "none"})
             if data.only_split == "all":  # else its column Usage splits it
-                return data.for_network(self.classes)
-        return config.build("data", node).for_network(self.classes)
+                return self.with_its_classes(data)
+        return self.with_its_classes(config.build("data", node))
+
+    def with_its_classes(self, data: Data) -> Data:
+        """The data for its network. Emotions are matched in any spelling: folders Happy/ and bored/
+        are the classes Happy and bored, since not all of them are emotions.
+        """
+        names = tuple(find_class(name, self.classes) or name for name in data.classes)
+        return replace(data, classes=names).for_network(self.classes)
 
     def was_trained_on(self, faces: Faces) -> torch.Tensor:
         """Bool N: which of the faces it was trained on. For faces of another size, and for files of

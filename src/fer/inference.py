@@ -160,12 +160,13 @@ class Ensemble:
         return max(member.face_size for member in self.members)
 
     def data(self, overrides: dict | None = None, used_whole: bool = False) -> Data:
-        """The first member's data, see Checkpoint.data, at face_size. What is not read of other
+        """The first member's data, see Checkpoint.data, at face_size. What is not used of other
         data is printed; training printed it of its own.
         """
         data = self.members[0].data(overrides, used_whole=used_whole, size=self.face_size)
-        if overrides and data.not_read:
-            print(wrapped(f"data: {data.not_read}"))
+        not_used = "; ".join(filter(None, (data.left_out_classes, data.not_read)))
+        if overrides and not_used:
+            print(wrapped(f"data: {not_used}"))
         return data
 
     @property

@@ -63,7 +63,7 @@ def copies_of_training(ensemble: Ensemble, data: Data, faces: Faces, strict: boo
     consequence = "only copies of this data's training faces are counted"
     is_copy = training_faces_among(faces, ensemble.members, strict, consequence)
     if "train" in data.splits:
-        is_copy |= faces.among(data.split("train"))
+        is_copy |= faces.among(data.splits["train"])
     return is_copy
 
 

@@ -156,6 +156,7 @@ class Data:
     enlarged: what data.size does to smaller faces, in words.
     unused: tables that could contain labels, and why they are not used.
     not_read: pictures and folders that are in no split, in words; the description says it too.
+    left_out_classes: how many faces, of which classes, data.classes leaves out; as not_read.
     """
 
     splits: dict[str, Faces]
@@ -170,6 +171,7 @@ class Data:
     enlarged: str = ""
     unused: str = ""
     not_read: str = ""
+    left_out_classes: str = ""
 
     def split(self, name: str) -> Faces:
         if name == "train" and "train" not in self.splits:
@@ -182,6 +184,11 @@ class Data:
             sizes = {key: counted(len(faces), "face") for key, faces in self.splits.items()}
             have = ", ".join(f"{key} ({size})" for key, size in sizes.items())
             raise UserError(f"split={name}: the data has no such split; it has {have}")
+        if not len(self.splits[name]):
+            raise UserError(
+                f"split={name}: has no faces of the classes {', '.join(self.classes)}; choose "
+                "another split"
+            )
         return self.splits[name]
 
     def for_network(self, classes: Sequence[str]) -> "Data":

@@ -63,6 +63,11 @@ def fer2013(
     }
     resize_to_training_side(parts)
     left_out = left_out_in_words(meaning, parts)
+    if left_out and all((part.labels == -2).all() for part in parts.values()):
+        raise UserError(
+            f"data.path={path}: {left_out}, which leaves none; choose other data.classes, or "
+            "rename classes with data.merge="
+        )
     notes = [note for table in tables.values() for note in table.notes.tolist()]
     passed_over = [*dict.fromkeys(notes), *source.unread]
     not_read = f"not read: {listed(passed_over, MOST_UNREAD)}" if passed_over else ""
@@ -72,6 +77,7 @@ def fer2013(
         "left_out": source.left_out,
         "unused": "; ".join(source.unused[:MOST_UNUSED]),
         "not_read": not_read,
+        "left_out_classes": left_out,
         "enlarged": enlarged_in_words(size, list(tables.values())),
     }
     whole = split == "none" and set(parts) == {"train"}
