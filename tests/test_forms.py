@@ -1263,6 +1263,20 @@ def test_a_damaged_csv_in_a_folder_below_is_refused_with_its_fault(tmp_path):
         load(tmp_path)
 
 
+def test_class_folders_in_a_folder_named_like_an_emotion_are_the_classes(tmp_path):
+    draw_folders(tmp_path, ["Joy"], ["angry", "sad"])
+    assert load(tmp_path).classes == ("angry", "sad")
+
+
+def test_data_beside_class_folders_is_named_with_what_else_to_do(tmp_path):
+    draw_folders(tmp_path / "mine", ["."], ["happy"])
+    write_csv(tmp_path / "mine" / "faces.csv", [0, 3] * 5)
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "mine")
+    one = f"holds 2 data sets; choose one: data.path={tmp_path}/mine/faces.csv; or move"
+    assert one in str(error.value)
+
+
 def test_a_list_beside_class_folders_below_is_not_taken_for_their_labels(tmp_path):
     draw_folders(tmp_path / "images", ["train", "val"], ["happy", "sad"])
     (tmp_path / "results").mkdir()

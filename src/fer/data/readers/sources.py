@@ -334,7 +334,10 @@ def test_reader(folder: Path) -> Reader:
 def refuse_several(folder: Path, places: Collection[Path], otherwise: str = "") -> None:
     """Refuse to choose among data sets. otherwise: what else might be done."""
     if len(places) > 1:
-        named = ", ".join(f"data.path={place}" for place in islice(places, MOST_NAMED))
+        others = [place for place in places if place != folder]
+        if len(others) < len(places):  # to name the folder again would not help
+            otherwise = f"; or move what you do not want out of {folder}{otherwise}"
+        named = ", ".join(f"data.path={place}" for place in others[:MOST_NAMED])
         raise UserError(
             f"data.path={folder}: holds {len(places)} data sets; choose one: {named}{otherwise}"
         )
@@ -417,8 +420,13 @@ def candidates(folder: Path, files: Sequence[Path], tables: Sequence[Path]) -> d
 
 
 def is_class(folder: Path) -> bool:
-    """Is it a folder of pictures, or a folder of such folders that is named after an emotion?"""
-    return bool(image_files(folder) or (emotion(folder.name) and class_pictures(folder)))
+    """Is it a folder of pictures, or a folder of such folders that is named after an emotion? If
+    all of these are named so too, it is a data set, such as that of a person named Joy.
+    """
+    if image_files(folder):
+        return True
+    is_data_set = all(emotion(inner.name) for inner in subfolders(folder))
+    return bool(emotion(folder.name) and not is_data_set and class_pictures(folder))
 
 
 def is_table(file: Path) -> bool:
