@@ -45,7 +45,7 @@ def test_photos_are_labeled_where_no_run_is_there(fer, tmp_path):
     assert code == 0 and "using the built-in network" in out, err
     assert pd.read_csv("faces.csv")["label"].isin(CLASSES).all()
     code, _, err = fer("predict", "data=demo")
-    assert code == 2 and "train one first" in err
+    assert code == 2 and "train one first" in err and "ckpt=builtin" in err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -299,6 +299,7 @@ def newest() -> Path:
     if not checkpoints:
         raise UserError(
             f"no run with a best.pt under {Path('runs').absolute()}; "
-            "train one first: fer train data=demo"
+            "train one first: fer train data=demo; predict, evaluate, explain and export also "
+            "accept ckpt=builtin"
         )
     return max(checkpoints, key=lambda path: path.stat().st_mtime)
