@@ -120,7 +120,7 @@ def test_the_command_reads_each_of_its_keys(command):
     """Each by its own module, as `cfg.key`; keys of trainings, by those that train."""
     keys, shared = set(config.SCHEMAS[command].model_fields), set()
     if "train" in keys:
-        shared = set(config.TrainConfig.model_fields) - {"trust"}  # resumed() has it unchecked
+        shared = set(config.TrainConfig.model_fields) - {"trust"}  # config_of_resume() has it
         shared |= set(config.Training.model_fields)
         assert not shared - keys_read(*TRAINING)
         keys -= set(config.TrainConfig.model_fields)
