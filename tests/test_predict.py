@@ -316,6 +316,7 @@ def test_a_single_file_is_predicted_and_measured_whole(fer, competition):
     code, out, err = fer("predict", *labeled)
     assert code == 0 and len(pd.read_csv("submission.csv")) == 70, err
     assert "no accuracy is shown: all contains, or may contain, PrivateTest" in out
+    assert "\nlabels: 0 angry, 1 disgust, 2 fear, 3 happy" in out
     code, out, err = fer("evaluate", *labeled)
     assert code == 0 and "70 faces of all" in out, err
     code, out, err = fer("evaluate", *labeled, "split=validation")

@@ -9,11 +9,12 @@ from torch import Tensor
 from fer import UserError, config, metrics, photos
 from fer.checkpoint import BUILTIN, use_builtin
 from fer.data.faces import Faces
+from fer.data.readers.classes import listed
 from fer.inference import Ensemble, may_hold_private_test, training_faces_among
 from fer.run import output_folders, refuse_overwriting, tell_if_replaced, write_csv
 from fer.runtime import pick_device
 from fer.submission import Submission, as_sampled
-from fer.text import counted
+from fer.text import counted, wrapped
 
 PHOTO_KEYS = ("crop", "smallest", "ema")  # keys that are about photos and videos alone
 
@@ -86,8 +87,12 @@ def label_split(cfg: config.PredictConfig, ensemble: Ensemble, out: Path) -> Non
 
     written = f"{out}, {cfg.probs}" if cfg.probs else f"{out}"
     print(f"{counted(len(faces), 'face')} of {split} labeled by {described(ensemble)}: {written}")
+    print(wrapped(f"labels: {listed([f'{i} {name}' for i, name in enumerate(data.classes)])}"))
     if faces.labeled and may_hold_private_test(ensemble.members, data, split, faces):
-        print(f"no accuracy is shown: {split} contains, or may contain, PrivateTest")
+        print(
+            f"no accuracy is shown: {split} contains, or may contain, PrivateTest; fer evaluate "
+            "shows and logs it"
+        )
     elif faces.labeled:
         print_accuracy(ensemble, faces, predicted, split, len(data.classes))
 
