@@ -214,6 +214,19 @@ def test_training_faces_are_recognized_after_compression(fer):
     assert code == 0 and "was trained on" not in out, err
 
 
+def test_a_fine_tuned_network_was_also_trained_on_the_faces_before(fer, fer2013_csv):
+    assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
+    faces = Checkpoint.open(Path("r/best.pt")).data().split("validation")
+    save_in_class_folders(faces, CLASSES, "mine")
+    assert fer("train", "data.path=mine", *TINY, "start=r/best.pt", "run=fine")[0] == 0
+    Path("r").rename("elsewhere")
+    assert fer("train", "resume=fine", "train.epochs=2")[0] == 0
+    for file in ("best.pt", "last.pt"):
+        words = [f"ckpt=fine/{file}", f"data.path={fer2013_csv}", "split=train"]
+        code, out, err = fer("evaluate", *words)
+        assert code == 0 and f"fine/{file} was trained on" in out, err
+
+
 def test_class_folders_of_other_faces_are_evaluated_whole(fer, fer2013_csv):
     assert fer("train", f"data.path={fer2013_csv}", *TINY, "run=r")[0] == 0
     faces = Checkpoint.open(Path("r/best.pt")).data().split("validation")

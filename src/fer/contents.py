@@ -99,9 +99,10 @@ class TrainingPart(Part):
 
 
 class Contents(Part):
-    """A checkpoint. last.pt has training, best.pt all other parts. face_size: pixels of a side of
-    the training faces. training_faces, training_thumbnails: their hashes. Earlier versions did not
-    save these three.
+    """A checkpoint. Only last.pt has training; only best.pt has epoch, val_accuracy and validation.
+    face_size: pixels of a side of the training faces. training_faces, training_thumbnails: their
+    hashes, and those in the checkpoint that training started from. Earlier versions did not save
+    these three.
     """
 
     format: int

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ class TrainingFaces:
 
     images: uint8 N×1×H×W. targets: float N×C, class probabilities. val_images: uint8 M×1×H×W.
     val_labels: int64 M, always on the device. normalize: fitted on the training faces. hashes,
-    thumbnail_hashes: of the training faces. val_hash: SHA-256 of the validation images.
-    fingerprint: SHA-256 of all faces and labels; a resumed run must have the same.
+    thumbnail_hashes: of the faces that the network is trained on. val_hash: SHA-256 of the
+    validation images. fingerprint: SHA-256 of all faces and labels; a resumed run must have the
+    same.
     """
 
     images: Tensor
@@ -80,6 +82,18 @@ class TrainingFaces:
             thumbnail_hashes=training.thumbnail_hashes,
             val_hash=validation.hash,
             fingerprint=digest.hexdigest(),
+        )
+
+    def and_those_of(self, contents: dict[str, Any]) -> "TrainingFaces":
+        """With the hashes in a checkpoint, which training starts from or resumes: its network was
+        trained on those faces too.
+        """
+        hashes = [self.hashes, contents.get("training_faces")]
+        thumbnails = [self.thumbnail_hashes, contents.get("training_thumbnails")]
+        return replace(
+            self,
+            hashes=torch.cat([part for part in hashes if part is not None]).unique(),
+            thumbnail_hashes=torch.cat([part for part in thumbnails if part is not None]).unique(),
         )
 
     def __len__(self) -> int:

@@ -64,12 +64,11 @@ class Recorder:
                 "labels": faces.val_labels.cpu(),
                 "images": faces.val_hash,
             },
-            "training_faces": faces.hashes,
-            "training_thumbnails": faces.thumbnail_hashes,
+            **hashes_of(faces),
         }
         self.waiting_best = (network, contents)
 
-    def save(self, network: Network, state: dict[str, Any]) -> None:
+    def save(self, network: Network, state: dict[str, Any], faces: TrainingFaces) -> None:
         """Write last.pt and, if better weights are waiting, best.pt.
 
         best.pt is replaced after last.pt. Otherwise a kill between the two would leave the weights
@@ -77,7 +76,8 @@ class Recorder:
         """
         waiting = next_best(self.folder)
         self.write_best(waiting)
-        save_checkpoint(self.folder / "last.pt", self.cfg, network, training=state)
+        last = self.folder / "last.pt"
+        save_checkpoint(last, self.cfg, network, training=state, **hashes_of(faces))
         if self.waiting_best:
             put_in_place(waiting, self.folder)
             self.waiting_best = None
@@ -96,6 +96,11 @@ class Recorder:
         else:
             self.write_best(self.folder / "best.pt")
         self.waiting_best = None
+
+
+def hashes_of(faces: TrainingFaces) -> dict[str, Tensor]:
+    """What a checkpoint holds of the faces that its network was trained on."""
+    return {"training_faces": faces.hashes, "training_thumbnails": faces.thumbnail_hashes}
 
 
 def next_best(folder: Path) -> Path:

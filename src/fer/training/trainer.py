@@ -86,6 +86,9 @@ class Trainer:
             built = self.build(data.classes)
         drop_copies = cfg.train.copies == "drop"
         self.faces = TrainingFaces.load(data, device, drop_copies, built.augment.crop)
+        if cfg.start:
+            earlier = Path(cfg.resume) / "last.pt" if cfg.resume else find_checkpoint(cfg.start)
+            self.faces = self.faces.and_those_of(saved or load_checkpoint(earlier))
         self.network = self.faces.network(built.model)
         self.average = Average(built.model, cfg.train.ema) if cfg.train.ema else None
         self.eval_network = self.network
@@ -396,7 +399,7 @@ class Trainer:
         self.check_weights()
         self.saved_at = time.perf_counter()
         if self.recorder:
-            self.recorder.save(self.network, state.collect(self, record))
+            self.recorder.save(self.network, state.collect(self, record), self.faces)
 
     def keep_best_weights(self) -> None:
         """After a failure: write best.pt if better weights are waiting."""
