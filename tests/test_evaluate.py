@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 
-from fer import CLASSES, metrics
+from fer import CLASSES, inference, metrics
 from fer.checkpoint import Checkpoint
 from fer.commands.evaluate import log_evaluation
 
@@ -45,9 +45,12 @@ def test_seeds_are_averaged_and_runs_tested_in_pairs(fer):
     ]
     assert f"3 seeds: {np.mean(accuracies):.4f} ± {np.std(accuracies, ddof=1):.4f} (sd)" in out
     assert out.count("McNemar p = ") == 3 and "ensemble, uniform" in out
-    first, second = (pd.read_csv(f"{seed}.csv")["label"] for seed in (0, 1))
-    alone = int(out.split("right alone ")[1].split(",")[0])
-    assert 0 <= alone <= (first != second).sum()
+    labels = Checkpoint.open(Path("runs/0/best.pt")).data().split("validation").labels.numpy()
+    first, second = (pd.read_csv(f"{seed}.csv")["label"] == labels for seed in (0, 1))
+    won, lost = (second & ~first).sum(), (first & ~second).sum()
+    assert won != lost
+    line = f"runs/1/best.pt against runs/0/best.pt: right alone {won}, wrong alone {lost}, McNemar"
+    assert line in out
     assert "seeds: " not in fer("evaluate", "ckpt=[runs/0/best.pt,runs/0/last.pt]")[1]
     for seed in (3, 4):
         more = ["optim=sgd", f"seed={seed}", f"run=runs/{seed}"]
@@ -55,6 +58,28 @@ def test_seeds_are_averaged_and_runs_tested_in_pairs(fer):
     out = " ".join(fer("evaluate", "ckpt=[runs/0,runs/1,runs/3,runs/4]")[1].split())
     assert "(sd) of runs/0/best.pt, runs/1/best.pt 2 seeds: " in out
     assert "(sd) of runs/3/best.pt, runs/4/best.pt " in out
+
+
+def test_weights_of_an_ensemble_are_chosen_on_validation_faces_whatever_is_labeled(
+    fer, fer2013_csv, monkeypatch
+):
+    for seed in (0, 1):
+        assert (
+            fer("train", f"data.path={fer2013_csv}", *TINY, f"seed={seed}", f"run=r{seed}")[0] == 0
+        )
+    chosen_on = []
+    greedy = inference.greedy
+
+    def noted(parts, labels):
+        chosen_on.append(labels)
+        return greedy(parts, labels)
+
+    monkeypatch.setattr(inference, "greedy", noted)
+    for command in ("evaluate", "predict"):
+        code, _, err = fer(command, "ckpt=[r0,r1]", "select=greedy", "split=private")
+        assert code == 0, err
+    validation = Checkpoint.open(Path("r0/best.pt")).data().split("validation").labels
+    assert len(chosen_on) == 2 and all(torch.equal(labels, validation) for labels in chosen_on)
 
 
 def test_accuracy_is_also_shown_without_copies_of_training_faces(fer, fer2013_csv):
