@@ -21,15 +21,15 @@ def pytorch(faces):
 
 
 @pytest.mark.parametrize(
-    "model", [["model=bn_cnn_small"], ["model=dnn", "model.head=[8]"], ["model=vgg_4x2"]]
+    "model",
+    [
+        ["model=bn_cnn_small", "model.features=[8,pool,norm,pool]"],
+        ["model=vgg_4x2", "model.features=[8,pool,norm,pool]"],
+        ["model=dnn"],
+    ],
 )
 def test_onnxruntime_gives_pytorchs_logits_for_any_batch(fer, model):
-    small = (
-        ["model.features=[8,pool,norm,pool]", "model.head=[8]"]
-        if model != ["model=dnn", "model.head=[8]"]
-        else []
-    )
-    assert fer("train", *DATA, *model, *small)[0] == 0
+    assert fer("train", *DATA, *model, "model.head=[8]")[0] == 0
     code, out, err = fer("export", "ckpt=r")
     assert (
         code == 0

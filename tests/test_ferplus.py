@@ -75,8 +75,9 @@ def test_examples_worked_out_by_hand(votes, mode, expected):
 
 @pytest.fixture
 def folder(fer2013_csv):
-    """fer2013.csv of noise and, beside it, votes: a face's own emotion 6 times, the next one 3
-    times, contempt once in 14 of every class; the first face has no name, the second shows none.
+    """fer2013.csv of noise and, beside it, votes: six for a face's own emotion and three for the
+    next one; every 14th face has nine for contempt instead. The second row is voted to show no
+    face, the third has no name.
     """
     columns = [
         "neutral",
@@ -93,17 +94,17 @@ def folder(fer2013_csv):
     with (fer2013_csv.parent / "fer2013new.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["Usage", "Image name", *columns])
-        for i, (label, usage) in enumerate(
-            pd.read_csv(fer2013_csv)[["emotion", "Usage"]].itertuples(index=False)
-        ):
+        for face in pd.read_csv(fer2013_csv).itertuples():
             votes = dict.fromkeys(columns, 0)
-            votes |= (
-                {EMOTIONS[label]: 6, EMOTIONS[(label + 1) % 7]: 3} if i % 14 else {"contempt": 9}
-            )
-            votes |= {"NF": 30} if i == 1 else {}
-            writer.writerow(
-                [usage, "" if i == 2 else f"fer{i:07d}.png", *(votes[c] for c in columns)]
-            )
+            if face.Index % 14 == 0:
+                votes["contempt"] = 9
+            else:
+                votes[EMOTIONS[face.emotion]] = 6
+                votes[EMOTIONS[(face.emotion + 1) % 7]] = 3
+            if face.Index == 1:
+                votes["NF"] = 30
+            name = "" if face.Index == 2 else f"fer{face.Index:07d}.png"
+            writer.writerow([face.Usage, name, *votes.values()])
     return fer2013_csv.parent
 
 

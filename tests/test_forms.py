@@ -55,16 +55,23 @@ def pixels(side=48):
     return " ".join(map(str, face(side).ravel()))
 
 
+def usage_of(row):
+    """Of ten rows the first six train, the next two are PublicTest, the last two PrivateTest."""
+    if row % 10 < 6:
+        return "Training"
+    return "PublicTest" if row % 10 < 8 else "PrivateTest"
+
+
 def write_csv(path, labels, usage=True, side=48, **more):
-    """usage: the first six of ten rows train, the next two validate."""
+    """A CSV of faces. usage: with that column. more: further columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["emotion", "pixels", *(["Usage"] if usage else []), *more])
         for i, label in enumerate(labels):
-            split = ("Training", "PublicTest", "PrivateTest")[(i % 10 > 5) + (i % 10 > 7)]
-            columns = [values[i] for values in more.values()]
-            writer.writerow([label, pixels(side), *([split] if usage else []), *columns])
+            columns = [usage_of(i)] if usage else []
+            columns += [values[i] for values in more.values()]
+            writer.writerow([label, pixels(side), *columns])
     return path
 
 
@@ -838,8 +845,8 @@ def votes(d):
     columns = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
     lines = [f"Usage,Image name,{columns}"]
     for i in range(70):
-        usage = ("Training", "PublicTest", "PrivateTest")[(i % 10 > 5) + (i % 10 > 7)]
-        lines.append(f"{usage},{i}.png," + ",".join("9" if k == i % 7 else "0" for k in range(10)))
+        counts_of_face = ["9" if emotion == i % 7 else "0" for emotion in range(10)]
+        lines.append(",".join([usage_of(i), f"{i}.png", *counts_of_face]))
     (d / "fer2013new.csv").write_text("\n".join(lines) + "\n")
 
 
