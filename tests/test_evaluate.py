@@ -98,6 +98,16 @@ def test_accuracy_is_also_shown_without_copies_of_training_faces(fer, fer2013_cs
     assert f"{hits.mean():.4f}" in out and f"{hits[6:].mean():.4f}" in out
 
 
+def test_copies_within_data_that_no_network_was_trained_on_are_left_out_too(fer, fer2013_csv):
+    assert fer("train", "data=demo", "data.images=141", *TINY, "run=r")[0] == 0
+    faces = pd.read_csv(fer2013_csv)
+    public = faces.index[faces["Usage"] == "PublicTest"]
+    faces.loc[public[:3], "pixels"] = faces.loc[0, "pixels"]
+    faces.to_csv(fer2013_csv, index=False)
+    code, out, err = fer("evaluate", "ckpt=r", "data=fer2013", f"data.path={fer2013_csv}")
+    assert code == 0 and "21 faces of validation, 3 of them exact copies" in out, err
+
+
 def test_copies_of_any_members_training_faces_are_left_out(fer, fer2013_csv):
     for seed in (0, 1):
         data = [

@@ -97,6 +97,16 @@ def test_exact_copies_are_those_equal_in_every_byte(planted):
     assert copies.exact_copies(mirrored).tolist() == expected
 
 
+def test_one_pixel_makes_another_face(drawn):
+    images = torch.from_numpy(drawn[0][:3])
+    changed = images.clone()
+    changed[1, 0, 47, 47] ^= 1
+    labels = torch.zeros(3, dtype=torch.int64)
+    faces, others = (Faces(each, labels, ["a", "b", "c"]) for each in (images, changed))
+    assert faces.among(others).tolist() == [True, False, True]
+    assert (faces.hashes == others.hashes).tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("block", [7, 256])
 def test_near_copies_are_those_of_a_plain_search_over_all_pairs(planted, block, monkeypatch):
     monkeypatch.setattr(copies, "BLOCK", block)
