@@ -104,9 +104,8 @@ def draw_csv(path: Path, rows: int) -> Path:
         file.write("emotion,pixels,Usage\n")
         for row in range(rows):
             pixels = " ".join(map(str, generator.integers(0, 256, 48 * 48).tolist()))
-            file.write(
-                f"{row % 7},{pixels},{'Training' if row < rows * 8 // 9 else 'PublicTest'}\n"
-            )
+            usage = "Training" if row < rows * 8 // 9 else "PublicTest"
+            file.write(f"{row % 7},{pixels},{usage}\n")
     return path
 
 
@@ -226,9 +225,9 @@ def bare_steps(bare: Trainer) -> Callable[[], None]:
 
 
 def pairs_of(*overrides: str, batches: int = BATCHES) -> tuple[Trainer, Trainer]:
-    return trainer(DEVICE, *overrides, batches=batches), trainer(
-        DEVICE, *overrides, batches=batches
-    )
+    """Two trainers alike: one for each side of a comparison."""
+    one, other = (trainer(DEVICE, *overrides, batches=batches) for _ in range(2))
+    return one, other
 
 
 def named(model: str, optim: str, computed_in: str) -> str:
@@ -332,10 +331,8 @@ def best_loader(folder: Path, counts: list[int]) -> DataLoader:
         consume(each)  # starts the workers
     times = {count: seconds(partial(consume, each)) for count, each in loaders.items()}
     best = min(times, key=times.__getitem__)
-    print(
-        "torchvision's pipeline alone: "
-        f"{', '.join(f'{s:.2f} s with {n} workers' for n, s in times.items())}"
-    )
+    each_time = [f"{took:.2f} s with {count} workers" for count, took in times.items()]
+    print(f"torchvision's pipeline alone: {', '.join(each_time)}")
     return loaders[best]
 
 

@@ -6,7 +6,7 @@ Prints, for two learning rates, the highest loss of the first steps, the share o
 dense layer that are 0 for every face of a batch, and the accuracy on some validation faces.
 """
 
-import sys
+import argparse
 
 import torch
 import yaml
@@ -65,7 +65,11 @@ def measure(lr: float, training: Faces, validation: Faces) -> None:
 
 
 def main() -> None:
-    node = config_of("data/fer2013") | {"path": sys.argv[1]}
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", metavar="FER2013_FOLDER")
+    node = config_of("data/fer2013") | {"path": parser.parse_args().data}
     data = config.build("data", config.check_node("data", node))
     torch.manual_seed(0)
     chosen = torch.randperm(len(data.splits["train"]))[:TRAINING_FACES]

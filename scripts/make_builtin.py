@@ -2,6 +2,7 @@
 labels or predictions of FER2013's faces.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -45,4 +46,8 @@ def check_size(network: Network) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(prog="scripts/make_builtin", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a finished experiment=builtin")
+    parser.add_argument("data", metavar="DATA", help="FER2013, for the accuracy on PublicTest")
+    args = parser.parse_args()
+    main(args.run, args.data)
