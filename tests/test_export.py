@@ -1,6 +1,7 @@
 """Exported files give the same results in ONNX Runtime and torch.export."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -75,6 +76,23 @@ def test_the_speed_is_also_given_in_the_format_of_this_cpu(fer, tiny, monkeypatc
     line = out.splitlines()[-1]
     assert code == 0 and line.startswith("images/s on this CPU, batches of ")
     assert line.count(" in fp32") == 2 and line.count(" in bf16") == (computed_in == "bf16")
+
+
+def test_faces_that_an_export_labels_differently_are_counted(fer, tiny, tiny_contents, monkeypatch):
+    """Its logits are all 0; a change that is small enough to pass turns all labels."""
+    weights = {name: torch.zeros_like(value) for name, value in tiny_contents["model"].items()}
+    path = tiny(model=weights)
+    run = onnxruntime.InferenceSession.run
+
+    def nudged(*args):
+        (logits,) = run(*args)
+        logits[:, 3] += 5e-4
+        return [logits]
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", nudged)
+    code, out, err = fer("export", f"ckpt={path}")
+    relabeled = re.search(r"(\d+) of (\d+) validation faces labeled differently", out)
+    assert code == 0 and int(relabeled[1]) == int(relabeled[2]) > 0, err
 
 
 def test_a_failed_export_is_refused_and_writes_nothing(fer, tmp_path, tiny, monkeypatch):
