@@ -15,7 +15,13 @@ from fer import CLASSES
 from fer.checkpoint import Checkpoint
 from fer.data.demo import demo
 from fer.data.faces import Faces
-from fer.inference import Ensemble, greedy, probabilities, training_faces_among
+from fer.inference import (
+    Ensemble,
+    greedy,
+    probabilities,
+    ten_crop_size,
+    training_faces_among,
+)
 from fer.models.convnet import ConvNet
 from fer.models.network import Network, Normalize
 
@@ -46,6 +52,12 @@ def test_views_are_averaged_as_probabilities(network):
         [network.logits(view, 5, "fp32").double().softmax(1) for view in views]
     ).mean(0)
     torch.testing.assert_close(probabilities(network, images, 2, "tencrop", "fp32"), expected)
+
+
+@pytest.mark.parametrize(("face", "model", "crop"), [(48, 40, 40), (48, 48, 42), (48, 64, 42)])
+def test_ten_crops_are_smaller_than_the_face(face, model, crop):
+    """With 7/8 of its side if the model takes whole faces: the whole face would be no crop."""
+    assert ten_crop_size(face, model) == crop
 
 
 def test_a_network_predicts_in_the_format_of_the_machine_not_of_its_training(
