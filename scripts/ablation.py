@@ -44,7 +44,9 @@ def train(folder: Path, data: str, switch: str, seed: int) -> None:
         overrides = [*base.split(), *switch.split(), f"seed={seed}"]
         overrides += [f"data.path={data}", f"run={folder}", f"name={folder.name}"]
     command = [sys.executable, "-m", "fer", "train", *overrides]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    code = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if code:
+        sys.exit(code)  # fer train has said why
 
 
 def table(out: Path) -> pd.DataFrame:
