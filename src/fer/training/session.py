@@ -223,6 +223,8 @@ def print_start(trainer: Trainer, folder: Path) -> None:
         f"{len(faces):,} training faces, {validation}, "
         f"on {trainer.device.type} in {trainer.computed_in}"
     )
+    if trainer.start:
+        print(wrapped(trainer.start))
     if faces.data.description:
         print(wrapped(f"data: {faces.data.description}"))
     if faces.images.device.type != trainer.device.type:

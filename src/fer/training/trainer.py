@@ -95,6 +95,7 @@ class Trainer:
         if self.average:
             self.eval_network = self.faces.network(self.average.module)
         self.optimizer = built.optimizer
+        self.start = built.start
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.computed_in == "fp16")
 
         self.history: list[dict[str, Any]] = []  # one row an epoch
@@ -123,13 +124,14 @@ class Trainer:
         # A resumed run has its weights; the file that it started from may be gone.
         node = without_weights(cfg.model) if cfg.resume else cfg.model
         model = config.build("model", node).to(self.device)
+        start = ""
         if cfg.start and not cfg.resume:
-            start_from(model, cfg.start, cfg.data.get("normalize"), classes)
+            start = start_from(model, cfg.start, cfg.data.get("normalize"), classes)
         if cfg.train.channels_last:
             model.to(memory_format=torch.channels_last)
         augment = config.build("augment", cfg.augment)
         optimizer = build_optimizer(cfg.optim, model, self.device, cfg.train.backbone_lr)
-        return Built(model, augment, optimizer, build_curves(cfg, augment, model))
+        return Built(model, augment, optimizer, build_curves(cfg, augment, model), start)
 
     def make_step(self, built: "Built") -> Step:
         """The function that learns from a batch: from CUDA graphs if they are possible."""
@@ -409,12 +411,16 @@ class Trainer:
 
 
 class Built(NamedTuple):
-    """The objects that a config describes, besides the data. model: an nn.Module with a `size`."""
+    """The objects that a config describes, besides the data.
+
+    model: an nn.Module with a `size`. start: where its weights come from, in words.
+    """
 
     model: Any  # a module and its own numbers, which mypy takes for modules too
     augment: Augment
     optimizer: torch.optim.Optimizer
     curves: dict[str, Driven]
+    start: str
 
 
 def build_objective(
@@ -454,10 +460,10 @@ def fit_outputs(cfg: config.TrainConfig, classes: Sequence[str]) -> bool:
 
 def start_from(
     model: nn.Module, path: str, normalize: str | None, classes: Sequence[str] | None = None
-) -> None:
+) -> str:
     """Copy the weights of the checkpoint at `path` into the model; the last layer keeps its own if
-    the checkpoint has other classes. Raises UserError if its faces were normalized
-    differently.
+    the checkpoint has other classes. Returns what was copied, in words. Raises UserError if its
+    faces were normalized differently.
     """
     contents = load_checkpoint(find_checkpoint(path))
     kind = contents["normalization"]["kind"]
@@ -469,8 +475,9 @@ def start_from(
     weights = contents["model"]
     new_weights = model.state_dict()
     last, _ = last_layer(model)
-    others = len(contents["classes"]) != len(new_weights[f"{last}.weight"])
-    if others or (classes and contents["classes"] != list(classes)):
+    other_count = len(contents["classes"]) != len(new_weights[f"{last}.weight"])
+    other_classes = other_count or (classes and contents["classes"] != list(classes))
+    if other_classes:
         for name, value in new_weights.items():
             if name.startswith(f"{last}."):
                 weights[name] = value
@@ -478,3 +485,6 @@ def start_from(
     if path == BUILTIN:
         fits += f": model={BUILTIN_MODEL}"
     load_weights(model, weights, f"start={path}", fits)
+    if other_classes:
+        return f"starts from {path}, with a new last layer for the classes of this data"
+    return f"starts from {path}"
