@@ -80,12 +80,12 @@ def test_faces_of_classes_that_it_lacks_are_counted(fer, tmp_path, command):
     draw_set(tmp_path / "mixed", seed=0, names=["bored", "Happy"])
     code, out, err = fer(command, "ckpt=builtin", "data.path=mixed/train", "device=cpu")
     assert code == 0, err
-    assert "data: 2 faces left out by data.classes (bored)\n" in out and "2 faces of all" in out
+    assert "data: 2 faces of other classes left out (bored)\n" in out and "2 faces of all" in out
 
     draw_set(tmp_path / "none", seed=0, names=["bored", "calm"])
     code, _, err = fer(command, "ckpt=builtin", "data.path=none/train", "device=cpu")
     assert code == 2 and err.count("\n") == 1
-    assert "4 faces left out by data.classes (bored, calm), which leaves none" in err
+    assert "4 faces of other classes left out (bored, calm), which leaves none" in err
 
     draw_set(tmp_path / "parts", seed=0, names=["Happy", "sad"])
     draw_set(tmp_path / "parts", seed=0, names=["bored", "calm"], split="test")

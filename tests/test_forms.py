@@ -230,7 +230,7 @@ def test_classes_to_keep(tmp_path):
     assert torch.equal(data.splits["train"].images, kept.images)
     assert torch.equal(data.splits["train"].labels == 0, kept.labels == 6)
     assert (
-        "50 faces left out by data.classes (disgust, fear, happy, sad, surprise)"
+        "50 faces of other classes left out (disgust, fear, happy, sad, surprise)"
         in data.description
     )
     with pytest.raises(

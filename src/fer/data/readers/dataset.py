@@ -294,7 +294,7 @@ def left_out_in_words(meaning: Meaning, parts: dict[str, LabeledTable]) -> str:
     if not count:
         return ""
     names = sorted({meaning.named[label] for label in labels})
-    return f"{count:,} faces left out by data.classes ({listed(names)})"
+    return f"{count:,} faces of other classes left out ({listed(names)})"
 
 
 def description_of(
