@@ -261,8 +261,10 @@ def prepared(tmp_path_factory):
     with contextlib.chdir(place):
         for args in (sweep, ["run=runs/b", "seed=1"], ["run=runs/a"]):  # the newest is a CNN
             assert cli.main(["train", *SMALL, "train.epochs=1", "augment=none", *args]) == 0
-    (place / "photos").mkdir()
-    for name in ("photo.jpg", "me.jpg", "photos/one.jpg"):
+    for folder in ("photos", "my_faces/happy", "my_faces/sad"):
+        (place / folder).mkdir(parents=True)
+    photos = ("photo.jpg", "me.jpg", "photos/one.jpg", "my_faces/happy/1.jpg", "my_faces/sad/2.jpg")
+    for name in photos:
         Image.fromarray(astronaut()).save(place / name)
     return place
 
