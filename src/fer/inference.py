@@ -285,7 +285,7 @@ def training_faces_among(
             print(f"{member.name}: its training faces are not available ({why}); {consequence}")
         if count > len(faces) / 2:
             print(
-                f"{member.name} was trained on {count} of these {len(faces)} faces: "
+                f"{member.name} was trained on {count:,} of these {len(faces):,} faces: "
                 "its accuracy on them says little"
             )
         elif member.resembles_training(faces):
