@@ -17,6 +17,8 @@ from fer import cli, config
 from fer.checkpoint import save_checkpoint
 from fer.data import demo
 from fer.models.network import Network, Normalize
+from fer.runtime import Interrupted
+from fer.training.recorder import Recorder
 
 # The overrides of a training that takes a fraction of a second.
 TINY = ["data=demo", "data.images=141", "model=dnn", "model.head=[8]", "device=cpu"]
@@ -114,6 +116,27 @@ def fer2013_csv(tmp_path, fer2013_text):
     path = tmp_path / "archive" / "fer2013.csv"
     path.write_text(fer2013_text)
     return path
+
+
+@pytest.fixture
+def train_until(tmp_path):
+    """Trains until a step, saves into tmp_path and ends there, as after a signal, which rarely
+    comes at a chosen step.
+    """
+
+    def train(trainer, epoch, step):
+        trainer.recorder = Recorder(tmp_path, trainer.cfg)
+
+        def stop(signals):
+            if (trainer.epoch, trainer.step) == (epoch, step):
+                trainer.save()
+                raise Interrupted(signal.SIGTERM)
+
+        trainer.after_step = stop
+        with pytest.raises(Interrupted):
+            trainer.fit()
+
+    return train
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Captured steps match eager steps (emulated without a GPU); fp16; limits of devices."""
 
 import contextlib
-import signal
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fer import UserError, config, explain
 from fer.augment import fixed_crops
 from fer.inference import probabilities
-from fer.runtime import Interrupted, Signals
+from fer.runtime import Signals
 from fer.training import recorder, step
 from fer.training.trainer import Trainer
 
@@ -248,21 +247,13 @@ def test_crops_of_a_face_count_as_one_face(trainer, crops):
         torch.testing.assert_close(parameter.detach(), other)
 
 
-def test_a_captured_training_resumes_from_the_middle_of_an_epoch(trainer, gpu, tmp_path):
+def test_a_captured_training_resumes_from_the_middle_of_an_epoch(
+    trainer, train_until, gpu, tmp_path
+):
     recipe = RECIPES["muon and growing images"]
     whole = trainer(*recipe)
     expected = weights_after(whole)
-    torn = trainer(*recipe)
-    torn.recorder = recorder.Recorder(tmp_path, torn.cfg)
-
-    def stop(signals):
-        if (torn.epoch, torn.step) == (2, 3):
-            torn.save()
-            raise Interrupted(signal.SIGTERM)
-
-    torn.after_step = stop
-    with pytest.raises(Interrupted):
-        torn.fit()
+    train_until(trainer(*recipe), epoch=2, step=3)
     again = trainer(*recipe, f"resume={tmp_path}")
     assert (again.epoch, again.step) == (2, 3)
     weights = weights_after(again)
